@@ -1,0 +1,34 @@
+# `make demo` and `make test` set up everything they need in .venv and then run.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "gpt2 needs Python 3.11 or newer; give one with make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@# A Linux machine without an NVIDIA GPU is spared gigabytes of CUDA where pip can find the CPU build.
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	  version=$$(sed -n 's/^torch==//p' constraints.txt); \
+	  echo "installing PyTorch $$version, the CPU build if pip finds one"; \
+	  $(BIN)/pip install -q "torch==$$version+cpu" 2>/dev/null || true; \
+	fi
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/gpt2 demo
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+clean:
+	rm -rf .venv build dist

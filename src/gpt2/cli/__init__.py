@@ -1,0 +1,69 @@
+"""The `gpt2` command. Each command is imported only when it is called, so that help answers at once."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import cyclopts
+from cyclopts.argument import ArgumentCollection
+
+from gpt2 import __version__
+from gpt2.errors import UserError
+
+COMMANDS = {
+    "demo": ("gpt2.cli.demo:demo", "Prepare a corpus, train a few minutes, show loss, samples and a plot."),
+    "prepare": ("gpt2.cli.prepare:prepare", "Turn text into a dataset of tokens."),
+    "train": ("gpt2.cli.train:train", "Train, fine-tune or resume a model."),
+    "eval": ("gpt2.cli.evaluate:app", "Measure a model."),
+    "sample": ("gpt2.cli.sample:sample", "Generate text from a model."),
+    "plot": ("gpt2.cli.plot:plot", "Draw the curves of runs."),
+}
+
+EXIT_BAD_INPUT = 2
+
+
+def make_app() -> cyclopts.App:
+    """The command tree."""
+    app = cyclopts.App(
+        name="gpt2",
+        help="The complete GPT-2 toolkit.",
+        version=__version__,
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        config=fill_in_recipe,
+    )
+    for name, (path, summary) in COMMANDS.items():
+        app.command(path, name=name, help=summary)
+    return app
+
+
+def fill_in_recipe(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """`gpt2 train` has settings from elsewhere than its flags."""
+    if commands == ("train",):
+        from gpt2.cli.train import fill_in
+
+        fill_in(app, commands, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; never shows the user a traceback for an error of theirs."""
+    try:
+        result = make_app()(arguments)
+    except cyclopts.CycloptsError as error:
+        fail(" ".join(str(error).split()))
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def fail(line: str) -> NoReturn:
+    """Say what is wrong in one line and leave."""
+    print(f"gpt2: {line}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)

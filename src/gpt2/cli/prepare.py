@@ -1,0 +1,53 @@
+"""`gpt2 prepare`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from gpt2.runlog.console import note
+
+
+def prepare(
+    *sources: Annotated[str, Parameter(required=True)],
+    out: Path | None = None,
+    tokenizer: Literal["char", "byte", "gpt2", "bpe"] | None = None,
+    vocab_size: int | None = None,
+    val_fraction: float = 0.1,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+    overwrite: bool = False,
+) -> None:
+    """Turn text into a dataset of tokens: train.bin, val.bin and dataset.json.
+
+    Parameters
+    ----------
+    sources
+        A corpus by name (shakespeare_char, shakespeare, pystdlib), or text files and folders.
+    out
+        Folder to make. Default: data/ and the name of the corpus or of the first source.
+    tokenizer
+        char, byte, gpt2 (OpenAI's 50,257 tokens) or bpe (trained on this text). Default: the corpus's own,
+        else gpt2.
+    vocab_size
+        Ids of a bpe tokenizer. Default: the corpus's own, else 4096.
+    val_fraction
+        Share of the text kept for validation.
+    from_
+        A local copy of a corpus that would be downloaded.
+    overwrite
+        Replace the dataset already in out.
+    """
+    from gpt2.data.prepare import prepare as run
+
+    folder = out or Path("data") / Path(sources[0]).resolve().stem
+    run(
+        *sources,
+        out=folder,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        val_fraction=val_fraction,
+        given=from_,
+        overwrite=overwrite,
+        note=note,
+    )
+    note(f"wrote {folder}; train on it with --dataset={folder}")

@@ -1,0 +1,105 @@
+"""What a batch holds: a pure function of (tokens, seed, step, sample index).
+
+Nothing here remembers a position, so resuming costs nothing, and the samples of a step are the same
+whatever the number of processes: each takes its own indices of the same list.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2.data.shards import Tokens
+
+
+def random_starts(windows: int, seed: int, step: int, count: int) -> np.ndarray:
+    """Where the `count` samples of a step begin, drawn evenly from `windows` places: int64 (count,).
+
+    Sample i is the i-th output of Philox4x64 (Salmon et al. 2011) with the seed as key and the step as
+    counter: raw bits, which NumPy keeps stable between its releases, unlike its distributions.
+    """
+    bits = np.random.Philox(key=seed, counter=[0, 0, step, 0]).random_raw(count)
+    return (bits % np.uint64(windows)).astype(np.int64)  # the bias of the remainder is below 2^-20
+
+
+def shuffled_starts(length: int, block_size: int, seed: int, step: int, count: int) -> np.ndarray:
+    """Where the `count` samples of a step begin when every block comes once an epoch, in a new order each time.
+
+    The blocks of an epoch tile the `length` tokens from a random first one, so that their borders move
+    from epoch to epoch; fewer than two blocks at the ends stay out.
+    """
+    blocks = max(1, (length - 1) // block_size - 1)
+    sample = np.arange(step * count, (step + 1) * count, dtype=np.int64)
+    epoch, position = np.divmod(sample, blocks)
+    starts = np.empty_like(sample)
+    for e in np.unique(epoch):
+        key = np.random.Philox(key=seed, counter=[0, 0, e, 1]).random_raw(5)
+        first = int(key[4] % np.uint64(min(block_size, length - blocks * block_size)))
+        chosen = epoch == e
+        starts[chosen] = permute(position[chosen], blocks, key[:4]) * block_size + first
+    return starts
+
+
+def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """A keyed permutation of 0 … n-1 at the int64 `positions`, without holding the whole of it.
+
+    Four Feistel rounds over the next power of four, walking on while outside (Black & Rogaway 2002).
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+
+    def rounds(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << half) | right
+
+    x = rounds(positions.astype(np.uint64))
+    while (outside := x >= np.uint64(n)).any():
+        x[outside] = rounds(x[outside])
+    return x.astype(np.int64)
+
+
+def sequential_starts(length: int, block_size: int, step: int, count: int) -> np.ndarray:
+    """Where the `count` samples of a step begin when walking the tokens block by block, again and again."""
+    blocks = (length - 1) // block_size
+    return np.arange(step * count, (step + 1) * count, dtype=np.int64) % blocks * block_size
+
+
+def sample_starts(tokens: Tokens, block_size: int, order: str, seed: int, step: int, count: int) -> np.ndarray:
+    """Start offsets of all `count` samples of optimizer step `step`: int64 (count,).
+
+    order: `random`, any window with equal chance; `shuffled`, every block once an epoch; `sequential`,
+    block after block.
+    """
+    match order:
+        case "random":
+            return random_starts(len(tokens) - block_size, seed, step, count)
+        case "shuffled":
+            return shuffled_starts(len(tokens), block_size, seed, step, count)
+        case _:
+            return sequential_starts(len(tokens), block_size, step, count)
+
+
+def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray:
+    """Start offsets of the blocks to evaluate on: at most `count`, evenly spread over the split, no two overlapping.
+
+    `count` of 0, or more than there are, means all of them.
+    """
+    blocks = (len(tokens) - 1) // block_size
+    if count == 0 or count >= blocks:
+        return np.arange(blocks, dtype=np.int64) * block_size
+    return np.arange(count, dtype=np.int64) * blocks // count * block_size
+
+
+def gather(
+    tokens: Tokens, starts: Sequence[int] | np.ndarray, block_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The batch (x, y) whose rows begin at `starts`: int64 (B, block_size) each, y one token ahead of x."""
+    rows = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64)
+    batch = torch.from_numpy(rows)
+    batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+    return batch[:, :-1], batch[:, 1:]

@@ -1,0 +1,98 @@
+"""A prepared dataset: a folder with `train.bin`, `val.bin` and `dataset.json`, or one of nanoGPT's."""
+
+import difflib
+import io
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.data import corpora, shards
+from gpt2.data.prepare import prepare
+from gpt2.errors import UserError
+from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json, gpt2_tokenizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Token splits and the tokenizer that made them."""
+
+    path: Path
+    splits: dict[str, shards.Tokens]
+    tokenizer: Tokenizer
+
+    def split(self, name: str, block_size: int) -> shards.Tokens:
+        """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
+        tokens = self.splits[name]
+        if len(tokens) <= block_size:
+            raise UserError(
+                f"{self.path / name}.bin has {len(tokens)} tokens, too few for one block of {block_size} and its "
+                "target; use a smaller --block_size or more text"
+            )
+        return tokens
+
+
+def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] = lambda line: None) -> Dataset:
+    """Open the dataset `name`: a folder, a name under `data_dir`, or a corpus, which is prepared if it must be.
+
+    `note` receives a line when something takes time. Raises UserError for what is no dataset or damaged.
+    """
+    if not name:
+        raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
+    for folder in (Path(name), Path(data_dir) / name):
+        if folder.is_dir():
+            return _open_folder(folder)
+    if name not in corpora.CORPORA:
+        close = difflib.get_close_matches(name, corpora.CORPORA, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
+        raise UserError(f"no dataset {name!r}: neither a folder, nor one in {data_dir}/, nor a corpus; {hint}")
+    note(f"dataset {name} is not prepared yet: preparing it in {Path(data_dir) / name}")
+    return _open_folder(prepare(name, out=Path(data_dir) / name, note=note))
+
+
+def _open_folder(folder: Path) -> Dataset:
+    description = folder / "dataset.json"
+    if description.is_file():
+        try:
+            value = json.loads(description.read_text(encoding="utf-8"))
+            counts: dict[str, Any] = {split: value["tokens"][split] for split in ("train", "val")}
+            tokenizer = from_json(value["tokenizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{description} cannot be read ({error}); prepare the dataset again") from None
+    elif (folder / "train.bin").is_file():
+        counts = {}
+        tokenizer = _nanogpt_tokenizer(folder)
+    else:
+        raise UserError(f"{folder} holds no dataset (no dataset.json, no train.bin); make one with gpt2 prepare")
+    splits = {}
+    for split in ("train", "val"):
+        path = folder / f"{split}.bin"
+        splits[split] = shards.open_bin(path)
+        if counts and len(splits[split]) != counts[split]:
+            raise UserError(
+                f"{path} has {len(splits[split])} tokens where {description} says {counts[split]}; "
+                "it is damaged: prepare the dataset again"
+            )
+        shards.check_ids(splits[split], tokenizer.vocab_size, path)
+    return Dataset(folder, splits, tokenizer)
+
+
+def _nanogpt_tokenizer(folder: Path) -> Tokenizer:
+    """nanoGPT's own rule: the characters of `meta.pkl` where there is one, else GPT-2's BPE."""
+    path = folder / "meta.pkl"
+    if not path.is_file():
+        return gpt2_tokenizer()
+    try:
+        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        return CharTokenizer("".join(meta["itos"][i] for i in range(meta["vocab_size"])))
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({error})") from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits containers, text and numbers; whatever names a class or function is refused unexecuted."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain values are admitted")

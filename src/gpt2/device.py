@@ -1,0 +1,112 @@
+"""What this machine can do: devices, number formats, peak rates, seeds."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from gpt2.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Dense bf16 (fp16 where there is no bf16) tensor-core FLOP/s from NVIDIA's data sheets, by the name the
+# driver reports. A GPU that is not listed is measured instead.
+DATA_SHEET_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+    "Tesla V100-SXM2-32GB": 125e12,
+    "Tesla T4": 65e12,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name` (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` takes the best there is.
+
+    Raises UserError when this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise UserError(f"device={name} is not available on this machine; use --device=cpu or --device=auto")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The number format to compute in: `name`, or for `auto` the fastest that trains well on `device`.
+
+    CUDA takes bfloat16 where the GPU has it and else float16. A CPU takes bfloat16 only where a short
+    probe finds it at least twice as fast as float32, as with AMX; elsewhere it is slower.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise UserError(f"dtype is {name!r}; choose auto, {', '.join(DTYPES)}")
+        return name
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device.type == "cpu":
+        faster = matmul_rate(device, torch.bfloat16, 512) > 2 * matmul_rate(device, torch.float32, 512)
+        return "bfloat16" if faster else "float32"
+    return "float32"
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
+    """Context in which matrix products run in `dtype`; does nothing for float32."""
+    if dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[dtype])
+
+
+def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
+    """Peak matrix-product rate of `device` in FLOP/s, and where the figure is from."""
+    if device.type == "cuda" and dtype != "float32":
+        name = torch.cuda.get_device_name(device)
+        if name in DATA_SHEET_FLOPS:
+            return DATA_SHEET_FLOPS[name], "data sheet"
+    size = 1024 if device.type == "cpu" else 8192
+    return matmul_rate(device, DTYPES[dtype], size), "measured matmul"
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a square matrix product on random numbers, the best of five."""
+    generator = torch.Generator().manual_seed(0)  # leave the global generator alone
+    a = torch.randn(size, size, generator=generator).to(device, dtype)
+    best = float("inf")
+    for _ in range(6):
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)

@@ -1,0 +1,29 @@
+"""Mean cross-entropy over a split, at places that are always the same."""
+
+import torch
+
+from gpt2.data.batches import evaluation_starts, gather
+from gpt2.data.shards import Tokens
+from gpt2.device import autocast
+from gpt2.model import GPT
+
+
+@torch.no_grad()
+def evaluate_loss(model: GPT, tokens: Tokens, *, block_size: int, batch_size: int, batches: int, dtype: str) -> float:
+    """Mean loss in nats a token over `batches` batches of blocks spread evenly over `tokens`; 0 is all blocks.
+
+    Leaves the model in the mode (train or eval) it was in.
+    """
+    device = next(model.parameters()).device
+    starts = evaluation_starts(tokens, block_size, batches * batch_size)
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(0, len(starts), batch_size):
+        rows = starts[i : i + batch_size]
+        x, y = gather(tokens, rows, block_size, device)
+        with autocast(device, dtype):
+            _, loss = model(x, y)
+        total += loss.double().cpu() * len(rows)
+    model.train(was_training)
+    return total.item() / len(starts)

@@ -1,0 +1,108 @@
+"""Files that are whole or absent: atomic publishing, manifests of hashes, verified downloads."""
+
+import hashlib
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt2.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def publish(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; make a file or folder there and it becomes `target` whole.
+
+    Contents are flushed to disk before the rename, so that a crash at any moment leaves either what was
+    there before or the complete new version; only where a folder replaces a folder there is a moment with
+    neither, because no rename does that.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir():
+            for path in sorted(temporary.rglob("*")):
+                _fsync(path)
+            if target.exists():
+                shutil.rmtree(target)
+        _fsync(temporary)
+        temporary.rename(target)
+        _fsync(target.parent)
+    finally:
+        _remove(temporary)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Publish `text` as the whole content of `target`."""
+    with publish(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the size and SHA-256 of every file in `folder`; written last, it vouches for the rest."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def manifest_problem(folder: Path) -> str | None:
+    """What is wrong with a folder that `write_manifest` sealed, in a few words; None when it is intact."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes where {expected['bytes']} were written"
+            if sha256(path) != expected["sha256"]:
+                return f"{name} does not match its SHA-256"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def download(url: str, target: Path, expected_sha256: str, otherwise: str) -> None:
+    """Fetch `url` into `target` unless its SHA-256 differs.
+
+    `otherwise` ends the error line: what the user can do without this download.
+    """
+    try:
+        with publish(target) as temporary:
+            with urllib.request.urlopen(url, timeout=30) as response, temporary.open("wb") as out:
+                shutil.copyfileobj(response, out)
+            if (found := sha256(temporary)) != expected_sha256:
+                raise UserError(f"{url} has SHA-256 {found}, not the expected {expected_sha256}; {otherwise}")
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"cannot download {url} ({reason}); {otherwise}") from error

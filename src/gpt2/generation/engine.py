@@ -1,0 +1,136 @@
+"""Decoding: prefill the prompt, then one token at a time."""
+
+import codecs
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gpt2.device import autocast
+from gpt2.errors import UserError
+from gpt2.generation.sampling import next_token
+from gpt2.model import GPT, KVCache
+from gpt2.tokenizers import Tokenizer
+
+
+@torch.no_grad()
+def stream_tokens(
+    model: GPT,
+    prompt: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    vocab_size: int | None = None,
+    use_cache: bool = True,
+    dtype: str = "float32",
+) -> Iterator[Tensor]:
+    """Yield the tokens that follow `prompt` (int64 (B, T), T ≥ 1) one position at a time, int64 (B, 1), without end.
+
+    Only ids below `vocab_size` are drawn: the tokenizer's, where the model has more rows than that.
+
+    The model sees the last block_size tokens. Once there are more, each token's window begins one later;
+    GPT-2's positions are absolute, so nothing computed for the window before it is of use, and the window is
+    computed afresh.
+    """
+    block_size = model.config.block_size
+    cache = None
+    idx = prompt
+    while True:
+        window = idx[:, -block_size:]
+        with autocast(idx.device, dtype):
+            if not use_cache or idx.size(1) > block_size:
+                logits, _ = model(window)
+            elif cache is None:
+                # autocast leaves the keys in its format; without it they are the weights'
+                kv_dtype = torch.get_autocast_dtype(idx.device.type) if dtype != "float32" else torch.float32
+                cache = KVCache(model.config, len(idx), idx.device, kv_dtype)
+                logits, _ = model(window, cache=cache)
+            else:
+                logits, _ = model(idx[:, -1:], cache=cache)
+        token = next_token(
+            logits[:, -1, :vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+        )
+        yield token
+        idx = torch.cat([idx, token], dim=1)
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = 200,
+    top_p: float | None = None,
+    seed: int = 1337,
+    dtype: str = "float32",
+) -> Iterator[str]:
+    """Yield the text that continues `prompt` piece by piece, until end-of-text or `max_new_tokens`.
+
+    A piece is never half a character. An empty prompt starts from end-of-text, or from a newline where the
+    tokenizer has none. The same seed gives the same text. Raises UserError for settings that make no sense
+    and for a prompt the tokenizer cannot encode.
+    """
+    _check(max_new_tokens, temperature, top_k, top_p)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    prompt_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    tokens = stream_tokens(
+        model,
+        prompt_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=generator,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+    )
+    try:
+        for _, token in zip(range(max_new_tokens), tokens, strict=False):
+            token_id = int(token.item())
+            if token_id == tokenizer.eot:
+                break
+            if piece := decoder.decode(tokenizer.decode_bytes([token_id])):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+    finally:
+        model.train(was_training)
+
+
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings) -> str:
+    """The text that continues `prompt`; settings as in `stream_text`.
+
+    Example: `gpt2.generate(model, tokenizer, "def main", max_new_tokens=100, temperature=0)`.
+    """
+    return "".join(stream_text(model, tokenizer, prompt, **settings))
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Ids of a prompt, in which `<|endoftext|>` is the token; never empty."""
+    ids = tokenizer.encode(prompt, specials=True)
+    if ids:
+        return ids
+    if tokenizer.eot is not None:
+        return [tokenizer.eot]
+    try:
+        return tokenizer.encode("\n")
+    except UserError:
+        return [0]
+
+
+def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if temperature < 0:
+        raise UserError(f"temperature is {temperature}; it must be at least 0 (0 takes the likeliest token)")
+    if top_k is not None and top_k < 0:
+        raise UserError(f"top_k is {top_k}; it must be at least 1, or 0 for no limit")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")

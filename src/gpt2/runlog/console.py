@@ -1,0 +1,70 @@
+"""What a person watching a run sees: one live line on a terminal, plain lines elsewhere, all on stderr."""
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def format_step(values: dict[str, Any]) -> str:
+    """The figures of a `train` record in one line."""
+    parts = [
+        f"loss {values['loss']:.4f}",
+        f"lr {values['lr']:.2e}",
+        f"norm {values['grad_norm']:.2f}",
+        f"{values['tokens_per_second']:,.0f} tok/s",
+        f"mfu {100 * values['mfu']:.1f}%",
+    ]
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `4m12s`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
+class RunConsole:
+    """Progress of a run of `total` updates of which `done` are made."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.total = total
+        self.live: Progress | None = None
+        if self.console.is_terminal:
+            self.live = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self.task = self.live.add_task("train", total=total, completed=done, figures="")
+
+    def step(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
+        """Show the figures of an update."""
+        if self.live is not None:
+            self.live.update(self.task, completed=step, figures=format_step(values))
+        else:
+            self.note(f"step {step}/{self.total} · {format_step(values)} · eta {duration(eta_seconds)}")
+
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+
+def note(line: str) -> None:
+    """Print one line to stderr."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the place that prints

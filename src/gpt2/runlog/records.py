@@ -1,0 +1,75 @@
+"""`log.jsonl`: what happened in a run, one JSON object a line.
+
+Every record has `event`, `step` (updates done) and `time` (Unix seconds). The log is only ever appended
+to; a resumed run writes a `resume` record and then does the steps after its checkpoint again, and
+`read_log` leaves out what those replace.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from gpt2.errors import UserError
+
+FILE = "log.jsonl"
+# A checkpoint is taken after the update of its step and before that step's evaluation and samples.
+DONE_BEFORE_CHECKPOINT = ("start", "train", "resume", "end")
+
+
+class LogWriter:
+    """Appends records to the log of a run folder."""
+
+    def __init__(self, out_dir: Path) -> None:
+        path = out_dir / FILE
+        _cut_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Append one record; it survives the process from here on."""
+        record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove a last line that a killed process did not finish."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The records of a run folder (or of a `log.jsonl`) in order, without what a resume did again.
+
+    Raises UserError where there is no log, or a line in it is none.
+    """
+    path = run / FILE if run.is_dir() else run
+    if not path.is_file():
+        raise UserError(f"{run} holds no {FILE}; name the out_dir of a run")
+    records: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
+        try:
+            record = json.loads(line)
+            event, step = record["event"], record["step"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number} is no record; remove that line") from None
+        if event == "resume":
+            records = [
+                r for r in records
+                if r["step"] < step or (r["step"] == step and r["event"] in DONE_BEFORE_CHECKPOINT)
+            ]  # fmt: skip
+        records.append(record)
+    return records

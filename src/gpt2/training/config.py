@@ -1,0 +1,231 @@
+"""Every setting of a training run. The text under each is its `--help`."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from gpt2.errors import UserError
+from gpt2.model import PRESETS
+from gpt2.optim.schedule import SCHEDULES
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Names are nanoGPT's where nanoGPT has the setting.
+
+    Raises UserError for values that cannot work or that contradict each other.
+    """
+
+    # -- the run --
+    out_dir: str = "out"
+    """Folder of the run: configuration, log, checkpoints, samples."""
+    init_from: str = "scratch"
+    """`scratch`, `resume` (continue the run in out_dir exactly), `auto` (resume if there is one), or any
+    MODEL to fine-tune."""
+    overwrite: bool = False
+    """Delete the run already in out_dir and start anew."""
+    seed: int = 1337
+    """Seed of initialisation, batches, dropout and samples."""
+    max_iters: int = 600_000
+    """Optimizer updates to make in all."""
+    max_minutes: float = 0.0
+    """Stop after this many minutes of training, as if max_iters were reached; 0 is no limit."""
+
+    # -- data --
+    dataset: str = ""
+    """A prepared folder, a name under data_dir, or a corpus, which is prepared on the spot."""
+    data_dir: str = "data"
+    """Where prepared datasets live."""
+    data_order: Literal["random", "shuffled", "sequential"] = "random"
+    """`random` windows, as nanoGPT; `shuffled`, every block once an epoch; `sequential`, as llm.c walks."""
+    batch_size: int = 12
+    """Rows of a micro-batch."""
+    block_size: int = 1024
+    """Tokens of a row; also the model's context when it is built from scratch."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches of an update, over all processes. Default: what total_batch_size asks for, else 1."""
+    total_batch_size: int | None = None
+    """Tokens of an update, over all processes; sets gradient_accumulation_steps."""
+    overfit_single_batch: bool = False
+    """Train on the first update's batch for ever, to see that the model can learn."""
+
+    # -- model --
+    model: str = "gpt2"
+    """Size when built from scratch: gpt2, gpt2-medium, gpt2-large, gpt2-xl, d6, d12, d24, d36 or d48."""
+    n_layer: int | None = None
+    """Blocks. Default: the size's."""
+    n_head: int | None = None
+    """Attention heads. Default: the size's."""
+    n_embd: int | None = None
+    """Width. Default: the size's."""
+    vocab_size: int | None = None
+    """Token ids. Default: the dataset's."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention weights and residual branches."""
+    bias: bool = True
+    """Biases in Linear and LayerNorm."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """`tanh` is GPT-2's; nanoGPT computes `erf`."""
+    flash: bool = True
+    """Fused attention; False writes it out."""
+    pad_vocab: int = 64
+    """Round the head's matrix product up to a multiple of this for speed; never saved, never sampled."""
+
+    # -- optimizer --
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after the warmup."""
+    decay_lr: bool = True
+    """False: a constant learning rate without warmup, as in nanoGPT."""
+    warmup_iters: int | None = None
+    """Updates of linear warmup. Default: a twentieth of max_iters, at most 2000."""
+    lr_decay_iters: int | None = None
+    """Update at which the learning rate reaches min_lr. Default: max_iters."""
+    min_lr: float | None = None
+    """Learning rate at the end. Default: a tenth of learning_rate."""
+    wsd_decay_fraction: float = 0.2
+    """Share of lr_decay_iters in which wsd falls."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices and embeddings."""
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: float = 0.95
+    """AdamW's memory of its square."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 is off."""
+
+    # -- evaluation, records, checkpoints --
+    eval_interval: int = 2000
+    """Updates between evaluations; also at the start and the end. 0: only at the end."""
+    eval_iters: int = 200
+    """Batches an evaluation averages, at fixed places spread over each split; 0 is the whole split."""
+    eval_only: bool = False
+    """Evaluate once and stop."""
+    log_interval: int = 1
+    """Updates between lines on the console; log.jsonl has every update."""
+    always_save_checkpoint: bool = True
+    """Save at every evaluation; False: only when the validation loss is the best so far, and at the end."""
+    checkpoint_interval: int = 0
+    """Save every so many updates as well; 0 is off."""
+    keep_checkpoints: int = 2
+    """Keep this many newest checkpoints, and the best; 0 keeps all."""
+    sample_interval: int = 0
+    """Updates between samples written to samples/ and shown; 0 is off."""
+    sample_start: str = "\n"
+    """Prompt of those samples."""
+    sample_tokens: int = 200
+    """Length of those samples in tokens."""
+    wandb_log: bool = False
+    """Also log to Weights & Biases."""
+    wandb_project: str = "gpt2"
+    """Its project."""
+    wandb_run_name: str = ""
+    """Its run name. Default: out_dir."""
+    tensorboard_log: bool = False
+    """Also log for TensorBoard, to out_dir/tensorboard."""
+
+    # -- machine --
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Format of matrix products; float16 scales its gradients. Weights stay float32."""
+    compile: bool = True
+    """torch.compile; where it cannot work here, a line says so and training goes on without."""
+    tf32: bool = True
+    """Let float32 matrix products use TF32 on CUDA."""
+    backend: str = "auto"
+    """Accepted for nanoGPT's configurations; a single process needs none."""
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        at_least = {
+            "max_iters": 0, "batch_size": 1, "block_size": 1, "eval_interval": 0, "eval_iters": 0,
+            "log_interval": 1, "checkpoint_interval": 0, "keep_checkpoints": 0, "sample_interval": 0,
+            "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
+            "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
+            "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
+            "min_lr": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if (value := getattr(self, name)) is not None and not value >= least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+        for name in ("beta1", "beta2", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not 0 < self.wsd_decay_fraction <= 1:
+            raise UserError(f"wsd_decay_fraction is {self.wsd_decay_fraction}; it must lie in (0, 1]")
+        if self.model not in PRESETS:
+            raise UserError(f"no model size {self.model!r}; choose from {', '.join(PRESETS)}")
+        self._check_batch()
+        decay_iters = self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > decay_iters:
+            raise UserError(
+                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={decay_iters}; "
+                "lower --warmup_iters or raise --lr_decay_iters"
+            )
+
+    def _check_types(self) -> None:
+        """Admit an int where a float belongs; refuse other wrong types, which a TOML file can hold."""
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            kinds = get_args(hint) or (hint,)
+            if get_origin(hint) is Literal:
+                if value not in kinds:
+                    raise UserError(f"{name} is {value!r}; choose from {', '.join(map(str, kinds))}")
+            elif float in kinds and type(value) is int:
+                object.__setattr__(self, name, float(value))
+            elif type(value) not in kinds:
+                expected = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
+                raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
+
+    def _check_batch(self) -> None:
+        """Refuse two sizes of an update that differ, and one that rows do not divide."""
+        if self.total_batch_size is None:
+            return
+        micro = self.batch_size * self.block_size
+        if self.total_batch_size % micro:
+            below = self.total_batch_size // micro * micro
+            nearest = f"{below} or {below + micro}" if below else f"{micro}"
+            raise UserError(
+                f"total_batch_size={self.total_batch_size} is no multiple of batch_size·block_size = "
+                f"{self.batch_size}·{self.block_size} = {micro}; the nearest that are: {nearest}"
+            )
+        implied = self.total_batch_size // micro
+        if self.gradient_accumulation_steps not in (None, implied):
+            raise UserError(
+                f"total_batch_size={self.total_batch_size} means {implied} micro-batches of {micro} tokens, but "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}; give only one of the two"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an update, over all processes."""
+        if self.total_batch_size is not None:
+            return self.total_batch_size // (self.batch_size * self.block_size)
+        return self.gradient_accumulation_steps or 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an update, over all processes."""
+        return self.accumulation * self.batch_size * self.block_size
+
+    def resolved(self) -> Self:
+        """The same run with every default that follows from another setting filled in."""
+        sizes = PRESETS[self.model]
+        decay_iters = self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+        return replace(
+            self,
+            n_layer=self.n_layer or sizes["n_layer"],
+            n_head=self.n_head or sizes["n_head"],
+            n_embd=self.n_embd or sizes["n_embd"],
+            lr_decay_iters=decay_iters,
+            warmup_iters=min(2000, decay_iters // 20) if self.warmup_iters is None else self.warmup_iters,
+            min_lr=self.learning_rate / 10 if self.min_lr is None else self.min_lr,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting that has a value, in the order above."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+assert get_args(get_type_hints(TrainConfig)["lr_schedule"]) == SCHEDULES

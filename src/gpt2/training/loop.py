@@ -1,0 +1,230 @@
+"""The training loop: what is due at this step, then one update, then its record."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from gpt2 import accounting, checkpoint
+from gpt2.evaluate.loss import evaluate_loss
+from gpt2.files import write_text
+from gpt2.generation.engine import generate
+from gpt2.runlog import trackers
+from gpt2.runlog.console import RunConsole, note
+from gpt2.runlog.records import LogWriter
+from gpt2.training.config import TrainConfig
+from gpt2.training.setup import Run, set_up
+from gpt2.training.step import StepResult, train_step
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    out_dir: Path
+    step: int
+    """Optimizer updates made in all."""
+    train_loss: float | None
+    val_loss: float | None
+    """Losses of the last evaluation."""
+    stopped: bool
+    """A signal ended the run before its time; it can be resumed."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says. Raises UserError.
+
+    In the main thread, SIGINT and SIGTERM finish the current update, save and return; a second one exits.
+    """
+    run = set_up(config, note)
+    if run.config.eval_only:
+        losses = estimate_losses(run)
+        note(f"step {run.state.step} · train loss {losses['train_loss']:.4f} · val loss {losses['val_loss']:.4f}")
+        return TrainResult(run.out_dir, run.state.step, losses["train_loss"], losses["val_loss"], stopped=False)
+    total = run.config.max_iters
+    with (
+        RunConsole(total, run.state.step) as console,
+        LogWriter(run.out_dir) as log,
+        stop_on_signals() as stop,
+    ):
+        try:
+            return Loop(run, console, log).run(stop)
+        finally:
+            for tracker in run.trackers:
+                tracker.close()
+
+
+class Stop:
+    """Whether a signal asked the run to end."""
+
+    signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; the second exits at once."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop:
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h\n")  # the live line hides the cursor
+            os._exit(128 + number)
+        stop.signal = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals are the main thread's business
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def estimate_losses(run: Run) -> dict[str, float]:
+    """Mean loss over the fixed evaluation places of both splits: `train_loss`, `val_loss`."""
+    splits = {"train_loss": run.train_tokens, "val_loss": run.val_tokens}
+    return {
+        name: evaluate_loss(
+            run.model,
+            tokens,
+            block_size=run.config.block_size,
+            batch_size=run.config.batch_size,
+            batches=run.config.eval_iters,
+            dtype=run.config.dtype,
+        )
+        for name, tokens in splits.items()
+    }
+
+
+class Loop:
+    """Drives a run and keeps its records."""
+
+    def __init__(self, run: Run, console: RunConsole, log: LogWriter) -> None:
+        self.run_, self.console, self.log = run, console, log
+        self.pending: list[StepResult] = []
+        self.steps_timed, self.seconds_timed = 0, 0.0
+        self.losses: dict[str, float] = {}
+
+    def run(self, stop: Stop) -> TrainResult:
+        """Until max_iters, max_minutes or a signal."""
+        run, config, state = self.run_, self.run_.config, self.run_.state
+        self.log.write("start" if state.step == 0 else "resume", state.step, tokens=state.tokens)
+        while True:
+            last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
+            save = last or bool(stop) or self.due(config.checkpoint_interval)
+            if not stop:
+                if last or self.due(config.eval_interval):
+                    save |= self.evaluate()
+                if self.due(config.sample_interval):
+                    self.sample()
+            if save:
+                self.save()
+            if last or stop:
+                break
+            began = time.perf_counter()
+            while True:  # updates with nothing between them
+                self.pending.append(train_step(run))
+                state.step += 1
+                state.tokens += config.tokens_per_step
+                if state.step % config.log_interval == 0 or self.anything_due() or stop:
+                    break
+            self.record(began)
+        self.log.write("end", state.step, tokens=state.tokens, stopped=bool(stop))
+        if stop:
+            self.console.note(f"stopped at step {state.step} and saved; continue with --init_from=resume")
+        return TrainResult(
+            run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), bool(stop)
+        )
+
+    def due(self, interval: int) -> bool:
+        """Whether something that happens every `interval` steps happens now."""
+        return interval > 0 and self.run_.state.step % interval == 0
+
+    def anything_due(self) -> bool:
+        """Whether the row of updates must pause before the next one."""
+        config = self.run_.config
+        intervals = (config.eval_interval, config.checkpoint_interval, config.sample_interval)
+        return self.run_.state.step >= config.max_iters or config.max_minutes > 0 or any(map(self.due, intervals))
+
+    def record(self, began: float) -> None:
+        """Log the updates made since `began`; reading their losses waits for the device."""
+        run, state, config = self.run_, self.run_.state, self.run_.config
+        figures = [(r.loss.item(), r.grad_norm.item(), r.lr) for r in self.pending]
+        seconds = time.perf_counter() - began
+        state.seconds += seconds
+        self.steps_timed += len(figures)
+        self.seconds_timed += seconds
+        rate = len(figures) * config.tokens_per_step / seconds
+        for i, (loss, grad_norm, lr) in enumerate(figures, start=1 - len(figures)):
+            values = {
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "tokens": state.tokens + i * config.tokens_per_step,
+                "tokens_per_second": round(rate, 1),
+                "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
+            }
+            self.tell("train", state.step + i, values)
+        self.pending.clear()
+        if state.step % config.log_interval == 0:
+            left = (config.max_iters - state.step) * self.seconds_timed / self.steps_timed
+            self.console.step(state.step, values, eta_seconds=left)
+
+    def evaluate(self) -> bool:
+        """Measure both losses; returns whether the model is now to be saved."""
+        run, state = self.run_, self.run_.state
+        began = time.perf_counter()
+        self.losses = estimate_losses(run)
+        best = state.best_val_loss is None or self.losses["val_loss"] < state.best_val_loss
+        if best:
+            state.best_val_loss, state.best_step = self.losses["val_loss"], state.step
+        self.tell("eval", state.step, {**self.losses, "seconds": round(time.perf_counter() - began, 3)})
+        train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
+        self.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
+        return state.step > 0 and (best or run.config.always_save_checkpoint)
+
+    def sample(self) -> None:
+        """Continue the sample prompt, with the same seed each time, into samples/."""
+        run, config, state = self.run_, self.run_.config, self.run_.state
+        text = config.sample_start + generate(
+            run.model,
+            run.tokenizer,
+            config.sample_start,
+            max_new_tokens=config.sample_tokens,
+            seed=config.seed,
+            dtype=config.dtype,
+        )
+        write_text(run.out_dir / "samples" / f"step_{state.step:07d}.txt", text + "\n")
+        self.log.write("sample", state.step, text=text)
+        self.console.note(f"--- sample at step {state.step}\n{text.strip()}\n---")
+
+    def save(self) -> None:
+        """Publish a checkpoint of this step, unless it is there already, and remove those not kept."""
+        run, state = self.run_, self.run_.state
+        if run.saved_step == state.step:
+            return
+        began = time.perf_counter()
+        state.scaler = run.scaler.state_dict()
+        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, run.config.as_dict())
+        run.saved_step = state.step
+        checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
+        seconds = round(time.perf_counter() - began, 3)
+        self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
+
+    def tell(self, event: str, step: int, values: dict[str, float]) -> None:
+        """Write a record, and its numbers to the trackers."""
+        self.log.write(event, step, **values)
+        for tracker in self.run_.trackers:
+            tracker.log(step, trackers.numbers(values))

@@ -1,0 +1,62 @@
+"""Recipes: settings from a TOML file, by built-in name, or from one of nanoGPT's config files."""
+
+import difflib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gpt2.errors import UserError
+from gpt2.training import nanogpt_config
+from gpt2.training.config import TrainConfig
+
+
+def names() -> list[str]:
+    """The built-in recipes."""
+    return sorted(
+        f.name.removesuffix(".toml") for f in resources.files("gpt2.recipes").iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_recipe(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe: a built-in name, a `.toml` file or a nanoGPT `.py` config file.
+
+    Raises UserError for what is none of these, cannot be parsed or names an unknown setting.
+    """
+    if recipe in names():
+        text = (resources.files("gpt2.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
+        return parse_toml(text, f"recipe {recipe}")
+    path = Path(recipe)
+    if not path.is_file():
+        close = difflib.get_close_matches(recipe, names(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"built-in recipes: {', '.join(names())}"
+        raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix == ".py":
+        return check_names(nanogpt_config.read(text, recipe), recipe)
+    return parse_toml(text, recipe)
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Settings of a flat TOML document. Raises UserError."""
+    try:
+        return check_names(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from None
+
+
+def check_names(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return `values` unless a name in it is no setting. Raises UserError with the nearest name."""
+    known = TrainConfig.__dataclass_fields__
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "gpt2 train --help lists them"
+            raise UserError(f"{where}: no setting {name!r}; {hint}")
+    return values
+
+
+def dump_toml(values: dict[str, Any]) -> str:
+    """A flat TOML document of strings, numbers and booleans."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())

@@ -1,0 +1,79 @@
+"""One optimizer update, from token offsets to new weights."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2.data.batches import gather, sample_starts
+from gpt2.device import autocast
+from gpt2.optim.schedule import learning_rate
+from gpt2.training.config import TrainConfig
+from gpt2.training.setup import Run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an update gave. The tensors are scalars still on the device, so that nobody waits for them."""
+
+    loss: Tensor
+    """Mean loss over all tokens of the update, before it."""
+    grad_norm: Tensor
+    """Norm of the gradient before clipping."""
+    lr: float
+
+
+def train_step(run: Run) -> StepResult:
+    """Make update number `run.state.step` (zero-based). The caller counts it."""
+    config, step = run.config, run.state.step
+    batch_step = 0 if config.overfit_single_batch else step
+    starts = sample_starts(
+        run.train_tokens,
+        config.block_size,
+        config.data_order,
+        config.seed,
+        batch_step,
+        config.accumulation * config.batch_size,
+    )
+    loss = torch.zeros((), device=run.device)
+    for micro, rows in enumerate(np.split(starts, config.accumulation)):
+        x, y = gather(run.train_tokens, rows, config.block_size, run.device)
+        if config.dropout:
+            torch.manual_seed(dropout_seed(config.seed, step, micro))
+        with autocast(run.device, config.dtype):
+            _, micro_loss = run.forward(x, y)
+        micro_loss = micro_loss / config.accumulation
+        run.scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
+
+    run.scaler.unscale_(run.optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf"))
+    lr = step_learning_rate(config, step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, grad_norm, lr)
+
+
+def dropout_seed(seed: int, step: int, micro: int) -> int:
+    """Seed of the dropout masks of one micro-batch: nothing random survives from one to the next."""
+    return int(np.random.SeedSequence([seed, step, micro]).generate_state(1, np.uint64)[0])
+
+
+def step_learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of the zero-based update `step` under a resolved configuration."""
+    if not config.decay_lr:
+        return config.learning_rate
+    assert config.min_lr is not None and config.warmup_iters is not None and config.lr_decay_iters is not None
+    return learning_rate(
+        step,
+        schedule=config.lr_schedule,
+        peak=config.learning_rate,
+        floor=config.min_lr,
+        warmup_iters=config.warmup_iters,
+        decay_iters=config.lr_decay_iters,
+        decay_fraction=config.wsd_decay_fraction,
+    )

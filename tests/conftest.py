@@ -1,0 +1,111 @@
+"""What many tests need: a tiny dataset, a tiny run, the command line in-process, the real data beside the project."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.data.prepare import prepare
+from gpt2.training.config import TrainConfig
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+torch.set_num_threads(1)  # the tests run side by side, one process a core
+if (SHARED / "tiktoken-cache").is_dir():
+    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken-cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real text; tests that need it are skipped where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> None:
+    """GPT-2's vocabulary; tests that need it are skipped where it is neither cached nor to be downloaded."""
+    from gpt2.errors import UserError
+    from gpt2.tokenizers import gpt2_tokenizer
+
+    try:
+        gpt2_tokenizer()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """A few thousand words that a model can learn something from."""
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "saw",
+        "two",
+        "dogs",
+        "run",
+        "over",
+        "some",
+        "hill",
+    ]
+    rng = random.Random(0)
+    return "\n".join(" ".join(rng.choices(words, k=8)) + "." for _ in range(600))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
+    """A prepared character dataset."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "text.txt").write_text(text)
+    return prepare(folder / "text.txt", out=folder / "prepared", tokenizer="char")
+
+
+@pytest.fixture
+def tiny(dataset: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Makes the configuration of a run of a second, with changes."""
+
+    def make(**changes) -> TrainConfig:
+        settings = {
+            "out_dir": str(tmp_path / "run"),
+            "dataset": str(dataset),
+            "max_iters": 20,
+            "batch_size": 4,
+            "block_size": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_embd": 16,
+            "learning_rate": 1e-2,
+            "eval_interval": 10,
+            "eval_iters": 2,
+            "device": "cpu",
+            "dtype": "float32",
+            "compile": False,
+        }
+        return TrainConfig(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def gpt2_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: (status, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from gpt2.cli import main
+
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in arguments])
+        captured = capfd.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run

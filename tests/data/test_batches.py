@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.data.batches import evaluation_starts, gather, permute, sample_starts
+
+ORDERS = ["random", "shuffled", "sequential"]
+TOKENS = np.arange(1000, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@given(length=st.integers(2, 400), block=st.integers(1, 50), step=st.integers(0, 50), count=st.integers(1, 40))
+def test_every_window_lies_in_the_split(order: str, length: int, block: int, step: int, count: int) -> None:
+    if length <= block:
+        return
+    starts = sample_starts(TOKENS[:length], block, order, 7, step, count)
+    assert starts.shape == (count,)
+    assert starts.min() >= 0
+    assert starts.max() + block + 1 <= length
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_batches_depend_on_seed_and_step_alone(order: str) -> None:
+    first = sample_starts(TOKENS, 16, order, 1, 5, 8)
+    assert np.array_equal(first, sample_starts(TOKENS, 16, order, 1, 5, 8))
+    assert not np.array_equal(first, sample_starts(TOKENS, 16, order, 1, 6, 8))
+    assert (order == "sequential") == np.array_equal(first, sample_starts(TOKENS, 16, order, 2, 5, 8))
+
+
+def philox4x64(counter: list[int], key: int) -> list[int]:
+    """Philox4x64-10 in plain integers, from the paper."""
+    word = 2**64
+    keys = [key, 0]
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
+        counter = [b // word ^ counter[1] ^ keys[0], b % word, a // word ^ counter[3] ^ keys[1], a % word]
+        keys = [(keys[0] + 0x9E3779B97F4A7C15) % word, (keys[1] + 0xBB67AE8584CAA73B) % word]
+    return counter
+
+
+@pytest.mark.parametrize(("seed", "step"), [(1337, 3), (0, 0), (2**63, 10**9)])
+def test_random_starts_are_philoxs_outputs(seed: int, step: int) -> None:
+    """A change here would silently change every run that is resumed."""
+    expected = [bits % (1000 - 16) for bits in philox4x64([1, 0, step, 0], seed)]
+    assert sample_starts(TOKENS, 16, "random", seed, step, 4).tolist() == expected
+
+
+def test_random_windows_reach_both_ends_evenly() -> None:
+    starts = sample_starts(TOKENS[:20], 16, "random", 0, 0, 40_000)
+    counts = np.bincount(starts, minlength=4)
+    assert len(counts) == 4  # the last usable start is 20 - 16 - 1
+    assert counts.min() > 9_700
+    assert counts.max() < 10_300
+
+
+def test_sequential_walks_block_by_block_and_wraps() -> None:
+    starts = [sample_starts(TOKENS[:65], 16, "sequential", 0, step, 3).tolist() for step in range(2)]
+    assert starts == [[0, 16, 32], [48, 0, 16]]
+
+
+def test_shuffled_shows_every_block_once_an_epoch_and_each_epoch_anew() -> None:
+    blocks = (len(TOKENS) - 1) // 16 - 1
+    walk = np.concatenate([sample_starts(TOKENS, 16, "shuffled", 3, step, 1) for step in range(2 * blocks)])
+    epochs = walk.reshape(2, blocks)
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == blocks
+        assert len(set((epoch % 16).tolist())) == 1
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_samples_of_a_step_do_not_depend_on_how_steps_are_cut(order: str) -> None:
+    """Sample k of a run is the same sample in steps of 4 and of 8 where the order is one walk."""
+    if order == "random":
+        eight, four = (sample_starts(TOKENS, 16, order, 0, 0, n) for n in (8, 4))
+        assert np.array_equal(eight[:4], four)
+    else:
+        eight = np.concatenate([sample_starts(TOKENS, 16, order, 0, s, 8) for s in range(20)])
+        four = np.concatenate([sample_starts(TOKENS, 16, order, 0, s, 4) for s in range(40)])
+        assert np.array_equal(eight, four)
+
+
+@given(n=st.integers(1, 3000), seed=st.integers(0, 2**32))
+def test_permute_is_a_permutation(n: int, seed: int) -> None:
+    keys = np.random.Philox(key=seed).random_raw(4)
+    assert sorted(permute(np.arange(n), n, keys).tolist()) == list(range(n))
+
+
+def test_permute_scatters() -> None:
+    keys = np.random.Philox(key=1).random_raw(4)
+    scattered = permute(np.arange(10_000), 10_000, keys)
+    assert abs(np.corrcoef(np.arange(10_000), scattered)[0, 1]) < 0.05
+    assert abs(np.corrcoef(scattered[:-1], scattered[1:])[0, 1]) < 0.05
+
+
+@given(length=st.integers(2, 500), block=st.integers(1, 40), count=st.integers(0, 60))
+def test_evaluation_blocks_are_spread_and_disjoint(length: int, block: int, count: int) -> None:
+    if length <= block:
+        return
+    starts = evaluation_starts(TOKENS[:length], block, count)
+    blocks = (length - 1) // block
+    assert len(starts) == (blocks if count == 0 else min(count, blocks))
+    assert (np.diff(starts) >= block).all()
+    assert starts[-1] + block + 1 <= length
+    gaps = np.diff(starts) // block
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_targets_are_one_token_ahead() -> None:
+    x, y = gather(TOKENS, [0, 100], 4, torch.device("cpu"))
+    assert x.tolist() == [[0, 1, 2, 3], [100, 101, 102, 103]]
+    assert y.tolist() == [[1, 2, 3, 4], [101, 102, 103, 104]]
+    assert x.dtype == y.dtype == torch.int64

@@ -1,0 +1,119 @@
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.data import prepare as prepare_module
+from gpt2.data.corpora import CORPORA
+from gpt2.data.dataset import open_dataset
+from gpt2.data.prepare import prepare
+from gpt2.errors import UserError
+from gpt2.tokenizers import decode, train_bpe
+
+NANOGPT_SHA256 = {
+    ("shakespeare_char", "train"): "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
+    ("shakespeare_char", "val"): "d37d30cc0c8327c270d493299c3dca54135f6d5f1c9ef60cda78076e311204b1",
+    ("shakespeare", "train"): "502a2bdc8210d1ac5d5674867cb74467dd31db575d25cf6dbb08c8bdbea8680f",
+    ("shakespeare", "val"): "68a53422394c26a655ebe641f5c6f49888e8f4e45fe5d6f02abda63ba3ebd65b",
+}
+
+
+@pytest.mark.parametrize("name", ["shakespeare_char", "shakespeare"])
+def test_shakespeare_files_are_nanogpts(name: str, shared_data: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
+    out = prepare(name, out=tmp_path / name, given=shared_data / "shakespeare" / "input.txt")
+    for split in ("train", "val"):
+        found = hashlib.sha256((out / f"{split}.bin").read_bytes()).hexdigest()
+        assert found == NANOGPT_SHA256[name, split]
+
+
+def test_a_changed_shakespeare_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("To be, or not to be")
+    with pytest.raises(UserError, match="not the tiny Shakespeare"):
+        prepare("shakespeare", out=tmp_path / "out", given=tmp_path / "input.txt")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
+def test_tokens_decode_to_the_text(tokenizer: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    prepare(tmp_path / "a.txt", out=tmp_path / "out", tokenizer=tokenizer, vocab_size=300)
+    data = open_dataset(str(tmp_path / "out"))
+    train, val = (decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val"))
+    assert train + val == text
+    assert len(train) == int(0.9 * len(text))
+
+
+def test_many_documents_are_split_whole_and_end_with_end_of_text(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02d}.txt").write_text(f"document {i}")
+    prepare(tmp_path, out=tmp_path / "out", tokenizer="byte")
+    data = open_dataset(str(tmp_path / "out"))
+    texts = {s: decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val")}
+    assert texts["val"] == "".join(f"document {i}<|endoftext|>" for i in (9, 19, 29, 39))
+    assert texts["train"].count("<|endoftext|>") == 36
+
+
+def test_tokens_do_not_depend_on_where_the_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_bpe(["a few words  and\n\n  some spaces \n" * 20], 280)
+    monkeypatch.setattr(prepare_module, "CHUNK", 3)
+
+    @given(st.text(alphabet="ab \n\t'1.é"))
+    def equal(text: str) -> None:
+        chunks = list(prepare_module._chunks(text))
+        assert "".join(chunks) == text
+        assert [i for c in chunks for i in tokenizer.encode(c)] == tokenizer.encode(text)
+
+    equal()
+    assert len(list(prepare_module._chunks("some\nlines\nof\ntext\n" * 3))) > 3
+
+
+def test_the_standard_library_is_found_in_a_fixed_order(tmp_path: Path) -> None:
+    files = CORPORA["pystdlib"].documents(tmp_path, None)
+    assert len(files) > 300
+    assert files == CORPORA["pystdlib"].documents(tmp_path, None)
+    assert not any("site-packages" in f.parts or "test" in f.parts for f in files)
+
+
+def test_a_dataset_is_not_overwritten_unasked(dataset: Path, text: str, tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text(text[::-1])
+    before = (dataset / "train.bin").read_bytes()
+    with pytest.raises(UserError, match="--overwrite"):
+        prepare(tmp_path / "b.txt", out=dataset, tokenizer="char")
+    assert (dataset / "train.bin").read_bytes() == before
+
+
+def test_description_counts_what_was_written(dataset: Path, text: str) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    for split in ("train", "val"):
+        content = (dataset / f"{split}.bin").read_bytes()
+        assert description["tokens"][split] == len(np.frombuffer(content, dtype="<u2"))
+        assert description["sha256"][split] == hashlib.sha256(content).hexdigest()
+    assert sum(description["bytes"].values()) == len(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        (b"\xff\xfe", {}, "not UTF-8"),
+        (b"", {}, "too few"),
+        (b"x" * 100, {"val_fraction": 1.5}, "val_fraction"),
+        (b"x" * 100, {"tokenizer": "word"}, "word"),
+        (b"x" * 100, {"tokenizer": "bpe", "vocab_size": 100_000}, ""),
+        (b"x" * 100, {"given": Path("x")}, "--from"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(
+    content: bytes, settings: dict, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    if message:
+        with pytest.raises(UserError, match=message):
+            prepare(tmp_path / "a.txt", out=tmp_path / "out", **{"tokenizer": "char"} | settings)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
+    else:  # a vocabulary larger than the text can fill is as large as the text can fill
+        prepare(tmp_path / "a.txt", out=tmp_path / "out", **settings)
+        assert open_dataset(str(tmp_path / "out")).tokenizer.vocab_size < 300

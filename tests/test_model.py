@@ -1,0 +1,190 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gpt2.errors import UserError
+from gpt2.model import GPT, GPTConfig, KVCache
+from gpt2.optim.adamw import adamw
+
+TOY = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
+# The tensors of a GPT-2 in the order of llm.c's model file, all layers of one kind together.
+LLMC_ORDER = [
+    "wte.weight", "wpe.weight", "h.{}.ln_1.weight", "h.{}.ln_1.bias", "h.{}.attn.c_attn.weight",
+    "h.{}.attn.c_attn.bias", "h.{}.attn.c_proj.weight", "h.{}.attn.c_proj.bias", "h.{}.ln_2.weight",
+    "h.{}.ln_2.bias", "h.{}.mlp.c_fc.weight", "h.{}.mlp.c_fc.bias", "h.{}.mlp.c_proj.weight",
+    "h.{}.mlp.c_proj.bias", "ln_f.weight", "ln_f.bias",
+]  # fmt: skip
+
+
+def toy_model(**changes) -> GPT:
+    """The toy model of the specification's test vector: every scalar given by its number, in float64."""
+    model = GPT(replace(TOY, **changes)).double()
+    parameters = dict(model.named_parameters())
+    k = 0
+    for kind in LLMC_ORDER:
+        for layer in range(TOY.n_layer) if "{}" in kind else [0]:
+            parameter = parameters["transformer." + kind.format(layer)]
+            numbers = torch.arange(k, k + parameter.numel(), dtype=torch.float64)
+            values = ((7919 * numbers) % 1009 / 1009 - 0.5) * 0.4
+            if "ln_" in kind and kind.endswith("weight"):
+                values = values + 1.0
+            parameter.data = values.view_as(parameter)
+            k += parameter.numel()
+    assert k == 1880
+    return model
+
+
+IDX, TARGETS = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]])
+
+
+def toy_loss(model: GPT) -> torch.Tensor:
+    """The loss in float64 throughout; `forward` itself takes it in float32."""
+    logits = model.head(model.hidden(IDX))
+    return F.cross_entropy(logits.flatten(0, 1), TARGETS.flatten())
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("pad_vocab", [1, 8])
+@pytest.mark.parametrize(("gelu", "loss"), [("tanh", 2.654922545546), ("erf", 2.654926169268)])
+def test_toy_model_has_the_published_loss(flash: bool, pad_vocab: int, gelu: str, loss: float) -> None:
+    model = toy_model(flash=flash, pad_vocab=pad_vocab, gelu=gelu)
+    assert toy_loss(model).item() == pytest.approx(loss, abs=1e-11)
+    logits, forward_loss = model(IDX, TARGETS)
+    assert forward_loss.item() == pytest.approx(loss, abs=1e-6)
+    assert logits.shape == (1, 4, 11)
+    if gelu == "tanh":
+        expected = [0.1982217887, -0.3654025188, 0.4770819950]
+        assert logits[0, 3, :3].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_toy_model_has_the_published_gradients_and_first_update() -> None:
+    model = toy_model()
+    optimizer = adamw(model, 1e-3, (0.9, 0.95), 0.1)
+    toy_loss(model).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+    assert norm.item() == pytest.approx(2.514224788071, abs=1e-11)
+    t = model.transformer
+    assert t.wte.weight.grad[1, 0].item() == pytest.approx(0.076848778472, abs=1e-11)
+    assert t.wpe.weight.grad[0, 0].item() == pytest.approx(0.097734678238, abs=1e-11)
+    assert t.h[0].attn.c_attn.weight.grad[0, 0].item() == pytest.approx(0.005740333562, abs=1e-11)
+    assert t.h[1].mlp.c_proj.weight.grad[7, 31].item() == pytest.approx(-0.002239494201, abs=1e-11)
+    assert t.ln_f.bias.grad[7].item() == pytest.approx(0.032022947412, abs=1e-11)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert toy_loss(model).item() == pytest.approx(2.589540034977, abs=1e-9)
+    assert t.wte.weight[1, 0].item() == pytest.approx(0.113755619752, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_presets_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        assert GPT(GPTConfig.preset(name, pad_vocab=64)).num_params() == parameters
+
+
+def test_unknown_preset_is_named() -> None:
+    with pytest.raises(UserError, match="gpt3"):
+        GPTConfig.preset("gpt3")
+
+
+def test_parameter_names_are_hugging_faces() -> None:
+    names = set(dict(GPT(TOY).named_parameters()))
+    assert names == {"transformer." + kind.format(i) for kind in LLMC_ORDER for i in range(TOY.n_layer)}
+
+
+def test_initialisation_has_gpt2s_spread() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=512, n_layer=4, n_head=4, n_embd=128))
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            expected = 0.02 / math.sqrt(8) if name.endswith("c_proj.weight") else 0.02
+            assert p.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(p.mean().item()) < 0.1 * expected, name
+        else:
+            assert torch.equal(p, torch.zeros_like(p) if name.endswith("bias") else torch.ones_like(p)), name
+
+
+def test_flash_and_explicit_attention_agree() -> None:
+    torch.manual_seed(0)
+    flash = GPT(GPTConfig(block_size=32, vocab_size=50, n_layer=2, n_head=4, n_embd=32)).double()
+    explicit = GPT(replace(flash.config, flash=False)).double()
+    explicit.load_state_dict(flash.state_dict())
+    idx = torch.randint(0, 50, (3, 32))
+    assert torch.allclose(flash.hidden(idx), explicit.hidden(idx), rtol=0, atol=1e-12)
+
+
+def test_no_position_sees_a_later_one() -> None:
+    torch.manual_seed(0)
+    model = GPT(TOY).double()
+    changed = IDX.clone()
+    changed[0, -1] = 9
+    before, after = model.hidden(IDX), model.hidden(changed)
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.equal(before[:, -1], after[:, -1])
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("pieces", [[1] * 8, [5, 1, 1, 1], [3, 3, 2], [8]])
+def test_cache_gives_the_same_hidden_states_in_any_pieces(pieces: list[int], flash: bool) -> None:
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16, flash=flash)
+    model = GPT(config).double()
+    idx = torch.randint(0, 20, (2, 8))
+    cache = KVCache(config, 2, torch.device("cpu"), torch.float64)
+    parts = [model.hidden(part, cache) for part in idx.split(pieces, dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), model.hidden(idx), rtol=0, atol=1e-12)
+
+
+def test_padded_vocabulary_changes_no_loss_and_adds_no_parameter() -> None:
+    torch.manual_seed(0)
+    plain = GPT(TOY).double()
+    padded = GPT(replace(TOY, pad_vocab=64)).double()
+    padded.load_state_dict(plain.state_dict())
+    for model in (plain, padded):
+        toy_loss(model).backward()
+    logits, _ = padded(IDX)
+    assert logits.shape == (1, 1, 11)
+    for (name, p), q in zip(plain.named_parameters(), padded.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=0, atol=1e-14), name
+
+
+def test_ignored_targets_do_not_count() -> None:
+    model = GPT(TOY)
+    _, first_two = model(IDX[:, :2], TARGETS[:, :2])
+    _, masked = model(IDX, torch.tensor([[2, 3, -1, -1]]))
+    assert masked.item() == pytest.approx(first_two.item(), abs=1e-6)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    model = GPT(replace(TOY, dropout=0.5))
+    assert not torch.equal(model.hidden(IDX), model.hidden(IDX))
+    model.eval()
+    assert torch.equal(model.hidden(IDX), model.hidden(IDX))
+
+
+def test_crop_keeps_the_first_positions() -> None:
+    model = GPT(TOY)
+    before = model.hidden(IDX[:, :2])
+    model.crop_block_size(2)
+    assert torch.equal(model.hidden(IDX[:, :2]), before)
+    assert model.transformer.wpe.weight.shape == (2, 8)
+    assert model.config.block_size == 2
+    with pytest.raises(UserError, match="block_size=8"):
+        model.crop_block_size(8)
+
+
+@pytest.mark.parametrize("change", [{"n_head": 3}, {"n_layer": 0}, {"dropout": 1.0}, {"gelu": "relu"}])
+def test_shapes_that_cannot_be_built_are_refused(change: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        replace(TOY, **change)

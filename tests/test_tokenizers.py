@@ -1,0 +1,116 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2 import tokenizers
+from gpt2.errors import UserError
+from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, decode, from_json, train_bpe
+
+PROSE = "Once upon a midnight dreary, while I pondered, weak and weary,\nover many a quaint volume. " * 40
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    return train_bpe([PROSE], 300)
+
+
+def test_characters_are_numbered_in_code_point_order() -> None:
+    tokenizer = CharTokenizer.train("banana!")
+    assert (tokenizer.characters, tokenizer.encode("nab!")) == ("!abn", [3, 1, 2, 0])
+
+
+def test_unknown_character_is_named() -> None:
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9\)"):
+        CharTokenizer("acfs").encode("cafés")
+
+
+@given(st.text())
+def test_bytes_round_trip_any_text(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode(text) == list(text.encode())
+    assert decode(tokenizer, tokenizer.encode(text)) == text
+
+
+def test_trained_bpe_round_trips_any_text(bpe: BPETokenizer) -> None:
+    @given(st.text())
+    def round_trip(text: str) -> None:
+        assert decode(bpe, bpe.encode(text)) == text
+
+    round_trip()
+
+
+def test_trained_bpe_learns_the_size_asked_for_and_compresses(bpe: BPETokenizer) -> None:
+    assert bpe.vocab_size == 300
+    assert bpe.eot == 299
+    assert len(bpe.encode(PROSE)) < len(PROSE) / 2
+
+
+def test_both_trainers_learn_tokens_that_compress_alike(monkeypatch: pytest.MonkeyPatch, bpe: BPETokenizer) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "rustbpe", None)  # as if it were not installed
+    fallback = train_bpe([PROSE], 300)
+    assert fallback.vocab_size == 300
+    assert decode(fallback, fallback.encode(PROSE)) == PROSE
+    assert len(fallback.encode(PROSE)) == pytest.approx(len(bpe.encode(PROSE)), rel=0.05)
+
+
+def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 257"):
+        train_bpe([PROSE], 256)
+
+
+def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
+    for tokenizer in (ByteTokenizer(), bpe):
+        ids = tokenizer.encode("a<|endoftext|>b", specials=True)
+        assert ids.count(tokenizer.eot) == 1
+        assert tokenizer.eot not in tokenizer.encode("a<|endoftext|>b")
+        assert decode(tokenizer, ids) == "a<|endoftext|>b"
+
+
+def test_json_restores_an_equal_tokenizer(bpe: BPETokenizer) -> None:
+    for tokenizer in (CharTokenizer.train(PROSE), ByteTokenizer(), bpe):
+        twin = from_json(json.loads(json.dumps(tokenizer.to_json())))
+        assert twin.encode(PROSE) == tokenizer.encode(PROSE)
+        assert (twin.kind, twin.vocab_size, twin.eot) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eot)
+
+
+@pytest.mark.parametrize("value", [{}, {"kind": "word"}, {"kind": "char"}, {"kind": "bpe", "tokens": "?"}, [], None])
+def test_json_that_describes_no_tokenizer_is_refused(value: object) -> None:
+    with pytest.raises(UserError):
+        from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("Hello, I'm a language model,", [15496, 11, 314, 1101, 257, 3303, 2746, 11]),
+        ("hello world", [31373, 995]),
+        (" Hello world", [18435, 995]),
+        ("\n", [198]),
+        ("1234567", [10163, 2231, 3134]),
+        ("   three spaces", [220, 220, 1115, 9029]),
+        ("naïve café ☕", [2616, 38776, 40304, 34719, 243]),
+        ("<|endoftext|>", [27, 91, 437, 1659, 5239, 91, 29]),
+    ],
+)
+def test_gpt2s_tokens(gpt2_vocabulary: None, text: str, ids: list[int]) -> None:
+    tokenizer = tokenizers.gpt2_tokenizer()
+    assert tokenizer.encode(text) == ids
+    assert decode(tokenizer, ids) == text
+    assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
+    assert from_json(tokenizer.to_json()).encode(text) == ids  # needs no cache and no network
+
+
+def test_without_gpt2s_vocabulary_the_error_names_both_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    import tiktoken
+
+    def offline(name: str) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    tokenizers.gpt2_tokenizer.cache_clear()
+    with pytest.raises(UserError, match=r"vocab\.bpe as 6d1cbeee.*encoder\.json as 6c7ea1a7.*TIKTOKEN_CACHE_DIR"):
+        tokenizers.gpt2_tokenizer()
