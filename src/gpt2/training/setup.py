@@ -15,7 +15,7 @@ from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError
 from gpt2.files import write_text
-from gpt2.formats.native import is_run, read_description
+from gpt2.formats.native import read_description, saved_steps
 from gpt2.formats.open import build, open_model
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT, GPTConfig
@@ -127,9 +127,9 @@ def set_up(config: TrainConfig, note: Note) -> Run:
 
 def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
     """The checkpoint to go on from; None for a run that starts afresh, whose out_dir must be free."""
-    if config.init_from == "resume" or (config.init_from == "auto" and is_run(out_dir)):
+    if config.init_from == "resume" or (config.init_from == "auto" and saved_steps(out_dir)):
         return checkpoint.latest(out_dir, note)
-    if is_run(out_dir) and not config.overwrite and not config.eval_only:
+    if saved_steps(out_dir) and not config.overwrite and not config.eval_only:
         raise UserError(
             f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
             "delete it with --overwrite"

@@ -1,0 +1,94 @@
+import tomllib
+
+import pytest
+
+from gpt2.errors import UserError
+from gpt2.model import PRESETS
+from gpt2.training.config import TrainConfig
+from gpt2.training.recipes import dump_toml, load_recipe, names, parse_toml
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_is_a_configuration(name: str) -> None:
+    TrainConfig(**load_recipe(name)).resolved()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_gpt2_recipes_take_half_a_million_tokens_a_step(name: str) -> None:
+    config = TrainConfig(**load_recipe(name)).resolved()
+    assert config.tokens_per_step == 524_288
+    assert (config.n_layer, config.n_embd) == (PRESETS[name]["n_layer"], PRESETS[name]["n_embd"])
+    assert (config.warmup_iters, config.max_iters) == (715, 19_073)
+
+
+def test_total_batch_size_sets_the_accumulation() -> None:
+    config = TrainConfig(batch_size=4, block_size=8, total_batch_size=96)
+    assert (config.accumulation, config.tokens_per_step) == (3, 96)
+    assert TrainConfig(batch_size=4, block_size=8, gradient_accumulation_steps=5).tokens_per_step == 160
+    assert TrainConfig(batch_size=4, block_size=8).accumulation == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 4, "block_size": 8, "total_batch_size": 100}, "nearest that are: 96 or 128"),
+        ({"batch_size": 4, "block_size": 8, "total_batch_size": 20}, "nearest that are: 32"),
+        (
+            {"batch_size": 4, "block_size": 8, "total_batch_size": 96, "gradient_accumulation_steps": 2},
+            "give only one",
+        ),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 1.5}, "batch_size is 1.5 .float.; it must be int"),
+        ({"batch_size": "8"}, "must be int"),
+        ({"compile": 1}, "must be bool"),
+        ({"n_layer": 0}, "n_layer"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"beta2": 1.0}, "beta2"),
+        ({"dtype": "int8"}, "dtype is 'int8'; choose from auto"),
+        ({"lr_schedule": "step"}, "choose from cosine"),
+        ({"model": "gpt5"}, "gpt5"),
+        ({"max_iters": 10, "warmup_iters": 20}, "warmup_iters=20"),
+        ({"wsd_decay_fraction": 0.0}, "wsd_decay_fraction"),
+    ],
+)
+def test_contradictions_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**settings)
+
+
+def test_an_int_serves_where_a_float_belongs() -> None:
+    config = TrainConfig(learning_rate=1, dropout=0)
+    assert (config.learning_rate, type(config.learning_rate), type(config.dropout)) == (1.0, float, float)
+
+
+def test_defaults_follow_other_settings() -> None:
+    config = TrainConfig(max_iters=1000, learning_rate=1e-3).resolved()
+    assert (config.lr_decay_iters, config.warmup_iters, config.min_lr) == (1000, 50, 1e-4)
+    assert (config.n_layer, config.n_head, config.n_embd) == (12, 12, 768)
+    assert TrainConfig(model="d24", n_layer=3).resolved().n_layer == 3
+
+
+def test_toml_goes_out_and_in() -> None:
+    config = TrainConfig(out_dir='a "b" \\ ü\n', min_lr=1e-7, compile=False).resolved()
+    text = dump_toml(config.as_dict())
+    assert tomllib.loads(text) == config.as_dict()
+    assert TrainConfig(**parse_toml(text, "x")) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_sise = 3", "did you mean batch_size"),
+        ("batch_size =", "not valid TOML"),
+        ("[a]\nb=1", "no setting 'a'"),
+    ],
+)
+def test_bad_toml_is_explained(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_toml(text, "recipe.toml")
+
+
+def test_unknown_recipes_are_explained() -> None:
+    with pytest.raises(UserError, match="did you mean shakespeare_char"):
+        load_recipe("shakespeare_chr")

@@ -1,0 +1,269 @@
+"""Whole runs: what they record, and that stopping and starting changes nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt2
+from gpt2.checkpoint import saved_steps
+from gpt2.data.batches import evaluation_starts, gather
+from gpt2.data.dataset import open_dataset
+from gpt2.errors import UserError
+from gpt2.runlog.records import read_log
+from gpt2.training.loop import train
+from gpt2.training.recipes import dump_toml
+
+
+def curve(run: Path) -> list[tuple]:
+    """All that must come out the same again: losses, norms and learning rates of every step, evaluations, samples."""
+    keys = ("event", "step", "loss", "grad_norm", "lr", "tokens", "train_loss", "val_loss", "text")
+    return [tuple(r.get(k) for k in keys) for r in read_log(run) if r["event"] in ("train", "eval", "sample")]
+
+
+def final_weights(run: Path) -> bytes:
+    return (run / "checkpoints" / f"step_{saved_steps(run)[0]:07d}" / "model.safetensors").read_bytes()
+
+
+def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
+    result = train(tiny(max_iters=60, sample_interval=30, sample_tokens=20, sample_start="the"))
+    run = tmp_path / "run"
+    records = read_log(run)
+    assert [r["step"] for r in records if r["event"] == "train"] == list(range(1, 61))
+    evaluations = [r for r in records if r["event"] == "eval"]
+    assert [r["step"] for r in evaluations] == list(range(0, 61, 10))
+    assert result.val_loss == evaluations[-1]["val_loss"] < evaluations[0]["val_loss"] - 0.5
+    assert result.step == 60
+    assert not result.stopped
+    assert records[0]["event"] == "start"
+    assert records[-1]["event"] == "end"
+    assert records[-1]["tokens"] == 60 * 4 * 16
+    for r in records:
+        assert r["time"] > 1.7e9
+        if r["event"] == "train":
+            assert {"loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu"} <= set(r)
+            assert r["tokens"] == r["step"] * 64
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step_{s:07d}.txt" for s in (0, 30, 60)]
+    assert (run / "samples" / "step_0000060.txt").read_text().startswith("the")
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.toml", "log.jsonl", "samples"]
+
+
+def test_evaluation_is_the_mean_over_fixed_blocks(tiny, tmp_path: Path, dataset: Path) -> None:
+    result = train(tiny(max_iters=3, eval_iters=3))
+    model, _ = gpt2.load(str(tmp_path / "run" / "checkpoints" / "step_0000003"))
+    tokens = open_dataset(str(dataset)).splits["val"]
+    losses = []
+    for start in evaluation_starts(tokens, 16, 12):
+        x, y = gather(tokens, [start], 16, torch.device("cpu"))
+        with torch.no_grad():
+            losses.append(model(x, y)[1].item())
+    assert result.val_loss == pytest.approx(sum(losses) / 12, abs=1e-5)
+
+
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tiny, tmp_path: Path) -> None:
+    """Stopped and resumed at steps that are and are not those of evaluations, with dropout."""
+    settings = {"dropout": 0.2, "sample_interval": 5, "sample_tokens": 5, "keep_checkpoints": 1}
+    train(tiny(**settings))
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+    for stop in (3, 10, 17):
+        train(tiny(**settings, init_from="auto", max_iters=stop, lr_decay_iters=20, warmup_iters=1))
+    train(tiny(**settings, init_from="resume"))
+    run = tmp_path / "run"
+    # The stops ended with an evaluation of their own; the steps, and the evaluations both have, are the same.
+    assert set(curve(whole)) <= set(curve(run))
+    assert [r for r in curve(run) if r[0] == "train"] == [r for r in curve(whole) if r[0] == "train"]
+    assert final_weights(run) == final_weights(whole)
+
+
+def start_process(config, **environment: str) -> subprocess.Popen:
+    """The run as a process of its own."""
+    recipe = Path(config.out_dir).parent / "recipe.toml"
+    recipe.write_text(dump_toml(config.as_dict()))
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpt2", "train", str(recipe), "--init_from=auto"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(config, step: int, process: subprocess.Popen) -> None:
+    """Until the log has a record of `step`."""
+    log = Path(config.out_dir) / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and f'"event": "train", "step": {step},' in log.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step}: {process.stderr.read()}")
+
+
+def test_killed_and_terminated_runs_end_as_the_undisturbed_one(tiny, tmp_path: Path) -> None:
+    settings = {"max_iters": 400, "checkpoint_interval": 20, "eval_interval": 100, "dropout": 0.1}
+    undisturbed = tiny(**settings, out_dir=str(tmp_path / "undisturbed"))
+    process = start_process(undisturbed)
+    assert process.wait(120) == 0, process.stderr.read()
+
+    disturbed = tiny(**settings, out_dir=str(tmp_path / "disturbed"))
+    rng = random.Random(time.time())
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+        process = start_process(disturbed)
+        last = max((r["step"] for r in safe_log(tmp_path / "disturbed")), default=0)
+        wait_for_step(disturbed, min(last + rng.randint(1, 60), 399), process)
+        process.send_signal(number)
+        status = process.wait(60)
+        # The run may have come to its end before the signal did.
+        assert status in ({-9, 0} if number == signal.SIGKILL else {75, 0}), process.stderr.read()
+    process = start_process(disturbed)
+    assert process.wait(120) == 0, process.stderr.read()
+    assert curve(tmp_path / "disturbed") == curve(tmp_path / "undisturbed")
+    assert final_weights(tmp_path / "disturbed") == final_weights(tmp_path / "undisturbed")
+
+
+def safe_log(run: Path) -> list[dict]:
+    try:
+        return read_log(run)
+    except UserError:
+        return []
+
+
+def test_a_second_signal_exits_at_once(tiny, tmp_path: Path) -> None:
+    config = tiny(max_iters=100_000, out_dir=str(tmp_path / "r"), log_interval=100_000, eval_interval=0)
+    config_log = Path(config.out_dir) / "log.jsonl"
+    process = start_process(config)
+    while not config_log.exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    # Stopped, the process gets both signals before it can finish its step; the kernel delivers SIGINT first.
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+        process.send_signal(number)
+    assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_the_logged_loss_is_the_mean_over_all_micro_batches(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=2, batch_size=6))
+    (tmp_path / "run").rename(tmp_path / "whole")
+    train(tiny(max_iters=2, batch_size=2, gradient_accumulation_steps=3))
+    a, b = ([r["loss"] for r in read_log(tmp_path / name) if r["event"] == "train"] for name in ("whole", "run"))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_log_interval_changes_no_record(tiny, tmp_path: Path) -> None:
+    train(tiny())
+    (tmp_path / "run").rename(tmp_path / "every")
+    train(tiny(log_interval=7))
+    assert curve(tmp_path / "run") == curve(tmp_path / "every")
+
+
+def test_best_and_newest_checkpoints_are_kept(tiny, tmp_path: Path) -> None:
+    """With a learning rate that wrecks the model after step 10 the best checkpoint is an old one."""
+    config = tiny(max_iters=20, eval_interval=5, keep_checkpoints=1, checkpoint_interval=1)
+    train(tiny(max_iters=10, eval_interval=5, keep_checkpoints=1))
+    train(config.__class__(**config.as_dict() | {"init_from": "resume", "learning_rate": 10.0, "min_lr": 10.0}))
+    steps = saved_steps(tmp_path / "run")
+    best = min((r["val_loss"], r["step"]) for r in read_log(tmp_path / "run") if r["event"] == "eval")[1]
+    assert steps == [20, best]
+    assert best <= 10
+
+
+def test_only_improvements_are_saved_where_asked(tiny, tmp_path: Path) -> None:
+    train(tiny(learning_rate=0.0, min_lr=0.0, always_save_checkpoint=False, keep_checkpoints=0))
+    assert saved_steps(tmp_path / "run") == [20]  # nothing improves; the end is saved all the same
+
+
+def test_a_run_is_not_overwritten_unasked(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=2))
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(UserError, match="--overwrite"):
+        train(tiny(max_iters=2))
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(tiny(max_iters=3, overwrite=True))
+    assert saved_steps(tmp_path / "run") == [3]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_eval_only_writes_nothing(tiny, tmp_path: Path) -> None:
+    result = train(tiny(eval_only=True, eval_iters=0))
+    assert result.val_loss == pytest.approx(torch.log(torch.tensor(22.0)).item(), abs=0.7)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_needs_a_run_and_its_shape(tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint to resume"):
+        train(tiny(init_from="resume"))
+    train(tiny(max_iters=2))
+    with pytest.raises(UserError, match="n_layer=2, not 3"):
+        train(tiny(init_from="resume", n_layer=3))
+
+
+def test_fine_tuning_starts_from_the_model_and_crops_it(tiny, tmp_path: Path) -> None:
+    train(tiny())
+    (tmp_path / "run").rename(tmp_path / "base")
+    result = train(tiny(init_from=str(tmp_path / "base"), block_size=8, max_iters=0))
+    assert result.val_loss < 2.6
+    model, _ = gpt2.load(str(tmp_path / "base"))
+    assert model.config.block_size == 16
+    with pytest.raises(UserError, match="more than the model's 16"):
+        train(tiny(init_from=str(tmp_path / "base"), block_size=32, overwrite=True))
+
+
+def test_fine_tuning_with_another_tokenizer_is_refused(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=1))
+    (tmp_path / "other.txt").write_text("entirely different letters: xyz! " * 50)
+    other = gpt2.data.prepare.prepare(tmp_path / "other.txt", out=tmp_path / "other", tokenizer="char")
+    with pytest.raises(UserError, match="another char tokenizer"):
+        train(tiny(init_from=str(tmp_path / "run"), dataset=str(other), out_dir=str(tmp_path / "new")))
+
+
+def test_time_limit_ends_the_run_with_a_checkpoint(tiny, tmp_path: Path) -> None:
+    result = train(tiny(max_iters=1_000_000, warmup_iters=0, eval_interval=0, max_minutes=0.01))
+    assert 0 < result.step < 1_000_000
+    assert saved_steps(tmp_path / "run")[0] == result.step
+
+
+def test_a_compiler_that_fails_is_said_and_done_without(tiny, monkeypatch, capfd) -> None:
+    def broken(model):
+        def forward(*args):
+            raise RuntimeError("no compiler\nmore")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", broken)
+    result = train(tiny(compile=True, max_iters=2))
+    assert result.step == 2
+    assert "torch.compile cannot work here (no compiler); training without it" in capfd.readouterr().err
+
+
+def test_samples_of_a_prompt_that_cannot_be_encoded_are_refused_at_the_start(tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'ß'"):
+        train(tiny(sample_interval=10, sample_start="ß"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_changed_at_a_resume_are_said(tiny, capfd) -> None:
+    train(tiny(max_iters=2))
+    capfd.readouterr()
+    train(tiny(max_iters=4, init_from="resume", learning_rate=5e-3))
+    err = capfd.readouterr().err
+    assert "changed for this resume: learning_rate=0.005 (was 0.01)" in err
+    assert "changed for this resume: max_iters=4 (was 2)" in err
+
+
+def test_log_survives_a_torn_last_line(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=4, eval_interval=2))
+    log = tmp_path / "run" / "log.jsonl"
+    with log.open("a") as file:
+        file.write('{"event": "train", "st')
+    train(tiny(max_iters=6, eval_interval=2, init_from="resume"))
+    assert [r["step"] for r in read_log(tmp_path / "run") if r["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    for line in log.read_text().splitlines():
+        json.loads(line)

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+
+from gpt2.errors import UserError
+from gpt2.training.config import TrainConfig
+from gpt2.training.nanogpt_config import DEFAULTS, read
+from gpt2.training.recipes import load_recipe
+
+FINETUNE = """
+import time
+
+out_dir = 'out-shakespeare'
+eval_interval = 5
+wandb_run_name = 'ft-' + str(time.time())
+dataset = 'shakespeare'
+init_from = 'gpt2-xl' # this is the largest GPT-2 model
+batch_size = 1
+gradient_accumulation_steps = 4 * 8
+learning_rate = 3e-5
+decay_lr = False
+min_lr = learning_rate / 10
+"""
+
+
+def test_a_config_file_is_read_as_data() -> None:
+    values = read(FINETUNE, "config.py")
+    assert values.pop("wandb_run_name").startswith("ft-1")
+    assert values == DEFAULTS | {
+        "out_dir": "out-shakespeare",
+        "eval_interval": 5,
+        "dataset": "shakespeare",
+        "init_from": "gpt2-xl",
+        "batch_size": 1,
+        "gradient_accumulation_steps": 32,
+        "learning_rate": 3e-5,
+        "decay_lr": False,
+        "min_lr": 3e-5 / 10,
+    }
+    TrainConfig(**values)
+
+
+def test_what_it_leaves_out_has_nanogpts_default() -> None:
+    config = TrainConfig(**read("", "config.py")).resolved()
+    assert config.tokens_per_step == 491_520
+    assert (config.bias, config.gelu, config.dataset) == (False, "erf", "openwebtext")
+    assert (config.warmup_iters, config.lr_decay_iters, config.min_lr) == (2000, 600_000, 6e-5)
+
+
+def test_nanogpts_character_config_with_its_cpu_flags_is_our_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "train_shakespeare_char.py"
+    path.write_text(
+        "out_dir = 'out-shakespeare-char'\neval_interval = 250\neval_iters = 200\nlog_interval = 10\n"
+        "always_save_checkpoint = False\nwandb_log = False\nwandb_project = 'shakespeare-char'\n"
+        "wandb_run_name = 'mini-gpt'\ndataset = 'shakespeare_char'\ngradient_accumulation_steps = 1\n"
+        "batch_size = 64\nblock_size = 256\nn_layer = 6\nn_head = 6\nn_embd = 384\ndropout = 0.2\n"
+        "learning_rate = 1e-3\nmax_iters = 5000\nlr_decay_iters = 5000\nmin_lr = 1e-4\nbeta2 = 0.99\n"
+        "warmup_iters = 100\n"
+    )
+    theirs = load_recipe(str(path))
+    flags = {
+        "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 100, "block_size": 64,
+        "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": 2000,
+        "lr_decay_iters": 2000, "dropout": 0.0,
+    }  # fmt: skip
+    trackers = {"wandb_project": "x", "wandb_run_name": "x"}
+    settled = {"gradient_accumulation_steps": 1}
+    assert TrainConfig(**theirs | flags | trackers) == TrainConfig(
+        **load_recipe("shakespeare_char_cpu") | settled | trackers
+    )
+    assert TrainConfig(**theirs | trackers) == TrainConfig(**load_recipe("shakespeare_char") | settled | trackers)
+
+
+def test_a_helper_name_is_not_a_setting() -> None:
+    values = read("k = 2\nmax_iters = k * 5", "c.py")
+    assert values == DEFAULTS | {"max_iters": 10}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "__import__('os').system('touch pwned')",
+        "max_iters = open('x')",
+        "max_iters = [1][0]",
+        "max_iters = 9 ** 9 ** 9",
+        "max_iters = undefined",
+        "max_iters = 1 / 0",
+        "out_dir = 'a' * 1000000000000",
+        "out_dir = '%1000000000d' % 1",
+        "out_dir = f'{1}'",
+        "a = b = 1",
+        "if True: max_iters = 1",
+        "max_iters = (",
+        "def f(): pass",
+        "\0",
+    ],
+)
+def test_anything_else_is_refused_by_line_and_not_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"c\.py, line"):
+        read("batch_size = 1\n" + line, "c.py")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.py").write_text("batch_sise = 3")
+    with pytest.raises(UserError, match="did you mean batch_size"):
+        load_recipe(str(tmp_path / "c.py"))

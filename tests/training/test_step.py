@@ -1,0 +1,146 @@
+"""One update against hand-made references."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gpt2.data.batches import gather, sample_starts
+from gpt2.optim.adamw import parameter_groups
+from gpt2.training.setup import Run, set_up
+from gpt2.training.step import dropout_seed, step_learning_rate, train_step
+
+
+def silent(line: str) -> None: ...
+
+
+def all_rows(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every row of an update as one batch."""
+    c = run.config
+    count = c.accumulation * c.batch_size
+    starts = sample_starts(run.train_tokens, c.block_size, c.data_order, c.seed, step, count)
+    return gather(run.train_tokens, starts, c.block_size, run.device)
+
+
+def test_an_update_is_the_textbooks(tiny) -> None:
+    """Loss, clipping, decay groups, schedule and AdamW against float64 arithmetic written out here."""
+    run = set_up(tiny(gradient_accumulation_steps=3, grad_clip=0.5, weight_decay=0.2, warmup_iters=0), silent)
+    model = type(run.model)(run.model.config).double()
+    model.load_state_dict(run.model.state_dict())
+    decays = {n: g["weight_decay"] for g in parameter_groups(model, 0.2) for n, _ in g["params"]}
+    moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()}
+    for step in range(3):
+        x, y = all_rows(run, step)
+        loss = F.cross_entropy(model.head(model.hidden(x)).flatten(0, 1), y.flatten())
+        grads = dict(zip(moments, torch.autograd.grad(loss, list(model.parameters())), strict=True))
+        norm = torch.sqrt(sum((g**2).sum() for g in grads.values()))
+        lr = step_learning_rate(run.config, step)
+        for name, p in model.named_parameters():
+            g = grads[name] * min(1.0, 0.5 / (norm + 1e-6))
+            m, v = moments[name]
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.95).add_(0.05 * g**2)
+            p.data *= 1 - lr * decays[name]
+            t = step + 1
+            p.data -= lr * (m / (1 - 0.9**t)) / (torch.sqrt(v / (1 - 0.95**t)) + 1e-8)
+        result = train_step(run)
+        run.state.step += 1
+        assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert result.grad_norm.item() == pytest.approx(norm.item(), rel=1e-4)
+        assert result.lr == lr
+    for (name, p), q in zip(model.named_parameters(), run.model.parameters(), strict=True):
+        assert torch.allclose(p.float(), q, rtol=0, atol=2e-4), name  # Adam divides tiny gradients by their size
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (6, 2), (3, 4), (1, 12)])
+def test_micro_batches_do_not_change_the_update(tiny, batch_size: int, accumulation: int) -> None:
+    changes = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "warmup_iters": 0}
+    run = set_up(tiny(**changes), silent)
+    reference = set_up(tiny(batch_size=12, warmup_iters=0), silent)
+    for r in (run, reference):
+        r.result = train_step(r)
+    assert run.result.loss.item() == pytest.approx(reference.result.loss.item(), rel=1e-6)
+    assert run.result.grad_norm.item() == pytest.approx(reference.result.grad_norm.item(), rel=1e-4)
+
+
+def test_no_clipping_leaves_the_gradient_alone(tiny) -> None:
+    """A clip below any norm changes the weights, 0 does not."""
+    weights = {}
+    for clip in (0.0, 1e9, 1e-3):
+        run = set_up(tiny(grad_clip=clip, weight_decay=0.0, warmup_iters=0), silent)
+        train_step(run)
+        weights[clip] = run.optimizer.state[run.model.transformer.wte.weight]["exp_avg"].clone()
+    assert torch.equal(weights[0.0], weights[1e9])
+    assert weights[1e-3].norm() < 0.1 * weights[0.0].norm()
+
+
+def test_overfitting_repeats_the_first_batch(tiny) -> None:
+    run = set_up(tiny(overfit_single_batch=True, max_iters=150), silent)
+    x, y = all_rows(run, 0)
+    for _ in range(150):
+        train_step(run)
+        run.state.step += 1
+    with torch.no_grad():
+        _, loss = run.model(x, y)
+    assert loss.item() < 1.0
+
+
+def test_dropout_is_a_function_of_seed_step_and_micro_batch(tiny) -> None:
+    losses = []
+    for _ in range(2):
+        run = set_up(tiny(dropout=0.5, gradient_accumulation_steps=2), silent)
+        torch.manual_seed(torch.seed() % 1000)  # whatever came before does not matter
+        losses.append(train_step(run).loss.item())
+    assert losses[0] == losses[1]
+    seeds = {dropout_seed(*s) for s in itertools.product(range(3), range(3), range(3))}
+    assert len(seeds) == 27
+
+
+def test_learning_rate_without_decay_is_constant(tiny) -> None:
+    config = tiny(decay_lr=False, warmup_iters=5).resolved()
+    assert {step_learning_rate(config, s) for s in (0, 3, 19)} == {1e-2}
+    config = tiny(lr_schedule="linear", warmup_iters=1).resolved()
+    assert step_learning_rate(config, 0) == 5e-3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_trains_like_float32(tiny, dtype: str) -> None:
+    losses = {}
+    for d in ("float32", dtype):
+        run = set_up(tiny(dtype=d, warmup_iters=0), silent)
+        for _ in range(30):
+            losses[d] = train_step(run).loss.item()
+            run.state.step += 1
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    assert losses[dtype] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_float16_skips_an_update_that_overflows_and_lowers_its_scale(tiny) -> None:
+    run = set_up(tiny(dtype="float16"), silent)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = [p.clone() for p in run.model.parameters()]
+    result = train_step(run)
+    assert not result.grad_norm.isfinite()
+    assert run.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(p, q) for p, q in zip(before, run.model.parameters(), strict=True))
+
+
+def test_weights_do_not_depend_on_vocabulary_padding(tiny) -> None:
+    runs = [set_up(replace(tiny(), pad_vocab=pad), silent) for pad in (1, 64)]
+    for run in runs:
+        for _ in range(3):
+            train_step(run)
+            run.state.step += 1
+    for p, q in zip(*(r.model.parameters() for r in runs), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-4)
+
+
+def test_nothing_is_written_before_the_run_is_known_to_work(tiny, tmp_path: Path) -> None:
+    from gpt2.errors import UserError
+
+    with pytest.raises(UserError):
+        set_up(tiny(block_size=100_000), silent)
+    assert not (tmp_path / "run").exists()
