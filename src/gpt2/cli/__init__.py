@@ -31,15 +31,20 @@ def make_app() -> cyclopts.App:
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
-        config=fill_in_recipe,
+        config=complete,
     )
     for name, (path, summary) in COMMANDS.items():
         app.command(path, name=name, help=summary)
     return app
 
 
-def fill_in_recipe(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """`gpt2 train` has settings from elsewhere than its flags."""
+def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Between reading the command line and converting it: refuse fractions, bring in settings from elsewhere."""
+    for argument in arguments:
+        if argument.hint in (int, int | None):
+            for token in argument.tokens:
+                if "." in token.value:  # the library would round it
+                    raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
     if commands == ("train",):
         from gpt2.cli.train import fill_in
 

@@ -40,11 +40,11 @@ def _shakespeare(cache: Path, given: Path | None) -> list[Path]:
 
 
 def _python_standard_library(cache: Path, given: Path | None) -> list[Path]:
-    """Every module of the running Python's standard library but its tests, by path."""
+    """Every module of the running Python's standard library but tests and tables of characters, by path."""
     if given is not None:
         raise UserError("pystdlib is found on this machine and takes no --from")
     root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data"}
+    left_out = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data", "encodings"}
     files = [p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts)]
     if not files:
         raise UserError(f"there is no Python source in {root}; prepare a text of your own: gpt2 prepare FILE")
@@ -54,5 +54,5 @@ def _python_standard_library(cache: Path, given: Path | None) -> list[Path]:
 CORPORA = {
     "shakespeare_char": Corpus("char", 0, _shakespeare, "tiny Shakespeare by character, as nanoGPT's"),
     "shakespeare": Corpus("gpt2", 0, _shakespeare, "tiny Shakespeare in GPT-2 tokens, as nanoGPT's"),
-    "pystdlib": Corpus("bpe", 4096, _python_standard_library, "source of this Python's standard library"),
+    "pystdlib": Corpus("bpe", 2048, _python_standard_library, "source of this Python's standard library"),
 }

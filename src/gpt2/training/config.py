@@ -137,7 +137,8 @@ class TrainConfig:
     """Accepted for nanoGPT's configurations; a single process needs none."""
 
     def __post_init__(self) -> None:
-        self._check_types()
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, checked(name, getattr(self, name)))
         at_least = {
             "max_iters": 0, "batch_size": 1, "block_size": 1, "eval_interval": 0, "eval_iters": 0,
             "log_interval": 1, "checkpoint_interval": 0, "keep_checkpoints": 0, "sample_interval": 0,
@@ -163,20 +164,6 @@ class TrainConfig:
                 f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={decay_iters}; "
                 "lower --warmup_iters or raise --lr_decay_iters"
             )
-
-    def _check_types(self) -> None:
-        """Admit an int where a float belongs; refuse other wrong types, which a TOML file can hold."""
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            kinds = get_args(hint) or (hint,)
-            if get_origin(hint) is Literal:
-                if value not in kinds:
-                    raise UserError(f"{name} is {value!r}; choose from {', '.join(map(str, kinds))}")
-            elif float in kinds and type(value) is int:
-                object.__setattr__(self, name, float(value))
-            elif type(value) not in kinds:
-                expected = " or ".join("nothing" if k is type(None) else k.__name__ for k in kinds)
-                raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
 
     def _check_batch(self) -> None:
         """Refuse two sizes of an update that differ, and one that rows do not divide."""
@@ -228,4 +215,23 @@ class TrainConfig:
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
 
-assert get_args(get_type_hints(TrainConfig)["lr_schedule"]) == SCHEDULES
+HINTS = get_type_hints(TrainConfig)
+assert get_args(HINTS["lr_schedule"]) == SCHEDULES
+
+
+def checked(name: str, value: Any) -> Any:
+    """`value` as the setting `name` takes it: an int where a float belongs becomes one.
+
+    Raises UserError for any other type, which a TOML file can hold, and for a choice there is not.
+    """
+    hint = HINTS[name]
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is Literal:
+        if value not in kinds:
+            raise UserError(f"{name} is {value!r}; choose from {', '.join(kinds)}")
+    elif float in kinds and type(value) is int:
+        return float(value)
+    elif type(value) not in kinds:
+        expected = " or ".join(k.__name__ for k in kinds if k is not type(None))
+        raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
+    return value

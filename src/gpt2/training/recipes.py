@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2.errors import UserError
 from gpt2.training import nanogpt_config
-from gpt2.training.config import TrainConfig
+from gpt2.training.config import TrainConfig, checked
 
 
 def names() -> list[str]:
@@ -34,27 +34,35 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".py":
-        return check_names(nanogpt_config.read(text, recipe), recipe)
+        return check_settings(nanogpt_config.read(text, recipe), recipe)
     return parse_toml(text, recipe)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Settings of a flat TOML document. Raises UserError."""
     try:
-        return check_names(tomllib.loads(text), where)
+        return check_settings(tomllib.loads(text), where)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not valid TOML: {error}") from None
 
 
-def check_names(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return `values` unless a name in it is no setting. Raises UserError with the nearest name."""
+def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return `values`, each of the type its setting takes.
+
+    Raises UserError for a name that is no setting, with the nearest one, and for a value of another type.
+    """
     known = TrainConfig.__dataclass_fields__
-    for name in values:
+    result = {}
+    for name, value in values.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "gpt2 train --help lists them"
             raise UserError(f"{where}: no setting {name!r}; {hint}")
-    return values
+        try:
+            result[name] = checked(name, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return result
 
 
 def dump_toml(values: dict[str, Any]) -> str:

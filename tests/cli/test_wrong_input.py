@@ -1,0 +1,192 @@
+"""What people get wrong: each gives one clear line and status 2, and nothing is lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2.checkpoint import folder_of, saved_steps
+from gpt2.training.loop import train
+
+
+@pytest.fixture
+def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a dataset `d`, a finished run `r` and some damaged copies of both."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(dataset, "d")
+    train(tiny(out_dir="r", dataset="d", max_iters=2))
+    shutil.copytree("d", "truncated")
+    Path("truncated/val.bin").write_bytes(Path("d/val.bin").read_bytes()[:-7])
+    shutil.copytree("d", "foreign")
+    tokens = np.fromfile("foreign/train.bin", dtype="<u2")
+    tokens[5] = 999
+    tokens.tofile("foreign/train.bin")
+    shutil.copytree("r", "corrupt")
+    for step in saved_steps(Path("corrupt")):
+        (folder_of(Path("corrupt"), step) / "model.safetensors").write_bytes(b"rubbish")
+    Path("a_file").write_text("x")
+    Path("nanogpt.py").write_text("import os\nbatch_size = 3\n")
+    Path("bad.toml").write_text("batch_sise = 3\n")
+    Path("float.toml").write_text("batch_size = 3.5\n")
+    Path("latin.txt").write_bytes("é".encode("latin-1") * 100)
+    Path("empty").mkdir()
+    return tmp_path
+
+
+TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 1, "device": "cpu", "compile": False}
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a command line, in which TINY stands for a tiny model, as far as the line says no other."""
+    tiny = [f"--{name}={value}" for name, value in TINY.items() if f"--{name}=" not in line]
+    return [word for w in line.split() for word in (tiny if w == "TINY" else [w])]
+
+
+WRONG = [
+    # (command line, what the line must say)
+    ("trian", 'Did you mean "train"'),
+    ("train --batch_sise=3", "Did you mean --batch-size"),
+    ("train --batch_size=many", "many"),
+    ("train --compile=maybe", "maybe"),
+    ("train --dtype=float8", "float8"),
+    ("train --learning_rate", "requires an argument"),
+    ("train no_such_recipe", "built-in recipes"),
+    ("train shakespeare_chr", "did you mean shakespeare_char"),
+    ("train bad.toml", "did you mean batch_size"),
+    ("train float.toml", "float.toml: batch_size is 3.5 (float); it must be int"),
+    ("train --batch_size=3.5", "--batch_size is 3.5"),
+    ("train nanogpt.py", "nanogpt.py, line 1"),
+    ("train", "no dataset given"),
+    ("train TINY --dataset=nowhere", "no dataset 'nowhere'"),
+    ("train TINY --dataset=empty", "holds no dataset"),
+    ("train TINY --dataset=truncated", "odd number of bytes"),
+    ("train TINY --dataset=foreign", "token id 999"),
+    ("train TINY --dataset=d --block_size=100000", "too few for one block"),
+    ("train TINY --dataset=d --total_batch_size=100", "nearest"),
+    ("train TINY --dataset=d --total_batch_size=192 --gradient_accumulation_steps=3", "give only one"),
+    ("train TINY --dataset=d --vocab_size=3", "vocab_size=3 is too small"),
+    ("train TINY --dataset=d --n_head=3", "n_head=3"),
+    ("train TINY --dataset=d --device=cuda:99", "not available"),
+    ("train TINY --dataset=d --device=abacus", "abacus"),
+    ("train TINY --dataset=d --out_dir=a_file/run", "a_file/run"),
+    ("train TINY --dataset=d --out_dir=/proc/run", "/proc/run"),
+    ("train TINY --dataset=d --out_dir=r", "already holds a run"),
+    ("train TINY --dataset=d --init_from=resume --out_dir=empty", "no checkpoint to resume"),
+    ("train --init_from=resume --out_dir=corrupt", "is damaged"),
+    ("train --init_from=resume --out_dir=r --n_layer=5", "n_layer=2, not 5"),
+    ("train TINY --dataset=d --init_from=a_file", "is no model"),
+    ("train TINY --dataset=d --max_iters=-1", "at least 0"),
+    ("train TINY --dataset=d --min_lr=nan", "min_lr"),
+    ("sample", "MODEL"),
+    ("sample nowhere", "no model 'nowhere'"),
+    ("sample empty", "is no model"),
+    ("sample corrupt", "no intact checkpoint"),
+    ("sample r --start=Ω", "'Ω'"),
+    ("sample r --start=FILE:nowhere.txt", "nowhere.txt"),
+    ("sample r --temperature=-1", "temperature"),
+    ("sample r --top_p=2", "top_p"),
+    ("sample r --num_samples=0", "num_samples"),
+    ("prepare", "SOURCES"),
+    ("prepare nowhere.txt", "nowhere.txt"),
+    ("prepare empty", "no text files"),
+    ("prepare latin.txt --tokenizer=char", "not UTF-8"),
+    ("prepare a_file --tokenizer=word", "word"),
+    ("prepare a_file --tokenizer=char", "too few"),
+    ("prepare r/log.jsonl --tokenizer=byte --out=d", "--overwrite"),
+    ("prepare shakespeare --from=a_file", "not the tiny Shakespeare"),
+    ("eval loss r", "DATASET"),
+    ("eval loss r empty", "holds no dataset"),
+    ("plot empty", "log.jsonl"),
+    ("plot r -o curve.doc", ".png"),
+]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_each_mistake_gives_one_line_and_loses_nothing(world: Path, gpt2_command) -> None:
+    before = contents(world)
+    wrong = []
+    for line, message in WRONG:
+        status, out, err = gpt2_command(*words_of(line))
+        last = err.splitlines()[-1] if err else ""
+        one_line = last.startswith("gpt2: ") and message in last and "Traceback" not in err
+        if not (status == 2 and one_line and out == "" and contents(world) == before):
+            wrong.append((line, status, out, err))
+    assert wrong == []
+
+
+def test_flags_have_one_meaning_in_every_spelling(world: Path, gpt2_command) -> None:
+    common = words_of("train TINY --dataset=d --overwrite --out_dir=s")
+    configs = []
+    for spelling in (
+        ["--batch_size=3", "--bias=False"],
+        ["--batch-size", "3", "--no-bias"],
+        ["--batch-size=3", "--bias=false"],
+    ):
+        assert gpt2_command(*common, *spelling)[0] == 0
+        configs.append(Path("s/config.toml").read_text())
+    assert configs[0] == configs[1] == configs[2]
+    assert "batch_size = 3\n" in configs[0]
+    assert "bias = false\n" in configs[0]
+
+
+def test_flag_beats_recipe_beats_default(world: Path, gpt2_command) -> None:
+    Path("mine.toml").write_text('dataset = "d"\nbatch_size = 5\nlearning_rate = 1\nout_dir = "p"\n')
+    status, _, err = gpt2_command(*words_of("train mine.toml TINY --batch_size=3"))
+    assert status == 0, err
+    config = Path("p/config.toml").read_text()
+    assert "batch_size = 3\n" in config
+    assert "learning_rate = 1.0\n" in config
+    assert "beta1 = 0.9\n" in config
+
+
+def test_resume_needs_only_the_run(world: Path, gpt2_command) -> None:
+    status, _, err = gpt2_command("train", "--init_from=resume", "--out_dir=r", "--max_iters=4")
+    assert status == 0, err
+    assert saved_steps(Path("r"))[0] == 4
+
+
+def test_eval_prints_one_json_object(world: Path, gpt2_command) -> None:
+    status, out, _ = gpt2_command("eval", "loss", "r", "d", "--json", "--device=cpu")
+    assert status == 0
+    figures = json.loads(out)
+    assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
+    assert figures["tokens"] % 16 == 0
+
+
+def test_sample_continues_a_prompt_from_a_file(world: Path, gpt2_command) -> None:
+    Path("prompt.txt").write_text("the cat")
+    status, out, err = gpt2_command(
+        "sample", "r", "--start=FILE:prompt.txt", "--max_new_tokens=20", "--num_samples=2"
+    )
+    assert status == 0, err
+    texts = out.split("\n---------------\n")
+    assert [t.startswith("the cat") for t in texts] == [True, True, False]
+    assert len(texts[0]) == 27
+    assert texts[0] != texts[1]
+    again = gpt2_command("sample", "r", "--start=the cat", "--max_new_tokens=20", "--seed=1338")[1]
+    assert again.startswith(texts[1])
+
+
+def test_empty_prompts_and_greedy_sampling_work(world: Path, gpt2_command) -> None:
+    status, out, _ = gpt2_command("sample", "r", "--temperature=0", "--max_new_tokens=30")
+    assert status == 0
+    assert len(out) > 30
+
+
+def test_plot_draws_several_runs(world: Path, gpt2_command) -> None:
+    shutil.copytree("r", "r2")
+    assert gpt2_command("plot", "r", "r2", "-o", "curves.png")[0] == 0
+    assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_runs_through(world: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, out, err = gpt2_command("demo", "--smoke")
+    assert status == 0, err
+    assert "validation loss" in out
+    assert Path("out-demo/plot.png").is_file()
+    assert gpt2_command("demo", "--smoke")[0] == 0  # a second demo replaces the first
