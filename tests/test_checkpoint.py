@@ -101,10 +101,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, [1, 2, 3, 4, 5])
-    checkpoint.prune(tmp_path, keep=2, best_step=2)
+    checkpoint.prune(tmp_path, checkpoint.TrainState(step=5, best_step=2), keep=2)
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
-    checkpoint.prune(tmp_path, keep=0, best_step=None)
+    checkpoint.prune(tmp_path, checkpoint.TrainState(step=5), keep=0)
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
+
+
+def test_damaged_checkpoints_ahead_of_a_resumed_run_do_not_count(tmp_path: Path) -> None:
+    saved(tmp_path, [1, 2, 3, 9])
+    checkpoint.prune(tmp_path, checkpoint.TrainState(step=3), keep=2)
+    assert checkpoint.saved_steps(tmp_path) == [9, 3, 2]
 
 
 def test_a_save_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

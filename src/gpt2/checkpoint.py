@@ -68,11 +68,14 @@ def save(
     return folder
 
 
-def prune(out_dir: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none."""
+def prune(out_dir: Path, state: TrainState, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none.
+
+    Those newer than the run itself are damaged ones that a resume went back behind: they do not count.
+    """
     if keep:
-        for step in saved_steps(out_dir)[keep:]:
-            if step != best_step:
+        for step in [s for s in saved_steps(out_dir) if s <= state.step][keep:]:
+            if step != state.best_step:
                 shutil.rmtree(folder_of(out_dir, step))
 
 

@@ -120,10 +120,10 @@ class Loop:
     def run(self, stop: Stop) -> TrainResult:
         """Until max_iters, max_minutes or a signal."""
         run, config, state = self.run_, self.run_.config, self.run_.state
-        self.log.write("start" if state.step == 0 else "resume", state.step, tokens=state.tokens)
+        self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
-            save = last or bool(stop) or self.due(config.checkpoint_interval)
+            save = last or bool(stop) or (state.step > 0 and self.due(config.checkpoint_interval))
             if not stop:
                 if last or self.due(config.eval_interval):
                     save |= self.evaluate()
@@ -219,7 +219,7 @@ class Loop:
         state.scaler = run.scaler.state_dict()
         folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, run.config.as_dict())
         run.saved_step = state.step
-        checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
+        checkpoint.prune(run.out_dir, state, run.config.keep_checkpoints)
         seconds = round(time.perf_counter() - began, 3)
         self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
 

@@ -232,6 +232,8 @@ def _prepare_folder(config: TrainConfig, out_dir: Path, fresh: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
         (out_dir / "checkpoints").mkdir(exist_ok=True)
-        write_text(out_dir / "config.toml", dump_toml(config.as_dict()))
+        # As a recipe it must not delete the run it describes.
+        settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
+        write_text(out_dir / "config.toml", dump_toml(settings))
     except OSError as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
