@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gpt2 import checkpoint
@@ -94,6 +95,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     notes: list[str] = []
     assert checkpoint.latest(tmp_path, notes.append) == checkpoint.folder_of(tmp_path, 1)
     assert ["step_0000003" in notes[0], "step_0000002" in notes[1], len(notes)] == [True, True, 2]
+    assert checkpoint.saved_steps(tmp_path) == [1]  # the damaged ones no longer count as kept
+    assert len(list((tmp_path / "checkpoints").glob("damaged_*"))) == 2
     (checkpoint.folder_of(tmp_path, 1) / "state.json").write_text("{}")
     with pytest.raises(UserError, match="every checkpoint"):
         checkpoint.latest(tmp_path, notes.append)
@@ -101,16 +104,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, [1, 2, 3, 4, 5])
-    checkpoint.prune(tmp_path, checkpoint.TrainState(step=5, best_step=2), keep=2)
+    checkpoint.prune(tmp_path, keep=2, best_step=2)
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
-    checkpoint.prune(tmp_path, checkpoint.TrainState(step=5), keep=0)
+    checkpoint.prune(tmp_path, keep=0, best_step=None)
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
-
-
-def test_damaged_checkpoints_ahead_of_a_resumed_run_do_not_count(tmp_path: Path) -> None:
-    saved(tmp_path, [1, 2, 3, 9])
-    checkpoint.prune(tmp_path, checkpoint.TrainState(step=3), keep=2)
-    assert checkpoint.saved_steps(tmp_path) == [9, 3, 2]
 
 
 def test_a_save_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,16 +122,26 @@ def test_a_save_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
 
 
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        saved(tmp_path, [2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks up open files in /proc")
 def test_files_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, replace = os.fsync, Path.replace
 
     def watched_fsync(fd: int) -> None:
         events.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "rename", lambda self, target: events.append("rename") or rename(self, target))
+    monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename") or replace(self, target))
     saved(tmp_path, [1])
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
     assert {Path(p).name for p in before} >= {
@@ -162,3 +169,10 @@ def test_a_damaged_checkpoint_is_not_loaded_by_name(tmp_path: Path) -> None:
     (folder / "state.json").write_text("{}")
     with pytest.raises(UserError, match=r"state\.json"):
         load(str(folder))
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", "gpt2 checkpoint 2")
+    saved(tmp_path, [1])
+    with pytest.raises(UserError, match="gpt2 checkpoint 2"):
+        load(str(tmp_path))

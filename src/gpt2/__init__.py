@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from gpt2.model import GPT, GPTConfig
     from gpt2.training.config import TrainConfig
     from gpt2.training.loop import train
+    from gpt2.training.recipes import load_recipe, resume_config
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "GPTConfig", "TrainConfig", "UserError", "generate", "load", "train"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "TrainConfig",
+    "UserError",
+    "generate",
+    "load",
+    "load_recipe",
+    "resume_config",
+    "train",
+]
 
 _HOME = {
     "GPT": "gpt2.model",
@@ -28,6 +39,8 @@ _HOME = {
     "UserError": "gpt2.errors",
     "generate": "gpt2.generation.engine",
     "load": "gpt2.formats.open",
+    "load_recipe": "gpt2.training.recipes",
+    "resume_config": "gpt2.training.recipes",
     "train": "gpt2.training.loop",
 }
 

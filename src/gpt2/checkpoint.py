@@ -4,24 +4,26 @@
 SHA-256 of each. There is no random state to store: batches and dropout are functions of (seed, step).
 """
 
+import errno
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.files import manifest_problem, publish, write_manifest
-from gpt2.formats.native import folder_of, read_description, saved_steps
+from gpt2.formats.layout import FORMAT, folder_of, saved_steps
+from gpt2.formats.native import read_description
 from gpt2.model import GPT
 from gpt2.optim.adamw import load_named_state, named_state
 from gpt2.tokenizers import Tokenizer
-
-FORMAT = "gpt2 checkpoint 1"
 
 
 @dataclass
@@ -44,23 +46,23 @@ def save(
     model: GPT,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
-    train_config: dict[str, Any],
+    about: dict[str, Any],
 ) -> Path:
-    """Publish the checkpoint of `state.step` and return its folder."""
+    """Publish the checkpoint of `state.step` and return its folder.
+
+    `about` is kept for reading: the configuration and the dataset. Raises OSError where it cannot be written;
+    the checkpoints before it stay as they are.
+    """
     folder = folder_of(out_dir, state.step)
     with publish(folder) as temporary:
         temporary.mkdir()
-        save_file(
-            {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()},
-            temporary / "model.safetensors",
-        )
-        tensors = {name: value.detach().cpu().contiguous() for name, value in named_state(optimizer).items()}
-        save_file(tensors, temporary / "optimizer.safetensors")
+        _write_tensors(dict(model.named_parameters()), temporary / "model.safetensors")
+        _write_tensors(named_state(optimizer), temporary / "optimizer.safetensors")
         description = {
             "format": FORMAT,
             **asdict(state),
             "model": asdict(model.config),
-            "train": train_config,
+            **about,
             "tokenizer": tokenizer.to_json(),
         }
         (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -68,30 +70,43 @@ def save(
     return folder
 
 
-def prune(out_dir: Path, state: TrainState, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none.
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:  # what its writer makes of a full disk
+        raise OSError(errno.EIO, first_line(error), str(path)) from error
 
-    Those newer than the run itself are damaged ones that a resume went back behind: they do not count.
-    """
+
+def prune(out_dir: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none."""
     if keep:
-        for step in [s for s in saved_steps(out_dir) if s <= state.step][keep:]:
-            if step != state.best_step:
+        for step in saved_steps(out_dir)[keep:]:
+            if step != best_step:
                 shutil.rmtree(folder_of(out_dir, step))
 
 
 def latest(out_dir: Path, note: Callable[[str], None]) -> Path:
-    """The newest intact checkpoint of a run; each damaged one passed over is named through `note`.
+    """The newest intact checkpoint of a run.
 
-    Raises UserError where there is none.
+    Damaged ones that are newer are named through `note` and renamed, so that they are in nobody's way.
+    Raises UserError where no intact one is left.
     """
     steps = saved_steps(out_dir)
+    problems: dict[Path, str] = {}
     for step in steps:
         folder = folder_of(out_dir, step)
         if (problem := manifest_problem(folder)) is None:
+            for damaged, what in problems.items():
+                aside = damaged.with_name(f"damaged_{damaged.name}_{time.time_ns()}")
+                damaged.rename(aside)
+                note(f"checkpoint {damaged} is damaged ({what}), now {aside.name}; going back to {folder.name}")
             return folder
-        note(f"checkpoint {folder} is damaged ({problem}); going back to the one before it")
+        problems[folder] = problem
     if steps:
-        raise UserError(f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start again with --overwrite")
+        raise UserError(
+            f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start anew with --init_from=scratch "
+            "--overwrite"
+        )
     raise UserError(f"{out_dir} holds no checkpoint to resume; start the run with --init_from=scratch")
 
 

@@ -7,3 +7,9 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2. Everything that is our own
     fault is an assert or an ordinary exception instead.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of somebody else's says, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -41,21 +41,19 @@ def publish(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; make a file or folder there and it becomes `target` whole.
 
     Contents are flushed to disk before the rename, so that a crash at any moment leaves either what was
-    there before or the complete new version; only where a folder replaces a folder there is a moment with
-    neither, because no rename does that.
+    there before or the complete new version. A file replaces a file; a folder replaces nothing but an empty
+    one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    temporary = target.parent / f".{target.name}.tmp"
     _remove(temporary)
     try:
         yield temporary
         if temporary.is_dir():
             for path in sorted(temporary.rglob("*")):
                 _fsync(path)
-            if target.exists():
-                shutil.rmtree(target)
         _fsync(temporary)
-        temporary.rename(target)
+        temporary.replace(target)
         _fsync(target.parent)
     finally:
         _remove(temporary)

@@ -231,9 +231,9 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., C). Padding rows are zeros made here and cut off again."""
+        """Logits (..., V) of hidden states (..., C). In training, zero rows pad the product and are cut off again."""
         weight = self.transformer.wte.weight
-        if padding := -len(weight) % self.config.pad_vocab:
+        if self.training and (padding := -len(weight) % self.config.pad_vocab):
             return F.linear(x, F.pad(weight, (0, 0, 0, padding)))[..., : self.config.vocab_size]
         return F.linear(x, weight)
 

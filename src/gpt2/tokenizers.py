@@ -179,7 +179,10 @@ def _train_with_hugging_face(texts: Iterable[str], size: int) -> list[bytes]:
     """The tokens of a byte-level BPE trained by Hugging Face tokenizers: 256 bytes, then its merges."""
     import json
 
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    try:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    except ImportError:
+        raise UserError("training a BPE needs rustbpe or tokenizers; pip install rustbpe") from None
 
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated")

@@ -1,7 +1,10 @@
 """What people get wrong: each gives one clear line and status 2, and nothing is lost."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     for step in saved_steps(Path("corrupt")):
         (folder_of(Path("corrupt"), step) / "model.safetensors").write_bytes(b"rubbish")
     Path("a_file").write_text("x")
+    Path("mine.txt").write_text("some words to learn from\n" * 20)
     Path("nanogpt.py").write_text("import os\nbatch_size = 3\n")
     Path("bad.toml").write_text("batch_sise = 3\n")
     Path("float.toml").write_text("batch_size = 3.5\n")
@@ -71,7 +75,6 @@ WRONG = [
     ("train TINY --dataset=d --device=cuda:99", "not available"),
     ("train TINY --dataset=d --device=abacus", "abacus"),
     ("train TINY --dataset=d --out_dir=a_file/run", "a_file/run"),
-    ("train TINY --dataset=d --out_dir=/proc/run", "/proc/run"),
     ("train TINY --dataset=d --out_dir=r", "already holds a run"),
     ("train TINY --dataset=d --init_from=resume --out_dir=empty", "no checkpoint to resume"),
     ("train --init_from=resume --out_dir=corrupt", "is damaged"),
@@ -87,6 +90,13 @@ WRONG = [
     ("sample r --start=FILE:nowhere.txt", "nowhere.txt"),
     ("sample r --temperature=-1", "temperature"),
     ("sample r --top_p=2", "top_p"),
+    ("sample r --temperature=nan", "temperature"),
+    ("sample r --seed=99999999999999999999999", "seed"),
+    ("train TINY --dataset=d --grad_clip=inf", "finite"),
+    ("train TINY --dataset=d --seed=99999999999999999999999", "seed"),
+    ("prepare r/log.jsonl --tokenizer=byte --out=r", "holds no dataset"),
+    ("prepare mine.txt --tokenizer=bpe --vocab_size=0", "at least 257"),
+    ("demo --smoke --out_dir=r", "already holds a run"),
     ("sample r --num_samples=0", "num_samples"),
     ("prepare", "SOURCES"),
     ("prepare nowhere.txt", "nowhere.txt"),
@@ -148,6 +158,35 @@ def test_resume_needs_only_the_run(world: Path, gpt2_command) -> None:
     status, _, err = gpt2_command("train", "--init_from=resume", "--out_dir=r", "--max_iters=4")
     assert status == 0, err
     assert saved_steps(Path("r"))[0] == 4
+
+
+def test_a_resumed_run_keeps_its_settings_but_for_flags(world: Path, gpt2_command) -> None:
+    Path("mine.toml").write_text('dataset = "d"\nlearning_rate = 1e-3\nmodel = "d6"\nout_dir = "m"\n')
+    line = words_of("train mine.toml TINY --learning_rate=5e-4 --init_from=auto")
+    assert gpt2_command(*line)[0] == 0
+    status, _, err = gpt2_command("train", "mine.toml", "--init_from=auto", "--max_iters=2")
+    assert status == 0, err
+    assert "keeps learning_rate=0.0005; --learning_rate=0.001 would change it" in err
+    config = Path("m/config.toml").read_text()
+    assert "learning_rate = 0.0005\n" in config
+    assert "max_iters = 2\n" in config
+    assert 'init_from = "auto"\n' in config
+
+
+def test_a_flag_for_one_batch_knob_replaces_the_recipes_other_one(world: Path, gpt2_command) -> None:
+    Path("mine.toml").write_text('dataset = "d"\ntotal_batch_size = 192\nout_dir = "m"\n')
+    status, _, err = gpt2_command(*words_of("train mine.toml TINY --gradient_accumulation_steps=3"))
+    assert status == 0, err
+    assert "tokens per step 288" in err
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(world: Path) -> None:
+    command = f"{sys.executable} -m gpt2 sample r --max_new_tokens=20000 --device=cpu | head -c 10"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout) == 10
 
 
 def test_eval_prints_one_json_object(world: Path, gpt2_command) -> None:

@@ -117,3 +117,42 @@ def test_bad_input_is_refused_and_leaves_nothing(
     else:  # a vocabulary larger than the text can fill is as large as the text can fill
         prepare(tmp_path / "a.txt", out=tmp_path / "out", **settings)
         assert open_dataset(str(tmp_path / "out")).tokenizer.vocab_size < 300
+
+
+def test_nothing_but_a_dataset_is_ever_replaced(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    books = tmp_path / "data" / "books"
+    books.mkdir(parents=True)
+    (books / "a.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for out in (books, Path(), tmp_path, books / "a.txt"):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="holds no dataset"):
+                prepare(books, out=out, tokenizer="char", overwrite=overwrite)
+    assert (books / "a.txt").read_text() == text
+    assert [p.name for p in tmp_path.rglob("*")] == ["data", "books", "a.txt"]
+
+
+def test_overwriting_replaces_the_dataset_and_leaves_the_rest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    out = prepare(tmp_path / "a.txt", out=tmp_path / "out", tokenizer="char")
+    (out / "notes.txt").write_text("mine")
+    prepare(tmp_path / "a.txt", out=out, tokenizer="byte", overwrite=True)
+    assert open_dataset(str(out)).tokenizer.kind == "byte"
+    assert sorted(p.name for p in out.iterdir()) == ["dataset.json", "notes.txt", "train.bin", "val.bin"]
+
+
+def test_a_few_documents_keep_their_ends_and_gain_nothing(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 10)
+    end = "<|endoftext|>"
+    prepare(tmp_path, out=tmp_path / "bytes", tokenizer="byte", val_fraction=0.2)
+    data = open_dataset(str(tmp_path / "bytes"))
+    texts = {s: decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val")}
+    assert texts == {"train": "a" * 10 + end + "b" * 10 + end + "cccc", "val": "cccccc" + end}
+    prepare(*(tmp_path / f"{n}.txt" for n in "abc"), out=tmp_path / "chars", tokenizer="char", val_fraction=0.2)
+    assert open_dataset(str(tmp_path / "chars")).tokenizer.characters == "abc"
+
+
+def test_a_corpus_is_prepared_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prepared alone"):
+        prepare("pystdlib", tmp_path / "a.txt", out=tmp_path / "out")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gpt2.errors import UserError
 from gpt2.formats.huggingface import TRANSPOSED, is_hub_name
@@ -63,6 +63,42 @@ def test_the_activation_is_the_configs(model: GPT, tmp_path: Path, gpt2_vocabula
 def test_what_is_not_gpt2_is_refused_by_name(changes: dict, message: str, model: GPT, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         open_model(str(write(tmp_path / "hf", model, **changes)))
+
+
+def test_a_head_of_its_own_is_refused(model: GPT, tmp_path: Path, gpt2_vocabulary: None) -> None:
+    folder = write(tmp_path / "hf", model)
+    tensors = load_file(folder / "model.safetensors")
+    tied = tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    save_file(tied, folder / "model.safetensors")
+    load(str(folder))
+    save_file(tied | {"lm_head.weight": torch.zeros(50257, 8)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="head"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+            "cannot be read",
+        ),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be read"),
+        (lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"n_layer": 3})), r"h\.2\.\S+ is missing"),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"n_layer": 1})),
+            r"h\.1\.\S+ is .*, not unknown",
+        ),
+        (lambda f: (f / "config.json").write_text(json.dumps(CONFIG | {"n_positions": 32})), r"wpe\S+ is \(16, 8\)"),
+        (lambda f: (f / "config.json").write_text("[]"), "cannot be read"),
+        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    ],
+)
+def test_damage_is_named(damage, message: str, model: GPT, tmp_path: Path, gpt2_vocabulary: None) -> None:
+    folder = write(tmp_path / "hf", model)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load(str(folder))
 
 
 def test_without_the_hub_the_error_says_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

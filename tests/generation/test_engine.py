@@ -103,7 +103,18 @@ def test_an_empty_prompt_starts_somewhere(tokenizer, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0}]
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"max_new_tokens": 0},
+        {"temperature": float("nan")},
+        {"temperature": 1e-45},
+        {"seed": 2**63},
+        {"seed": -1},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
@@ -113,3 +124,13 @@ def test_settings_that_make_no_sense_are_refused(settings: dict) -> None:
 def test_bfloat16_decodes_with_its_own_cache() -> None:
     tokens = take(random_model(), torch.zeros(1, 3, dtype=torch.int64), 20, temperature=0, dtype="bfloat16")
     assert len(tokens[0]) == 20
+
+
+def test_a_model_in_bfloat16_decodes_too() -> None:
+    tokens = take(random_model().to(torch.bfloat16), torch.zeros(1, 3, dtype=torch.int64), 20, temperature=0)
+    assert len(tokens[0]) == 20
+
+
+def test_a_prompt_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match="not valid text"):
+        encode_prompt(ByteTokenizer(), "\udcff")

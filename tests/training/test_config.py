@@ -1,10 +1,13 @@
 import tomllib
+from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from gpt2.errors import UserError
 from gpt2.model import PRESETS
-from gpt2.training.config import TrainConfig
+from gpt2.training.config import HINTS, TrainConfig
 from gpt2.training.recipes import dump_toml, load_recipe, names, parse_toml
 
 
@@ -50,6 +53,9 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"model": "gpt5"}, "gpt5"),
         ({"max_iters": 10, "warmup_iters": 20}, "warmup_iters=20"),
         ({"wsd_decay_fraction": 0.0}, "wsd_decay_fraction"),
+        ({"grad_clip": float("inf")}, "grad_clip is inf"),
+        ({"seed": 2**63}, "seed"),
+        ({"out_dir": "\udcff"}, "not valid text"),
     ],
 )
 def test_contradictions_are_refused(settings: dict, message: str) -> None:
@@ -62,6 +68,15 @@ def test_an_int_serves_where_a_float_belongs() -> None:
     assert (config.learning_rate, type(config.learning_rate), type(config.dropout)) == (1.0, float, float)
 
 
+def test_paths_and_numpy_numbers_serve_too() -> None:
+    config = TrainConfig(out_dir=Path("x"), learning_rate=np.float64(0.5))
+    assert (config.out_dir, type(config.learning_rate)) == ("x", float)
+
+
+def test_sizes_are_the_models() -> None:
+    assert get_args(HINTS["model"]) == tuple(PRESETS)
+
+
 def test_defaults_follow_other_settings() -> None:
     config = TrainConfig(max_iters=1000, learning_rate=1e-3).resolved()
     assert (config.lr_decay_iters, config.warmup_iters, config.min_lr) == (1000, 50, 1e-4)
@@ -70,7 +85,7 @@ def test_defaults_follow_other_settings() -> None:
 
 
 def test_toml_goes_out_and_in() -> None:
-    config = TrainConfig(out_dir='a "b" \\ ü\n', min_lr=1e-7, compile=False).resolved()
+    config = TrainConfig(out_dir='a "b" \\ ü 😀\n\x7f\x1f', min_lr=1e-7, compile=False).resolved()
     text = dump_toml(config.as_dict())
     assert tomllib.loads(text) == config.as_dict()
     assert TrainConfig(**parse_toml(text, "x")) == config

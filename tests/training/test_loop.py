@@ -272,3 +272,98 @@ def test_log_survives_a_torn_last_line(tiny, tmp_path: Path) -> None:
     assert [r["step"] for r in read_log(tmp_path / "run") if r["event"] == "train"] == [1, 2, 3, 4, 5, 6]
     for line in log.read_text().splitlines():
         json.loads(line)
+
+
+def test_a_signal_during_an_evaluation_saves_what_there_is(tiny, tmp_path: Path, monkeypatch) -> None:
+    from gpt2.training import loop
+
+    estimate = loop.estimate_losses
+
+    def interrupted(run):
+        if run.state.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return estimate(run) if run.state.step < 10 else {"train_loss": 9.0, "val_loss": 9.0}
+
+    monkeypatch.setattr(loop, "estimate_losses", interrupted)
+    result = train(tiny(always_save_checkpoint=False))
+    assert result.stopped
+    assert saved_steps(tmp_path / "run") == [10]
+
+
+def test_a_resumed_run_keeps_its_settings_and_a_library_call_needs_no_others(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=4, lr_decay_iters=8, warmup_iters=1, learning_rate=3e-3))
+    result = gpt2.train(gpt2.resume_config(tmp_path / "run", max_iters=8))
+    assert result.step == 8
+    (tmp_path / "run").rename(tmp_path / "resumed")
+    train(tiny(max_iters=8, warmup_iters=1, learning_rate=3e-3))
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "resumed")
+    assert 'init_from = "scratch"' in (tmp_path / "resumed" / "config.toml").read_text()
+    with pytest.raises(UserError, match="no run to resume"):
+        gpt2.resume_config(tmp_path / "nowhere")
+
+
+def test_what_is_no_run_is_not_deleted(tiny, tmp_path: Path) -> None:
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "samples" / "kick.wav").write_text("boom")
+    with pytest.raises(UserError, match="has a samples that is no run's"):
+        train(tiny())
+    assert (tmp_path / "run" / "samples" / "kick.wav").read_text() == "boom"
+
+
+def test_a_run_that_came_to_no_checkpoint_is_replaced(tiny, tmp_path: Path, monkeypatch) -> None:
+    from gpt2.training import loop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny())
+    train(tiny(max_iters=2))
+    assert [r["event"] for r in read_log(tmp_path / "run")].count("start") == 1
+
+
+def test_overwrite_comes_after_every_check(tiny, tmp_path: Path, monkeypatch) -> None:
+    train(tiny(max_iters=2))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for changes in ({"wandb_log": True}, {"block_size": 10**6}, {"dataset": "nowhere"}):
+        with pytest.raises(UserError):
+            train(tiny(overwrite=True, **changes))
+        assert saved_steps(tmp_path / "run") == [2]
+
+
+def test_other_tokens_at_a_resume_are_noticed(tiny, dataset: Path, text: str, tmp_path: Path, capfd) -> None:
+    from gpt2.data.prepare import prepare
+
+    (tmp_path / "other.txt").write_text(text[1000:] + text[:1000])
+    other = prepare(tmp_path / "other.txt", out=tmp_path / "other", tokenizer="char")
+    train(tiny(max_iters=2))
+    capfd.readouterr()
+    train(tiny(max_iters=3, init_from="resume", dataset=str(other)))
+    assert "are not those the run began with" in capfd.readouterr().err
+
+
+def test_precision_can_change_at_a_resume(tiny, tmp_path: Path) -> None:
+    for step, dtype in enumerate(("float32", "float16", "bfloat16", "float16"), start=1):
+        assert train(tiny(max_iters=step, init_from="auto", dtype=dtype)).step == step
+
+
+def test_out_of_memory_names_the_knob(tiny, monkeypatch) -> None:
+    def exhausted(model):
+        def forward(*args):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", exhausted)
+    with pytest.raises(UserError, match="lower --batch_size"):
+        train(tiny(compile=True))
+
+
+def test_losses_that_are_no_numbers_are_logged_as_json(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=30, learning_rate=1e30, min_lr=1e30, grad_clip=0.0))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert None in [r["loss"] for r in records if r["event"] == "train"]

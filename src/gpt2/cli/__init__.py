@@ -1,5 +1,6 @@
 """The `gpt2` command. Each command is imported only when it is called, so that help answers at once."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,6 +21,7 @@ COMMANDS = {
 }
 
 EXIT_BAD_INPUT = 2
+EXIT_BROKEN_PIPE = 141
 
 
 def make_app() -> cyclopts.App:
@@ -59,10 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(" ".join(str(error).split()))
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: nothing more to flush
+        sys.exit(EXIT_BROKEN_PIPE)
     except OSError as error:
-        if error.filename is None:
-            raise
-        fail(f"{error.filename}: {error.strerror}")
+        fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)

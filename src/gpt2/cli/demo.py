@@ -23,7 +23,7 @@ def demo(
     out_dir
         Folder of the run.
     minutes
-        Train no longer than this.
+        Train no longer than this; 0 is no limit.
     smoke
         A few updates only, to see that everything works.
     """
@@ -34,13 +34,14 @@ def demo(
     from gpt2.runlog.records import read_log
     from gpt2.training.config import TrainConfig
     from gpt2.training.loop import train
-    from gpt2.training.recipes import load_recipe
+    from gpt2.training.recipes import load_recipe, run_settings
 
     config = TrainConfig(**load_recipe("pystdlib"))
-    config = replace(config, out_dir=str(out_dir), max_minutes=minutes, overwrite=True)
+    overwrite = run_settings(out_dir).get("dataset") == config.dataset  # an earlier demo, not somebody's run
+    config = replace(config, out_dir=str(out_dir), max_minutes=minutes, overwrite=overwrite)
     if smoke:
         config = replace(config, max_iters=4, warmup_iters=1, eval_iters=1)
-    note(f"training a small GPT-2 on Python's own source: {config.max_iters} updates, at most {minutes:g} minutes")
+    note(f"training a small GPT-2 on Python's own source: {config.max_iters} updates, a few minutes")
     result = train(config)
     if result.stopped:
         return EXIT_STOPPED

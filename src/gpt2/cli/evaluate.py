@@ -57,8 +57,7 @@ def loss(
     where = pick_device(device)
     source = open_model(model)
     data = open_dataset(dataset, data_dir, note)
-    if data.tokenizer.to_json() != source.tokenizer.to_json():
-        raise UserError(f"{data.path} was not tokenised with the tokenizer of {source.origin}")
+    data.require_tokenizer(source.tokenizer.to_json(), source.origin)
     block_size = source.config.block_size
     tokens = data.split(split, block_size)
     value = evaluate_loss(

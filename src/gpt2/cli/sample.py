@@ -1,7 +1,7 @@
 """`gpt2 sample`."""
 
+import io
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -50,20 +50,21 @@ def sample(
     """
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import build, open_model
-    from gpt2.generation.engine import encode_prompt, stream_text
+    from gpt2.generation.engine import check_settings, encode_prompt, stream_text
 
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+    check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     where = pick_device(device)
     prompt = read_prompt(start)
     source = open_model(model)
     encode_prompt(source.tokenizer, prompt)
     network = build(source).to(where)
     note(f"model {source.origin}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     for i in range(num_samples):
         sys.stdout.write(prompt)
-        pieces = 0
-        began = time.perf_counter()
         for piece in stream_text(
             network,
             source.tokenizer,
@@ -77,9 +78,7 @@ def sample(
         ):
             sys.stdout.write(piece)
             sys.stdout.flush()
-            pieces += 1
         print("\n---------------", flush=True)
-    note(f"{pieces / (time.perf_counter() - began):.0f} tokens/s in the last text")
 
 
 def read_prompt(start: str) -> str:

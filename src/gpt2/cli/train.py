@@ -1,16 +1,17 @@
 """`gpt2 train`."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
+from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
 
+BATCH_KNOBS = ("total_batch_size", "gradient_accumulation_steps")
 EXIT_STOPPED = 75
 """A signal ended the run, which is saved and can be resumed (sysexits' EX_TEMPFAIL)."""
 
@@ -23,9 +24,9 @@ def train(
 ) -> int:
     """Train, fine-tune or resume a model.
 
-    A flag goes before the recipe, the recipe before the default. With --init_from=resume the settings the
-    run has come between the recipe and the defaults, so that `gpt2 train --init_from=resume --out_dir=RUN`
-    needs nothing else. Exits with status 75 when a signal stopped the run, which is then saved.
+    A flag goes before the recipe, the recipe before the default. A run that is resumed keeps its settings but
+    for the flags, so that `gpt2 train --init_from=resume --out_dir=RUN` needs nothing else. Exits with status 75
+    when a signal stopped the run, which is then saved.
 
     Parameters
     ----------
@@ -38,28 +39,28 @@ def train(
 
 
 def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give the arguments without a flag the recipe's values, then those of the run to be resumed."""
-    named = {argument.name: argument for argument in arguments}
-    recipe = next(a for a in arguments if a.field_info.name == "recipe")
-    if recipe.tokens:
-        where = recipe.tokens[0].value
-        _fill(recipes.load_recipe(where), where, app, commands, arguments)
+    """Give the arguments without a flag the settings of the run to be resumed, then the recipe's."""
+    named = {argument.name.removeprefix("--").replace("-", "_"): argument for argument in arguments}
+    recipe_tokens = next(a for a in arguments if a.field_info.name == "recipe").tokens
+    recipe = recipe_tokens[0].value if recipe_tokens else ""
+    recipe_settings = recipes.load_recipe(recipe) if recipe else {}
 
     def value(name: str) -> str:
-        tokens = named["--" + name.replace("_", "-")].tokens
-        return tokens[0].value if tokens else TrainConfig.__dataclass_fields__[name].default
+        tokens = named[name].tokens
+        return (
+            tokens[0].value if tokens else recipe_settings.get(name, TrainConfig.__dataclass_fields__[name].default)
+        )
 
-    stored = Path(value("out_dir")) / "config.toml"
-    if value("init_from") in ("resume", "auto") and stored.is_file():
-        settings = recipes.parse_toml(stored.read_text(encoding="utf-8"), str(stored))
-        _fill(settings, str(stored), app, commands, arguments)
-
-
-def _fill(
-    settings: dict[str, Any],
-    where: str,
-    app: cyclopts.App,
-    commands: tuple[str, ...],
-    arguments: ArgumentCollection,
-) -> None:
-    Dict(settings, source=where, use_commands_as_keys=False)(app, commands, arguments)
+    out_dir = value("out_dir")
+    stored = recipes.run_settings(out_dir) if value("init_from") in ("resume", "auto") else {}
+    for name in recipe_settings.keys() & stored.keys() - {"init_from", "overwrite"}:
+        if recipe_settings[name] != stored[name] and not named[name].tokens:
+            note(
+                f"the run in {out_dir} keeps {name}={stored[name]}; --{name}={recipe_settings[name]} would change it"
+            )
+    for settings, where in ((stored, f"{out_dir}/config.toml"), (recipe_settings, recipe)):
+        # A flag for one of the two sizes of an update is not contradicted by the other one from elsewhere.
+        for one, other in (BATCH_KNOBS, BATCH_KNOBS[::-1]):
+            if named[one].tokens and not named[other].tokens:
+                settings.pop(other, None)
+        Dict(settings, source=where, use_commands_as_keys=False)(app, commands, arguments)

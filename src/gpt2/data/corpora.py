@@ -20,7 +20,6 @@ class Corpus:
     vocab_size: int
     documents: Callable[[Path, Path | None], list[Path]]
     """(folder to download into, the user's `--from` file) to the files that are its documents, in order."""
-    what: str
 
 
 def _shakespeare(cache: Path, given: Path | None) -> list[Path]:
@@ -33,9 +32,11 @@ def _shakespeare(cache: Path, given: Path | None) -> list[Path]:
                 f"prepare it as a text of your own: gpt2 prepare {given}"
             )
         return [given]
-    path = cache / "input.txt"
+    path = cache / "shakespeare.txt"
     if not path.is_file() or sha256(path) != SHAKESPEARE_SHA256:
-        download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, "fetch it elsewhere and give it with --from FILE")
+        download(
+            SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, "fetch it elsewhere and run gpt2 prepare NAME --from FILE"
+        )
     return [path]
 
 
@@ -52,7 +53,7 @@ def _python_standard_library(cache: Path, given: Path | None) -> list[Path]:
 
 
 CORPORA = {
-    "shakespeare_char": Corpus("char", 0, _shakespeare, "tiny Shakespeare by character, as nanoGPT's"),
-    "shakespeare": Corpus("gpt2", 0, _shakespeare, "tiny Shakespeare in GPT-2 tokens, as nanoGPT's"),
-    "pystdlib": Corpus("bpe", 2048, _python_standard_library, "source of this Python's standard library"),
+    "shakespeare_char": Corpus("char", 0, _shakespeare),
+    "shakespeare": Corpus("gpt2", 0, _shakespeare),
+    "pystdlib": Corpus("bpe", 2048, _python_standard_library),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora, shards
-from gpt2.data.prepare import prepare
+from gpt2.data.prepare import FORMAT, prepare
 from gpt2.errors import UserError
 from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json, gpt2_tokenizer
 
@@ -22,6 +22,8 @@ class Dataset:
     path: Path
     splits: dict[str, shards.Tokens]
     tokenizer: Tokenizer
+    fingerprint: dict[str, str]
+    """SHA-256 of each split's file as it was prepared; its length where that was not recorded."""
 
     def split(self, name: str, block_size: int) -> shards.Tokens:
         """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
@@ -29,9 +31,17 @@ class Dataset:
         if len(tokens) <= block_size:
             raise UserError(
                 f"{self.path / name}.bin has {len(tokens)} tokens, too few for one block of {block_size} and its "
-                "target; use a smaller --block_size or more text"
+                "target; use shorter blocks or more text"
             )
         return tokens
+
+    def require_tokenizer(self, description: dict[str, Any], whose: str) -> None:
+        """Raise UserError unless a `to_json` description is that of this dataset's tokenizer."""
+        if description != self.tokenizer.to_json():
+            raise UserError(
+                f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
+                f"{whose} uses another {description['kind']} tokenizer; prepare the text again with that one"
+            )
 
 
 def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] = lambda line: None) -> Dataset:
@@ -57,12 +67,15 @@ def _open_folder(folder: Path) -> Dataset:
     if description.is_file():
         try:
             value = json.loads(description.read_text(encoding="utf-8"))
+            if value["format"] != FORMAT:
+                raise UserError(f"{description} has format {value['format']!r}, not {FORMAT!r}; prepare it again")
             counts: dict[str, Any] = {split: value["tokens"][split] for split in ("train", "val")}
+            fingerprint: dict[str, str] = value["sha256"]
             tokenizer = from_json(value["tokenizer"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{description} cannot be read ({error}); prepare the dataset again") from None
     elif (folder / "train.bin").is_file():
-        counts = {}
+        counts, fingerprint = {}, {}
         tokenizer = _nanogpt_tokenizer(folder)
     else:
         raise UserError(f"{folder} holds no dataset (no dataset.json, no train.bin); make one with gpt2 prepare")
@@ -76,7 +89,8 @@ def _open_folder(folder: Path) -> Dataset:
                 "it is damaged: prepare the dataset again"
             )
         shards.check_ids(splits[split], tokenizer.vocab_size, path)
-    return Dataset(folder, splits, tokenizer)
+        fingerprint.setdefault(split, f"{len(splits[split])} tokens")
+    return Dataset(folder, splits, tokenizer, fingerprint)
 
 
 def _nanogpt_tokenizer(folder: Path) -> Tokenizer:

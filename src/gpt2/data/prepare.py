@@ -1,7 +1,8 @@
 """Text to token files: `train.bin` and `val.bin` in nanoGPT's format, `dataset.json` beside them."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,8 @@ from gpt2.errors import UserError
 from gpt2.files import publish, sha256
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
+FORMAT = "gpt2 dataset 1"
+DEFAULT_VOCAB_SIZE = 4096
 TOKENIZERS = ("char", "byte", "gpt2", "bpe")
 TEXT_SUFFIXES = {
     ".txt",
@@ -52,12 +55,19 @@ def prepare(
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1, for example 0.1")
-    if (out / "dataset.json").exists() and not overwrite:
-        raise UserError(f"{out} already holds a dataset; choose another --out, or --overwrite to make it anew")
-    if len(sources) == 1 and str(sources[0]) in CORPORA:
-        corpus = CORPORA[str(sources[0])]
-        files = corpus.documents(out.parent / ".downloads" / "shakespeare", given)
-        tokenizer, vocab_size = tokenizer or corpus.tokenizer, vocab_size or corpus.vocab_size
+    if (out / "dataset.json").exists():
+        if not overwrite:
+            raise UserError(f"{out} already holds a dataset; choose another --out, or --overwrite to make it anew")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and holds no dataset; choose another --out, so that nothing in it is lost")
+    named = [str(source) for source in sources if str(source) in CORPORA]
+    if named and len(sources) > 1:
+        raise UserError(f"the corpus {named[0]} is prepared alone; leave the other sources out")
+    if named:
+        corpus = CORPORA[named[0]]
+        files = corpus.documents(out.parent / ".downloads", given)
+        tokenizer = tokenizer or corpus.tokenizer
+        vocab_size = vocab_size if vocab_size is not None else corpus.vocab_size
     else:
         if given is not None:
             raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
@@ -67,33 +77,35 @@ def prepare(
         raise UserError(f"no tokenizer {tokenizer!r}; choose from {', '.join(TOKENIZERS)}")
 
     documents = [_read(file) for file in files]
-    train, val = _split(documents, val_fraction)
-    encoder = _make_tokenizer(tokenizer, vocab_size or 4096, documents, train)
+    splits = dict(zip(("train", "val"), _split(documents, val_fraction), strict=True))
+    encoder = _make_tokenizer(tokenizer, DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size, documents, splits)
     if encoder.vocab_size > 1 << 16:
         raise UserError(f"a vocabulary of {encoder.vocab_size} ids does not fit uint16 tokens; use at most 65536")
     note(f"{len(files)} files, {sum(map(len, documents)):,} characters; {tokenizer}, {encoder.vocab_size} ids")
 
-    with publish(out) as folder:
+    staged = out / ".new" if (out / "dataset.json").exists() else out
+    with publish(staged) as folder:
         folder.mkdir()
-        end = [encoder.eot] if encoder.eot is not None and len(documents) > 1 else []
         counts = {}
-        for split, texts in (("train", train), ("val", val)):
+        for split, pieces in splits.items():
             with (folder / f"{split}.bin").open("wb") as file:
-                counts[split] = sum(_write(file, encoder, text, end) for text in texts)
+                counts[split] = sum(_write(file, encoder, piece) for piece in pieces)
             note(f"{split}: {counts[split]:,} tokens")
         description = {
-            "format": "gpt2 dataset 1",
+            "format": FORMAT,
             "source": " ".join(map(str, sources)),
             "documents": len(documents),
             "tokens": counts,
-            "bytes": {
-                split: sum(len(t.encode()) for t in texts) for split, texts in (("train", train), ("val", val))
-            },
-            "sha256": {split: sha256(folder / f"{split}.bin") for split in counts},
+            "bytes": {split: sum(len(p.text.encode()) for p in pieces) for split, pieces in splits.items()},
+            "sha256": {split: sha256(folder / f"{split}.bin") for split in splits},
             "vocab_size": encoder.vocab_size,
             "tokenizer": encoder.to_json(),
         }
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    if staged != out:
+        for path in sorted(staged.iterdir(), reverse=True):  # dataset.json last: its counts vouch for the others
+            path.replace(out / path.name)
+        staged.rmdir()
     return out
 
 
@@ -117,20 +129,35 @@ def _read(file: Path) -> str:
         raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it or leave it out") from None
 
 
-def _split(documents: list[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Whole documents for validation where there are enough of them, else the end of the joined text."""
-    if len(documents) * fraction >= 2:
-        chosen = [int((i + 1) * fraction) > int(i * fraction) for i in range(len(documents))]
-        train = [d for d, is_val in zip(documents, chosen, strict=True) if not is_val]
-        return train, [d for d, is_val in zip(documents, chosen, strict=True) if is_val]
-    text = "\n".join(documents)
-    cut = int(len(text) * (1 - fraction))
-    if not 0 < cut < len(text):
-        raise UserError(f"the text has {len(text)} characters, too few to train and validate on; give more")
-    return [text[:cut]], [text[cut:]]
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one; `ends` where end-of-text follows."""
+
+    text: str
+    ends: bool
 
 
-def _make_tokenizer(kind: str, vocab_size: int, documents: Iterable[str], train: list[str]) -> Tokenizer:
+def _split(documents: list[str], fraction: float) -> tuple[list[Piece], list[Piece]]:
+    """Whole documents for validation where there are enough of them, else the end of the text."""
+    pieces = [Piece(text, ends=len(documents) > 1) for text in documents]
+    if len(pieces) * fraction >= 2:
+        chosen = [int((i + 1) * fraction) > int(i * fraction) for i in range(len(pieces))]
+        train = [p for p, is_val in zip(pieces, chosen, strict=True) if not is_val]
+        return train, [p for p, is_val in zip(pieces, chosen, strict=True) if is_val]
+    total = sum(map(len, documents))
+    cut = int(total * (1 - fraction))
+    if not 0 < cut < total:
+        raise UserError(f"the text has {total} characters, too few to train and validate on; give more")
+    start = 0
+    for i, piece in enumerate(pieces):
+        if cut < start + len(piece.text):
+            head, tail = piece.text[: cut - start], piece.text[cut - start :]
+            return [*pieces[:i], *([Piece(head, False)] if head else [])], [Piece(tail, piece.ends), *pieces[i + 1 :]]
+        start += len(piece.text)
+    raise AssertionError("the cut lies inside the text")
+
+
+def _make_tokenizer(kind: str, vocab_size: int, documents: list[str], splits: dict[str, list[Piece]]) -> Tokenizer:
     match kind:
         case "char":
             return CharTokenizer.train("".join(set().union(*map(set, documents))))
@@ -139,18 +166,20 @@ def _make_tokenizer(kind: str, vocab_size: int, documents: Iterable[str], train:
         case "gpt2":
             return gpt2_tokenizer()
         case _:
-            return train_bpe(train, vocab_size)
+            return train_bpe((piece.text for piece in splits["train"]), vocab_size)
 
 
-def _write(file: BinaryIO, tokenizer: Tokenizer, text: str, end: list[int]) -> int:
-    """Append the tokens of one document; returns how many."""
+def _write(file: BinaryIO, tokenizer: Tokenizer, piece: Piece) -> int:
+    """Append the tokens of one document or part; returns how many."""
     count = 0
-    for chunk in _chunks(text):
+    for chunk in _chunks(piece.text):
         ids = np.array(tokenizer.encode(chunk), dtype="<u2")
         file.write(ids.tobytes())
         count += len(ids)
-    file.write(np.array(end, dtype="<u2").tobytes())
-    return count + len(end)
+    if piece.ends and tokenizer.eot is not None:
+        file.write(np.array([tokenizer.eot], dtype="<u2").tobytes())
+        count += 1
+    return count
 
 
 def _chunks(text: str) -> Iterator[str]:

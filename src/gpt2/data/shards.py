@@ -44,5 +44,5 @@ def check_ids(tokens: Tokens, vocab_size: int, path: Path) -> None:
     if largest >= vocab_size:
         raise UserError(
             f"{path} holds token id {largest}, but the vocabulary has {vocab_size} ids; "
-            "the data was made with another tokenizer: prepare it again or raise --vocab_size"
+            "the data was made with another tokenizer: prepare it again"
         )

@@ -18,12 +18,12 @@ def evaluate_loss(model: GPT, tokens: Tokens, *, block_size: int, batch_size: in
     starts = evaluation_starts(tokens, block_size, batches * batch_size)
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
+    total = 0.0
     for i in range(0, len(starts), batch_size):
         rows = starts[i : i + batch_size]
         x, y = gather(tokens, rows, block_size, device)
         with autocast(device, dtype):
             _, loss = model(x, y)
-        total += loss.double().cpu() * len(rows)
+        total += loss.item() * len(rows)
     model.train(was_training)
-    return total.item() / len(starts)
+    return total / len(starts)

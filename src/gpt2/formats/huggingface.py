@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.formats.source import Source
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import gpt2_tokenizer
 
 # Conv1D keeps its weight as (in, out); nn.Linear as (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 NOT_PARAMETERS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 # Switches of HF's GPT-2 that change the network, and the only values that are the GPT-2 built here.
@@ -33,7 +35,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"gpt2(-medium|-large|-xl)?|[\w.-]+/[\w.-]+", name) is not None
+    return name in OFFICIAL or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def open_hub(name: str) -> Source:
@@ -43,10 +45,9 @@ def open_hub(name: str) -> Source:
     try:
         folder = snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"])
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"no folder {name!r} here, and Hugging Face's hub does not give it ({reason}); download the model "
-            "elsewhere and give its folder"
+            f"no folder {name!r} here, and Hugging Face's hub does not give it ({first_line(error)}); download the "
+            "model elsewhere and give its folder"
         ) from error
     return open_folder(Path(folder), origin=f"Hugging Face {name}")
 
@@ -56,7 +57,7 @@ def open_folder(path: Path, origin: str | None = None) -> Source:
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config = _config(values, path / "config.json")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / 'config.json'} cannot be read as a GPT-2 configuration ({error})") from None
     files = sorted(path.glob("model*.safetensors"))
     if not files:
@@ -90,9 +91,20 @@ def _config(values: dict[str, Any], where: Path) -> GPTConfig:
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
+            _refuse_untied_head(file, tensors)
             for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 if key.endswith(NOT_PARAMETERS):
                     continue
                 name = key if key.startswith("transformer.") else f"transformer.{key}"  # hub originals are bare
                 tensor = tensors.get_tensor(key)
                 yield name, tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+
+
+def _refuse_untied_head(file: Path, tensors: Any) -> None:
+    """Raise UserError where the file has a head of its own that is not the token embedding."""
+    keys = set(tensors.keys())
+    embedding = next((k for k in ("transformer.wte.weight", "wte.weight") if k in keys), None)
+    if embedding and "lm_head.weight" in keys:
+        head = tensors.get_tensor("lm_head.weight")
+        if not torch.equal(head, tensors.get_tensor(embedding)):
+            raise UserError(f"{file} has an lm_head.weight of its own; GPT-2's head is its token embedding")

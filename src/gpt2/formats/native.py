@@ -1,7 +1,6 @@
 """Our own run folders and checkpoints, as far as reading a model out of them goes."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +8,18 @@ from safetensors.torch import load_file
 
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
+from gpt2.formats.layout import FORMAT, folder_of, saved_steps
 from gpt2.formats.source import Source
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import from_json
 
 
-def folder_of(out_dir: Path, step: int) -> Path:
-    """Where a run keeps its checkpoint of `step`."""
-    return out_dir / "checkpoints" / f"step_{step:07d}"
-
-
-def saved_steps(out_dir: Path) -> list[int]:
-    """Steps that have a checkpoint folder, newest first; whether they are intact is not looked at."""
-    folders = (out_dir / "checkpoints").glob("step_*")
-    return sorted((int(f.name[5:]) for f in folders if re.fullmatch(r"step_\d{7,}", f.name)), reverse=True)
-
-
 def read_description(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of an intact checkpoint."""
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    """`state.json` of an intact checkpoint. Raises UserError for one of another version's."""
+    description = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if description["format"] != FORMAT:
+        raise UserError(f"{checkpoint} has format {description['format']!r}; this version reads {FORMAT!r}")
+    return description
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -38,6 +30,10 @@ def open_checkpoint(path: Path) -> Source:
     """The model in a checkpoint folder. Raises UserError when it is damaged."""
     if problem := manifest_problem(path):
         raise UserError(f"checkpoint {path} is damaged ({problem}); use another one in {path.parent}")
+    return _read(path)
+
+
+def _read(path: Path) -> Source:
     description = read_description(path)
     tensors = load_file(path / "model.safetensors")
     origin = f"{path} (step {description['step']})"
@@ -53,8 +49,11 @@ def open_run(path: Path) -> Source:
 
     Damaged checkpoints are passed over. Raises UserError where none is left.
     """
-    intact = [s for s in saved_steps(path) if manifest_problem(folder_of(path, s)) is None]
-    if not intact:
+    steps = saved_steps(path)
+    newest = next((s for s in steps if manifest_problem(folder_of(path, s)) is None), None)
+    if newest is None:
         raise UserError(f"{path} holds no intact checkpoint; train it first, or name another model")
-    best = read_description(folder_of(path, intact[0]))["best_step"]
-    return open_checkpoint(folder_of(path, best if best in intact else intact[0]))
+    best = read_description(folder_of(path, newest))["best_step"]
+    if best in steps and best != newest and manifest_problem(folder_of(path, best)) is None:
+        return _read(folder_of(path, best))
+    return _read(folder_of(path, newest))

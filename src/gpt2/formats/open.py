@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.formats import huggingface, native
 from gpt2.formats.source import Source
 from gpt2.model import GPT
@@ -28,18 +29,34 @@ def open_model(name: str) -> Source:
     for recognises, read in READERS:
         if recognises(path):
             return read(path)
+    if huggingface.is_hub_name(name) and (not path.exists() or name in huggingface.OFFICIAL):
+        return huggingface.open_hub(name)
     if path.exists():
         raise UserError(f"{name} is no model: neither a run, a checkpoint nor a Hugging Face folder")
-    if huggingface.is_hub_name(name):
-        return huggingface.open_hub(name)
     raise UserError(f"no model {name!r}: no such run folder, checkpoint or Hugging Face folder")
 
 
 def build(source: Source, **config_changes: Any) -> GPT:
-    """The float32 model of an opened file, with fields of its configuration that are no shapes changed."""
+    """The float32 model of an opened file, with fields of its configuration that are no shapes changed.
+
+    Raises UserError where the file's tensors are damaged or not those of its configuration.
+    """
     with torch.device("meta"):
         model = GPT(replace(source.config, **config_changes))
-    state = {name: tensor.to(torch.float32) for name, tensor in source.tensors}
+    try:
+        state = {name: tensor.to(torch.float32) for name, tensor in source.tensors}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"the weights of {source.origin} cannot be read ({first_line(error)}); fetch them again"
+        ) from None
+    expected = {name: p.shape for name, p in model.named_parameters()}
+    for name in sorted(expected.keys() | state.keys()):
+        found = tuple(state[name].shape) if name in state else "missing"
+        wanted = tuple(expected[name]) if name in expected else "unknown"
+        if found != wanted:
+            raise UserError(
+                f"the weights of {source.origin} do not fit its configuration: {name} is {found}, not {wanted}"
+            )
     model.load_state_dict(state, assign=True)
     return model.requires_grad_()
 

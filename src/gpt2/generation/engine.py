@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gpt2.device import autocast
+from gpt2.device import DTYPES, autocast
 from gpt2.errors import UserError
 from gpt2.generation.sampling import next_token
 from gpt2.model import GPT, KVCache
@@ -43,8 +43,9 @@ def stream_tokens(
             if not use_cache or idx.size(1) > block_size:
                 logits, _ = model(window)
             elif cache is None:
-                # autocast leaves the keys in its format; without it they are the weights'
-                kv_dtype = torch.get_autocast_dtype(idx.device.type) if dtype != "float32" else torch.float32
+                # autocast leaves the keys in its format; without it they have the weights'
+                weights = next(model.parameters())
+                kv_dtype = weights.dtype if dtype == "float32" else DTYPES[dtype]
                 cache = KVCache(model.config, len(idx), idx.device, kv_dtype)
                 logits, _ = model(window, cache=cache)
             else:
@@ -74,7 +75,7 @@ def stream_text(
     tokenizer has none. The same seed gives the same text. Raises UserError for settings that make no sense
     and for a prompt the tokenizer cannot encode.
     """
-    _check(max_new_tokens, temperature, top_k, top_p)
+    check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -114,6 +115,10 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings) -> 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Ids of a prompt, in which `<|endoftext|>` is the token; never empty."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the prompt {prompt!r} is not valid text; give it in UTF-8") from None
     ids = tokenizer.encode(prompt, specials=True)
     if ids:
         return ids
@@ -125,12 +130,17 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return [0]
 
 
-def _check(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_settings(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> None:
+    """Raise UserError for sampling settings that make no sense."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if temperature < 0:
-        raise UserError(f"temperature is {temperature}; it must be at least 0 (0 takes the likeliest token)")
+    if temperature != 0 and not 1e-3 <= temperature <= 1e3:
+        raise UserError(f"temperature is {temperature}; it must be 0 (the likeliest token) or lie in 0.001 … 1000")
     if top_k is not None and top_k < 0:
         raise UserError(f"top_k is {top_k}; it must be at least 1, or 0 for no limit")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must lie in (0, 1]")
+    if not 0 <= seed < 1 << 63:
+        raise UserError(f"seed is {seed}; it must be at least 0 and below 2^63")

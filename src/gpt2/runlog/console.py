@@ -53,7 +53,7 @@ class RunConsole:
 
     def note(self, line: str) -> None:
         """Print a line that stays."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self.live is not None:

@@ -13,7 +13,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def series(records: list[dict[str, Any]], event: str, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of `key` in the records of one kind of event."""
-    points = [(r["step"], r[key]) for r in records if r["event"] == event and key in r]
+    points = [(r["step"], r[key]) for r in records if r["event"] == event and r.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -38,12 +38,10 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
         if not any(r["event"] in ("train", "eval") for r in records):
             raise UserError(f"{run} has no training or evaluation records yet; nothing to draw")
 
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(12, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
     loss_axis, lr_axis, norm_axis, speed_axis = axes.flat
     for number, (run, records) in enumerate(logs):
         color = f"C{number}"
@@ -73,4 +71,3 @@ def plot_runs(runs: Sequence[Path], out: Path) -> None:
         axis.legend(fontsize=8, frameon=False)
     with publish(out) as temporary:
         figure.savefig(temporary, dpi=120, format=out.suffix[1:])
-    plt.close(figure)

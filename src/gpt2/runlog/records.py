@@ -6,6 +6,7 @@ to; a resumed run writes a `resume` record and then does the steps after its che
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Self
 from gpt2.errors import UserError
 
 FILE = "log.jsonl"
-# A checkpoint is taken after the update of its step and before that step's evaluation and samples.
+# What has happened for good when a checkpoint of its step exists. That step's evaluation and samples are done
+# again after a resume, because a run that is asked to stop saves without them.
 DONE_BEFORE_CHECKPOINT = ("start", "train", "resume", "end")
 
 
@@ -28,8 +30,9 @@ class LogWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Append one record; it survives the process from here on."""
-        record = {"event": event, "step": step, "time": round(time.time(), 3), **values}
+        """Append one record; it survives the process from here on. JSON has no inf and nan: they become null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        record = {"event": event, "step": step, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 

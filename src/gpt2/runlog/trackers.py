@@ -1,5 +1,6 @@
 """Weights & Biases and TensorBoard, behind a switch each."""
 
+import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +17,19 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
+def require(module: str, switch: str) -> None:
+    """Raise UserError unless the package behind `switch` can be imported."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        package = module.rsplit(".", 1)[-1]
+        raise UserError(f"{switch} needs the {package} package; pip install {package}, or leave it off") from None
+
+
 class WandbTracker:
     def __init__(self, project: str, name: str, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("wandb_log needs the wandb package; pip install wandb, or leave it off") from None
+        import wandb
+
         self.run = wandb.init(project=project, name=name, config=config)
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -33,12 +41,8 @@ class WandbTracker:
 
 class TensorBoardTracker:
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "tensorboard_log needs the tensorboard package; pip install tensorboard, or leave it off"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder))
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -1,10 +1,12 @@
 """Every setting of a training run. The text under each is its `--help`."""
 
+import math
+import numbers
+import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from gpt2.errors import UserError
-from gpt2.model import PRESETS
 from gpt2.optim.schedule import SCHEDULES
 
 
@@ -49,8 +51,8 @@ class TrainConfig:
     """Train on the first update's batch for ever, to see that the model can learn."""
 
     # -- model --
-    model: str = "gpt2"
-    """Size when built from scratch: gpt2, gpt2-medium, gpt2-large, gpt2-xl, d6, d12, d24, d36 or d48."""
+    model: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "d6", "d12", "d24", "d36", "d48"] = "gpt2"
+    """Size when built from scratch."""
     n_layer: int | None = None
     """Blocks. Default: the size's."""
     n_head: int | None = None
@@ -155,13 +157,12 @@ class TrainConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if not 0 < self.wsd_decay_fraction <= 1:
             raise UserError(f"wsd_decay_fraction is {self.wsd_decay_fraction}; it must lie in (0, 1]")
-        if self.model not in PRESETS:
-            raise UserError(f"no model size {self.model!r}; choose from {', '.join(PRESETS)}")
+        if not self.seed < 1 << 63:
+            raise UserError(f"seed is {self.seed}; it must be below 2^63")
         self._check_batch()
-        decay_iters = self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
-        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > decay_iters:
+        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
             raise UserError(
-                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={decay_iters}; "
+                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={self.decay_end}; "
                 "lower --warmup_iters or raise --lr_decay_iters"
             )
 
@@ -196,17 +197,23 @@ class TrainConfig:
         """Tokens of an update, over all processes."""
         return self.accumulation * self.batch_size * self.block_size
 
+    @property
+    def decay_end(self) -> int:
+        """Update at which the learning rate reaches its end."""
+        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
     def resolved(self) -> Self:
         """The same run with every default that follows from another setting filled in."""
+        from gpt2.model import PRESETS  # here, so that --help need not wait for PyTorch
+
         sizes = PRESETS[self.model]
-        decay_iters = self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
         return replace(
             self,
             n_layer=self.n_layer or sizes["n_layer"],
             n_head=self.n_head or sizes["n_head"],
             n_embd=self.n_embd or sizes["n_embd"],
-            lr_decay_iters=decay_iters,
-            warmup_iters=min(2000, decay_iters // 20) if self.warmup_iters is None else self.warmup_iters,
+            lr_decay_iters=self.decay_end,
+            warmup_iters=min(2000, self.decay_end // 20) if self.warmup_iters is None else self.warmup_iters,
             min_lr=self.learning_rate / 10 if self.min_lr is None else self.min_lr,
         )
 
@@ -220,18 +227,25 @@ assert get_args(HINTS["lr_schedule"]) == SCHEDULES
 
 
 def checked(name: str, value: Any) -> Any:
-    """`value` as the setting `name` takes it: an int where a float belongs becomes one.
+    """`value` as the setting `name` takes it: a path as text, any real number where a float belongs.
 
-    Raises UserError for any other type, which a TOML file can hold, and for a choice there is not.
+    Raises UserError for any other type, which a TOML file can hold, for a choice there is not, and for
+    numbers and text that a TOML file cannot hold.
     """
     hint = HINTS[name]
     kinds = get_args(hint) or (hint,)
+    if str in kinds and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if float in kinds and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
     if get_origin(hint) is Literal:
         if value not in kinds:
             raise UserError(f"{name} is {value!r}; choose from {', '.join(kinds)}")
-    elif float in kinds and type(value) is int:
-        return float(value)
     elif type(value) not in kinds:
         expected = " or ".join(k.__name__ for k in kinds if k is not type(None))
         raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number")
+    if isinstance(value, str) and any(0xD800 <= ord(c) < 0xE000 for c in value):
+        raise UserError(f"{name} is {value!r}, which is not valid text; give it in UTF-8")
     return value

@@ -123,15 +123,15 @@ class Loop:
         self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
-            save = last or bool(stop) or (state.step > 0 and self.due(config.checkpoint_interval))
-            if not stop:
-                if last or self.due(config.eval_interval):
-                    save |= self.evaluate()
-                if self.due(config.sample_interval):
-                    self.sample()
-            if save:
+            save = last or (state.step > 0 and self.due(config.checkpoint_interval))
+            if not stop and (last or self.due(config.eval_interval)):
+                save |= self.evaluate()
+            if not stop and self.due(config.sample_interval):
+                self.sample()
+            stopping = bool(stop)  # read once: a signal may come at any moment
+            if save or stopping:
                 self.save()
-            if last or stop:
+            if last or stopping:
                 break
             began = time.perf_counter()
             while True:  # updates with nothing between them
@@ -141,11 +141,12 @@ class Loop:
                 if state.step % config.log_interval == 0 or self.anything_due() or stop:
                     break
             self.record(began)
-        self.log.write("end", state.step, tokens=state.tokens, stopped=bool(stop))
-        if stop:
+        stopped = stopping and not last
+        self.log.write("end", state.step, tokens=state.tokens, stopped=stopped)
+        if stopped:
             self.console.note(f"stopped at step {state.step} and saved; continue with --init_from=resume")
         return TrainResult(
-            run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), bool(stop)
+            run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), stopped
         )
 
     def due(self, interval: int) -> bool:
@@ -217,9 +218,10 @@ class Loop:
             return
         began = time.perf_counter()
         state.scaler = run.scaler.state_dict()
-        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, run.config.as_dict())
+        about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
+        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about)
         run.saved_step = state.step
-        checkpoint.prune(run.out_dir, state, run.config.keep_checkpoints)
+        checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
         seconds = round(time.perf_counter() - began, 3)
         self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
+from gpt2.formats.layout import saved_steps
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
@@ -66,5 +67,26 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def dump_toml(values: dict[str, Any]) -> str:
-    """A flat TOML document of strings, numbers and booleans."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    """A flat TOML document of strings, finite numbers and booleans."""
+    lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    return "".join(lines).replace("\x7f", "\\u007f")  # all that a JSON string may hold and a TOML string may not
+
+
+def run_settings(out_dir: str | Path) -> dict[str, Any]:
+    """The settings a run was last trained with; none where there is nothing to resume."""
+    path = Path(out_dir) / "config.toml"
+    if not saved_steps(Path(out_dir)) or not path.is_file():
+        return {}
+    return parse_toml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
+    """The configuration that continues the run in `out_dir`, with changes.
+
+    Example: `gpt2.train(gpt2.resume_config("out", max_iters=4000))`. Raises UserError where there is no run.
+    """
+    settings = run_settings(out_dir)
+    if not settings:
+        raise UserError(f"{out_dir} holds no run to resume")
+    settings |= {"out_dir": str(out_dir), "init_from": "resume"} | changes
+    return TrainConfig(**settings)

@@ -1,7 +1,6 @@
 """From a configuration to everything a run needs: device, data, model, optimizer, records; fresh or restored."""
 
 import shutil
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from gpt2 import checkpoint, device
 from gpt2.data.batches import gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.files import write_text
-from gpt2.formats.native import read_description, saved_steps
+from gpt2.formats.layout import saved_steps
+from gpt2.formats.native import read_description
 from gpt2.formats.open import build, open_model
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT, GPTConfig
@@ -23,7 +23,7 @@ from gpt2.optim.adamw import adamw
 from gpt2.runlog import trackers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
-from gpt2.training.recipes import dump_toml
+from gpt2.training.recipes import dump_toml, parse_toml
 
 # Settings that a model brings with it when it is not built from scratch.
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
@@ -41,6 +41,7 @@ class Run:
     out_dir: Path
     device: torch.device
     tokenizer: Tokenizer
+    data_fingerprint: dict[str, str]
     train_tokens: Tokens
     val_tokens: Tokens
     model: GPT
@@ -83,8 +84,9 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     state = checkpoint.TrainState()
     if restored is not None:
         state = checkpoint.restore(restored, model, optimizer)
-        scaler.load_state_dict(state.scaler)
-        _note_changes(config, out_dir, note)
+        if state.scaler:
+            scaler.load_state_dict(state.scaler)
+        config = _note_changes(config, dataset, read_description(restored), note)
         note(f"resuming {restored} at step {state.step}")
 
     peak, source = device.peak_flops(where, config.dtype)
@@ -98,9 +100,11 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     forward: Callable[..., Any] = model
     run_trackers: list[trackers.Tracker] = []
     if not config.eval_only:
-        batch = gather(train_tokens, [0] * config.batch_size, config.block_size, where)
-        if config.compile:
-            forward = _compile(model, batch, config, note)
+        forward = _try_out(model, train_tokens, config, note)
+        if config.wandb_log:
+            trackers.require("wandb", "wandb_log")
+        if config.tensorboard_log:
+            trackers.require("torch.utils.tensorboard", "tensorboard_log")
         _prepare_folder(config, out_dir, fresh=restored is None)
         if config.wandb_log:
             name = config.wandb_run_name or str(out_dir)
@@ -112,6 +116,7 @@ def set_up(config: TrainConfig, note: Note) -> Run:
         out_dir=out_dir,
         device=where,
         tokenizer=dataset.tokenizer,
+        data_fingerprint=dataset.fingerprint,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
         model=model,
@@ -129,12 +134,28 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Pat
     """The checkpoint to go on from; None for a run that starts afresh, whose out_dir must be free."""
     if config.init_from == "resume" or (config.init_from == "auto" and saved_steps(out_dir)):
         return checkpoint.latest(out_dir, note)
-    if saved_steps(out_dir) and not config.overwrite and not config.eval_only:
+    if config.overwrite or config.eval_only:
+        return None
+    if saved_steps(out_dir):
         raise UserError(
             f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
             "delete it with --overwrite"
         )
+    there = [name for name in RUN_FILES if (out_dir / name).exists()]
+    if there and not _is_ours(out_dir / "config.toml"):
+        raise UserError(
+            f"{out_dir} has a {there[0]} that is no run's; choose another --out_dir, or delete it with --overwrite"
+        )
     return None
+
+
+def _is_ours(config_file: Path) -> bool:
+    """Whether a run wrote this configuration: one that came to no checkpoint may be replaced."""
+    try:
+        parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
+    except (OSError, UnicodeDecodeError, UserError):
+        return False
+    return True
 
 
 def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None) -> GPT:
@@ -143,7 +164,7 @@ def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None) ->
     tokenizer = dataset.tokenizer
     if restored is not None:
         description = read_description(restored)
-        _refuse_other_tokenizer(description["tokenizer"], tokenizer, f"the run in {config.out_dir}", dataset)
+        dataset.require_tokenizer(description["tokenizer"], f"the run in {config.out_dir}")
         shape = {name: description["model"][name] for name in SHAPE}
         for name, value in shape.items():
             if (asked := getattr(config, name)) not in (None, value):
@@ -174,51 +195,61 @@ def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None) ->
             )
         )
     source = open_model(config.init_from)
-    _refuse_other_tokenizer(source.tokenizer.to_json(), tokenizer, source.origin, dataset)
+    dataset.require_tokenizer(source.tokenizer.to_json(), source.origin)
     model = build(source, **runtime)
     if config.block_size != model.config.block_size:
         model.crop_block_size(config.block_size)
     return model
 
 
-def _refuse_other_tokenizer(theirs: dict[str, Any], ours: Tokenizer, whose: str, dataset: Dataset) -> None:
-    if theirs != ours.to_json():
-        raise UserError(
-            f"{dataset.path} was tokenised with {ours.kind} ({ours.vocab_size} ids), but {whose} uses another "
-            f"{theirs['kind']} tokenizer; prepare the text again with that one"
-        )
-
-
-def _note_changes(config: TrainConfig, out_dir: Path, note: Note) -> None:
-    """Say which settings differ from those the run had."""
-    try:
-        before = tomllib.loads((out_dir / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError):
-        return
+def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any], note: Note) -> TrainConfig:
+    """Say what differs from the run that `before` describes; returns the settings with that run's origin."""
+    settings = before["train"]
     for name, value in config.as_dict().items():
-        if name not in ("init_from", "overwrite") and before.get(name, value) != value:
-            note(f"changed for this resume: {name}={value} (was {before[name]})")
+        if name not in ("init_from", "overwrite", "out_dir") and settings.get(name, value) != value:
+            note(f"changed for this resume: {name}={value} (was {settings[name]})")
+    if config.max_iters > config.decay_end:
+        note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
+    if before["dataset"] != dataset.fingerprint:
+        note(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
+    return replace(config, init_from=settings["init_from"])
 
 
-def _compile(
-    model: GPT, batch: tuple[torch.Tensor, torch.Tensor], config: TrainConfig, note: Note
-) -> Callable[..., Any]:
-    """The compiled model, tried on a batch; the model itself where compiling cannot work here."""
-    note("compiling the model; the first time takes a minute")
-    forward = torch.compile(model)
-    try:
-        with device.autocast(batch[0].device, config.dtype):
+def _try_out(model: GPT, tokens: Tokens, config: TrainConfig, note: Note) -> Callable[..., Any]:
+    """What to train: the model, compiled where that is asked for and works.
+
+    A batch is tried before the run begins. Raises UserError where it does not fit the device's memory.
+    """
+    where = next(model.parameters()).device
+    batch = gather(tokens, [0] * config.batch_size, config.block_size, where)
+
+    def attempt(forward: Callable[..., Any]) -> None:
+        with device.autocast(where, config.dtype):
             _, loss = forward(*batch)
         loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    try:
+        if config.compile:
+            note("compiling the model; the first time takes a minute")
+            try:
+                compiled = torch.compile(model)
+                attempt(compiled)
+                return compiled
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a missing compiler, an unsupported GPU: inductor raises many kinds
+                note(f"torch.compile cannot work here ({first_line(error)}); training without it")
+                torch._dynamo.reset()
+                model.zero_grad(set_to_none=True)
+        if where.type == "cuda":
+            attempt(model)
+        return model
     except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a missing compiler, an unsupported GPU: inductor raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        note(f"torch.compile cannot work here ({reason}); training without it")
-        torch._dynamo.reset()
-        forward = model
-    model.zero_grad(set_to_none=True)
-    return forward
+        raise UserError(
+            f"batch_size={config.batch_size} of block_size={config.block_size} does not fit the memory of {where}; "
+            "lower --batch_size, and raise --gradient_accumulation_steps to keep the tokens per step"
+        ) from None
 
 
 def _prepare_folder(config: TrainConfig, out_dir: Path, fresh: bool) -> None:
@@ -232,6 +263,8 @@ def _prepare_folder(config: TrainConfig, out_dir: Path, fresh: bool) -> None:
             else:
                 path.unlink(missing_ok=True)
         (out_dir / "checkpoints").mkdir(exist_ok=True)
+        for unfinished in (out_dir / "checkpoints").glob(".*.tmp"):
+            shutil.rmtree(unfinished)
         # As a recipe it must not delete the run it describes.
         settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
         write_text(out_dir / "config.toml", dump_toml(settings))
