@@ -14,7 +14,7 @@ setup: .venv/installed
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 	  version=$$(sed -n 's/^torch==//p' constraints.txt); \
 	  echo "installing PyTorch $$version, the CPU build if pip finds one"; \
-	  $(BIN)/pip install -q "torch==$$version+cpu" 2>/dev/null || true; \
+	  $(BIN)/pip install -q -c constraints.txt "torch==$$version+cpu" 2>/dev/null || true; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -197,6 +197,12 @@ def test_eval_prints_one_json_object(world: Path, gpt2_command) -> None:
     assert figures["tokens"] % 16 == 0
 
 
+def test_train_prints_one_json_object(world: Path, gpt2_command) -> None:
+    status, out, _ = gpt2_command(*words_of("train TINY --dataset=d --eval_only --eval_iters=0 --json"))
+    assert status == 0
+    assert json.loads(out)["val_loss"] == pytest.approx(3.1, abs=0.2)  # ln 22, and a little
+
+
 def test_sample_continues_a_prompt_from_a_file(world: Path, gpt2_command) -> None:
     Path("prompt.txt").write_text("the cat")
     status, out, err = gpt2_command(

@@ -1,4 +1,4 @@
-"""The `gpt2` command. Each command is imported only when it is called, so that help answers at once."""
+"""The `gpt2` command. What is heavy is imported inside the commands, so that help answers at once."""
 
 import os
 import sys
@@ -9,16 +9,13 @@ import cyclopts
 from cyclopts.argument import ArgumentCollection
 
 from gpt2 import __version__
+from gpt2.cli.demo import demo
+from gpt2.cli.evaluate import app as eval_app
+from gpt2.cli.plot import plot
+from gpt2.cli.prepare import prepare
+from gpt2.cli.sample import sample
+from gpt2.cli.train import fill_in, train
 from gpt2.errors import UserError
-
-COMMANDS = {
-    "demo": ("gpt2.cli.demo:demo", "Prepare a corpus, train a few minutes, show loss, samples and a plot."),
-    "prepare": ("gpt2.cli.prepare:prepare", "Turn text into a dataset of tokens."),
-    "train": ("gpt2.cli.train:train", "Train, fine-tune or resume a model."),
-    "eval": ("gpt2.cli.evaluate:app", "Measure a model."),
-    "sample": ("gpt2.cli.sample:sample", "Generate text from a model."),
-    "plot": ("gpt2.cli.plot:plot", "Draw the curves of runs."),
-}
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 141
@@ -29,14 +26,16 @@ def make_app() -> cyclopts.App:
     app = cyclopts.App(
         name="gpt2",
         help="The complete GPT-2 toolkit.",
+        help_format="plaintext",  # markdown would take a fifth of the time to answer
         version=__version__,
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
         config=complete,
     )
-    for name, (path, summary) in COMMANDS.items():
-        app.command(path, name=name, help=summary)
+    for command in (demo, prepare, train, sample, plot):
+        app.command(command, help_format="markdown")
+    app.command(eval_app)
     return app
 
 
@@ -48,8 +47,6 @@ def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCo
                 if "." in token.value:  # the library would round it
                     raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
     if commands == ("train",):
-        from gpt2.cli.train import fill_in
-
         fill_in(app, commands, arguments)
 
 

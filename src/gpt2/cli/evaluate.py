@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
-app = cyclopts.App(name="eval", help="Measure a model.")
+app = cyclopts.App(name="eval", help="Measure a model.", help_format="markdown")
 
 
 @app.command

@@ -1,5 +1,7 @@
 """`gpt2 train`."""
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import cyclopts
@@ -20,6 +22,7 @@ def train(
     recipe: str | None = None,
     /,
     *,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
 ) -> int:
     """Train, fine-tune or resume a model.
@@ -32,10 +35,15 @@ def train(
     ----------
     recipe
         A built-in name (shakespeare_char, gpt2, …), a TOML file or a nanoGPT config file.
+    json_
+        Print how the run ended as one JSON object.
     """
     from gpt2.training.loop import train as run
 
-    return EXIT_STOPPED if run(config).stopped else 0
+    result = run(config)
+    if json_:
+        print(json.dumps(asdict(result) | {"out_dir": str(result.out_dir)}))
+    return EXIT_STOPPED if result.stopped else 0
 
 
 def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
