@@ -213,10 +213,14 @@ def test_resume_needs_a_run_and_its_shape(tiny, tmp_path: Path) -> None:
 def test_fine_tuning_starts_from_the_model_and_crops_it(tiny, tmp_path: Path) -> None:
     train(tiny())
     (tmp_path / "run").rename(tmp_path / "base")
-    result = train(tiny(init_from=str(tmp_path / "base"), block_size=8, max_iters=0))
+    shape = {"n_layer": None, "n_head": None, "n_embd": None}
+    result = train(tiny(**shape, init_from=str(tmp_path / "base"), block_size=8, max_iters=0))
+    assert "n_layer = 2\n" in (tmp_path / "run" / "config.toml").read_text()
     assert result.val_loss < 2.6
     model, _ = gpt2.load(str(tmp_path / "base"))
     assert model.config.block_size == 16
+    with pytest.raises(UserError, match="has n_embd=16, not 32"):
+        train(tiny(init_from=str(tmp_path / "base"), n_embd=32, overwrite=True))
     with pytest.raises(UserError, match="more than the model's 16"):
         train(tiny(init_from=str(tmp_path / "base"), block_size=32, overwrite=True))
 

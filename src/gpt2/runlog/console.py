@@ -38,7 +38,8 @@ class RunConsole:
             self.live = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=20),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("eta"),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
             )

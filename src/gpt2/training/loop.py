@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> TrainResult:
         stop_on_signals() as stop,
     ):
         try:
-            return Loop(run, console, log).run(stop)
+            return Loop(run, console, log).until(stop)
         finally:
             for tracker in run.trackers:
                 tracker.close()
@@ -112,14 +112,14 @@ class Loop:
     """Drives a run and keeps its records."""
 
     def __init__(self, run: Run, console: RunConsole, log: LogWriter) -> None:
-        self.run_, self.console, self.log = run, console, log
+        self.run, self.console, self.log = run, console, log
         self.pending: list[StepResult] = []
         self.steps_timed, self.seconds_timed = 0, 0.0
         self.losses: dict[str, float] = {}
 
-    def run(self, stop: Stop) -> TrainResult:
-        """Until max_iters, max_minutes or a signal."""
-        run, config, state = self.run_, self.run_.config, self.run_.state
+    def until(self, stop: Stop) -> TrainResult:
+        """Train until max_iters, max_minutes or a signal."""
+        run, config, state = self.run, self.run.config, self.run.state
         self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
@@ -151,17 +151,17 @@ class Loop:
 
     def due(self, interval: int) -> bool:
         """Whether something that happens every `interval` steps happens now."""
-        return interval > 0 and self.run_.state.step % interval == 0
+        return interval > 0 and self.run.state.step % interval == 0
 
     def anything_due(self) -> bool:
         """Whether the row of updates must pause before the next one."""
-        config = self.run_.config
+        config = self.run.config
         intervals = (config.eval_interval, config.checkpoint_interval, config.sample_interval)
-        return self.run_.state.step >= config.max_iters or config.max_minutes > 0 or any(map(self.due, intervals))
+        return self.run.state.step >= config.max_iters or config.max_minutes > 0 or any(map(self.due, intervals))
 
     def record(self, began: float) -> None:
         """Log the updates made since `began`; reading their losses waits for the device."""
-        run, state, config = self.run_, self.run_.state, self.run_.config
+        run, state, config = self.run, self.run.state, self.run.config
         figures = [(r.loss.item(), r.grad_norm.item(), r.lr) for r in self.pending]
         seconds = time.perf_counter() - began
         state.seconds += seconds
@@ -185,7 +185,7 @@ class Loop:
 
     def evaluate(self) -> bool:
         """Measure both losses; returns whether the model is now to be saved."""
-        run, state = self.run_, self.run_.state
+        run, state = self.run, self.run.state
         began = time.perf_counter()
         self.losses = estimate_losses(run)
         best = state.best_val_loss is None or self.losses["val_loss"] < state.best_val_loss
@@ -198,7 +198,7 @@ class Loop:
 
     def sample(self) -> None:
         """Continue the sample prompt, with the same seed each time, into samples/."""
-        run, config, state = self.run_, self.run_.config, self.run_.state
+        run, config, state = self.run, self.run.config, self.run.state
         text = config.sample_start + generate(
             run.model,
             run.tokenizer,
@@ -213,7 +213,7 @@ class Loop:
 
     def save(self) -> None:
         """Publish a checkpoint of this step, unless it is there already, and remove those not kept."""
-        run, state = self.run_, self.run_.state
+        run, state = self.run, self.run.state
         if run.saved_step == state.step:
             return
         began = time.perf_counter()
@@ -228,5 +228,5 @@ class Loop:
     def tell(self, event: str, step: int, values: dict[str, float]) -> None:
         """Write a record, and its numbers to the trackers."""
         self.log.write(event, step, **values)
-        for tracker in self.run_.trackers:
+        for tracker in self.run.trackers:
             tracker.log(step, trackers.numbers(values))

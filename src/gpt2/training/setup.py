@@ -64,16 +64,17 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     """
     out_dir = Path(config.out_dir)
     restored = _checkpoint_to_resume(config, out_dir, note)
+    asked = {name: getattr(config, name) for name in SHAPE}
     where = device.pick_device(config.device)
     if where.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     chosen: dict[str, Any] = {"device": str(where), "dtype": device.pick_dtype(config.dtype, where)}
     config = replace(config.resolved(), **chosen)
 
     dataset = open_dataset(config.dataset, config.data_dir, note)
     if config.sample_interval:
         encode_prompt(dataset.tokenizer, config.sample_start)
-    model = _make_model(config, dataset, restored).to(where)
+    model = _make_model(config, dataset, restored, asked).to(where)
     config = replace(config, **{name: getattr(model.config, name) for name in SHAPE})
     train_tokens = dataset.split("train", config.block_size)
     val_tokens = dataset.split("val", config.block_size)
@@ -101,16 +102,9 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     run_trackers: list[trackers.Tracker] = []
     if not config.eval_only:
         forward = _try_out(model, train_tokens, config, note)
-        if config.wandb_log:
-            trackers.require("wandb", "wandb_log")
-        if config.tensorboard_log:
-            trackers.require("torch.utils.tensorboard", "tensorboard_log")
+        _require_trackers(config)
         _prepare_folder(config, out_dir, fresh=restored is None)
-        if config.wandb_log:
-            name = config.wandb_run_name or str(out_dir)
-            run_trackers.append(trackers.WandbTracker(config.wandb_project, name, config.as_dict()))
-        if config.tensorboard_log:
-            run_trackers.append(trackers.TensorBoardTracker(out_dir / "tensorboard"))
+        run_trackers = _open_trackers(config, out_dir)
     return Run(
         config=config,
         out_dir=out_dir,
@@ -158,20 +152,18 @@ def _is_ours(config_file: Path) -> bool:
     return True
 
 
-def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None) -> GPT:
-    """The network on the CPU: initialised from the seed, or with the weights of a model or checkpoint."""
+def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any]) -> GPT:
+    """The network on the CPU: initialised from the seed, or with the weights of a model or checkpoint.
+
+    `asked` is the shape as the user gave it, before defaults were filled in.
+    """
     runtime = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
     tokenizer = dataset.tokenizer
     if restored is not None:
         description = read_description(restored)
         dataset.require_tokenizer(description["tokenizer"], f"the run in {config.out_dir}")
         shape = {name: description["model"][name] for name in SHAPE}
-        for name, value in shape.items():
-            if (asked := getattr(config, name)) not in (None, value):
-                raise UserError(
-                    f"the run in {config.out_dir} has {name}={value}, not {asked}; leave --{name} out to resume "
-                    f"it, or start a new run from it with --init_from={config.out_dir}"
-                )
+        _refuse_other_shape(asked, shape, f"the run in {config.out_dir}")
         return GPT(GPTConfig(**shape, **runtime))
     if config.init_from in ("scratch", "auto"):
         vocab_size = config.vocab_size or tokenizer.vocab_size
@@ -196,10 +188,19 @@ def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None) ->
         )
     source = open_model(config.init_from)
     dataset.require_tokenizer(source.tokenizer.to_json(), source.origin)
+    fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
+    _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
     model = build(source, **runtime)
     if config.block_size != model.config.block_size:
         model.crop_block_size(config.block_size)
     return model
+
+
+def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str) -> None:
+    """Raise UserError where a shape was asked for that the weights do not have."""
+    for name, value in shape.items():
+        if asked[name] not in (None, value):
+            raise UserError(f"{whose} has {name}={value}, not {asked[name]}; leave --{name} out")
 
 
 def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any], note: Note) -> TrainConfig:
@@ -250,6 +251,25 @@ def _try_out(model: GPT, tokens: Tokens, config: TrainConfig, note: Note) -> Cal
             f"batch_size={config.batch_size} of block_size={config.block_size} does not fit the memory of {where}; "
             "lower --batch_size, and raise --gradient_accumulation_steps to keep the tokens per step"
         ) from None
+
+
+def _require_trackers(config: TrainConfig) -> None:
+    """Raise UserError where a tracker's package is missing."""
+    if config.wandb_log:
+        trackers.require("wandb", "wandb_log")
+    if config.tensorboard_log:
+        trackers.require("torch.utils.tensorboard", "tensorboard_log")
+
+
+def _open_trackers(config: TrainConfig, out_dir: Path) -> list[trackers.Tracker]:
+    """The trackers that are switched on."""
+    opened: list[trackers.Tracker] = []
+    if config.wandb_log:
+        name = config.wandb_run_name or str(out_dir)
+        opened.append(trackers.WandbTracker(config.wandb_project, name, config.as_dict()))
+    if config.tensorboard_log:
+        opened.append(trackers.TensorBoardTracker(out_dir / "tensorboard"))
+    return opened
 
 
 def _prepare_folder(config: TrainConfig, out_dir: Path, fresh: bool) -> None:
