@@ -144,7 +144,10 @@ class Loop:
         stopped = stopping and not last
         self.log.write("end", state.step, tokens=state.tokens, stopped=stopped)
         if stopped:
-            self.console.note(f"stopped at step {state.step} and saved; continue with --init_from=resume")
+            go_on = f"gpt2 train --init_from=resume --out_dir={run.out_dir}"
+            self.console.note(f"stopped at step {state.step} and saved; go on with {go_on}")
+        else:
+            self.console.note(f"finished at step {state.step}; try gpt2 sample {run.out_dir}")
         return TrainResult(
             run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), stopped
         )
