@@ -19,7 +19,7 @@ from gpt2.tokenizers import CharTokenizer
 CONFIG = GPTConfig(block_size=8, vocab_size=5, n_layer=1, n_head=1, n_embd=8, pad_vocab=64)
 
 
-def saved(out_dir: Path, steps: list[int], best: int | None = None) -> GPT:
+def saved(out_dir: Path, steps: list[int]) -> GPT:
     """A run folder with checkpoints; returns the model of the last."""
     torch.manual_seed(0)
     model = GPT(CONFIG)
@@ -28,7 +28,7 @@ def saved(out_dir: Path, steps: list[int], best: int | None = None) -> GPT:
     for step in steps:
         model(idx, idx)[1].backward()
         optimizer.step()
-        state = checkpoint.TrainState(step=step, best_step=best)
+        state = checkpoint.TrainState(step=step)
         checkpoint.save(out_dir, state, model, optimizer, CharTokenizer("abcde"), {})
     return model
 
@@ -154,12 +154,15 @@ def test_files_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
-    saved(tmp_path, [1, 2, 3], best=2)
+    saved(tmp_path, [1, 2, 3])
+    checkpoint.note_best(tmp_path, checkpoint.TrainState(best_step=2, best_val_loss=1.5))
     best = load_file(checkpoint.folder_of(tmp_path, 2) / "model.safetensors")
     model, tokenizer = load(str(tmp_path))
     assert tokenizer.decode_bytes([0, 4]) == b"ae"
     assert torch.equal(model.transformer.wte.weight, best["transformer.wte.weight"])
     last, _ = load(str(checkpoint.folder_of(tmp_path, 3)))
+    (checkpoint.folder_of(tmp_path, 2) / "model.safetensors").unlink()  # then the latest has to do
+    assert torch.equal(load(str(tmp_path))[0].transformer.wte.weight, last.transformer.wte.weight)
     assert not torch.equal(last.transformer.wte.weight, best["transformer.wte.weight"])
 
 

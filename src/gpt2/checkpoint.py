@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gpt2.errors import UserError, first_line
-from gpt2.files import manifest_problem, publish, write_manifest
-from gpt2.formats.layout import FORMAT, folder_of, saved_steps
-from gpt2.formats.native import read_description
+from gpt2.files import manifest_problem, publish, write_manifest, write_text
+from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.adamw import load_named_state, named_state
 from gpt2.tokenizers import Tokenizer
@@ -75,6 +74,12 @@ def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise OSError(errno.EIO, first_line(error), str(path)) from error
+
+
+def note_best(out_dir: Path, state: TrainState) -> None:
+    """Record which checkpoint is the best. A file of its own, because a checkpoint never changes."""
+    values = {"step": state.best_step, "val_loss": state.best_val_loss}
+    write_text(best_file(out_dir), json.dumps(values) + "\n")
 
 
 def prune(out_dir: Path, keep: int, best_step: int | None) -> None:

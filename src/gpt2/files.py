@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic publishing, manifests of hashes, verified downloads."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -57,6 +58,18 @@ def publish(target: Path) -> Iterator[Path]:
         _fsync(target.parent)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`; yields False at once where another process holds it. It ends with the process."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def write_text(target: Path, text: str) -> None:

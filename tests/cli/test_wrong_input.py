@@ -173,6 +173,31 @@ def test_a_resumed_run_keeps_its_settings_but_for_flags(world: Path, gpt2_comman
     assert 'init_from = "auto"\n' in config
 
 
+def test_a_copied_run_is_resumed_where_it_lies(world: Path, gpt2_command) -> None:
+    shutil.copytree("r", "out")
+    before = contents(world / "r")
+    status, _, err = gpt2_command("train", "--init_from=resume", "--max_iters=4")
+    assert status == 0, err
+    assert saved_steps(Path("out"))[0] == 4
+    assert contents(world / "r") == before
+
+
+def test_a_recipe_may_say_how_it_starts(world: Path, gpt2_command) -> None:
+    Path("auto.toml").write_text('dataset = "d"\nout_dir = "a"\ninit_from = "auto"\n')
+    for steps in (1, 2):
+        status, _, err = gpt2_command(*words_of(f"train auto.toml TINY --max_iters={steps} --lr_decay_iters=2"))
+        assert status == 0, err
+        assert saved_steps(Path("a"))[0] == steps
+
+
+def test_a_resumed_run_keeps_the_size_of_its_update(world: Path, gpt2_command) -> None:
+    Path("big.toml").write_text('dataset = "d"\nout_dir = "r"\ntotal_batch_size = 128\n')
+    status, _, err = gpt2_command("train", "big.toml", "--init_from=resume", "--max_iters=3")
+    assert status == 0, err
+    assert "tokens per step 64" in err
+    assert "keeps total_batch_size=unset" in err
+
+
 def test_a_flag_for_one_batch_knob_replaces_the_recipes_other_one(world: Path, gpt2_command) -> None:
     Path("mine.toml").write_text('dataset = "d"\ntotal_batch_size = 192\nout_dir = "m"\n')
     status, _, err = gpt2_command(*words_of("train mine.toml TINY --gradient_accumulation_steps=3"))

@@ -156,3 +156,17 @@ def test_a_few_documents_keep_their_ends_and_gain_nothing(tmp_path: Path) -> Non
 def test_a_corpus_is_prepared_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prepared alone"):
         prepare("pystdlib", tmp_path / "a.txt", out=tmp_path / "out")
+
+
+def test_a_replacement_that_was_killed_is_noticed_and_done_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    out = prepare(tmp_path / "a.txt", out=tmp_path / "out", tokenizer="char")
+    (out / ".new").mkdir()
+    (out / ".new" / "val.bin").write_bytes(b"half")
+    assert open_dataset(str(out)).tokenizer.kind == "char"  # killed before the old one was touched
+    (out / "dataset.json").unlink()
+    with pytest.raises(UserError, match="interrupted"):
+        open_dataset(str(out))
+    prepare(tmp_path / "a.txt", out=out, tokenizer="byte")
+    assert open_dataset(str(out)).tokenizer.kind == "byte"
+    assert sorted(p.name for p in out.iterdir()) == ["dataset.json", "train.bin", "val.bin"]

@@ -74,6 +74,11 @@ def test_a_head_of_its_own_is_refused(model: GPT, tmp_path: Path, gpt2_vocabular
     save_file(tied | {"lm_head.weight": torch.zeros(50257, 8)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="head"):
         load(str(folder))
+    save_file(tensors, folder / "model-00001-of-00002.safetensors")
+    save_file({"lm_head.weight": torch.zeros(50257, 8)}, folder / "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="head"):
+        load(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def test_bytes_that_are_no_text_are_shown_as_such() -> None:
 def test_mode_of_the_model_is_left_as_it_was() -> None:
     model = random_model(dropout=0.5).train()
     generate(model, ByteTokenizer(), "a", max_new_tokens=2)
+    with pytest.raises(UserError):
+        generate(model, CharTokenizer("a"), "b")
     assert model.training
 
 

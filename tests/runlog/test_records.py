@@ -27,8 +27,18 @@ def test_what_a_resume_does_again_is_read_once(tmp_path: Path) -> None:
     )  # fmt: skip
     assert read(log) == [
         ("start", 0, 0), ("eval", 0, 1), ("train", 1, 1), ("train", 2, 1),
-        ("resume", 2, 0), ("resume", 2, 0), ("eval", 2, 3), ("train", 3, 3), ("train", 4, 3),
+        ("checkpoint", 2, 1), ("resume", 2, 0), ("resume", 2, 0), ("eval", 2, 3), ("train", 3, 3), ("train", 4, 3),
     ]  # fmt: skip
+
+
+def test_what_a_resume_does_not_do_again_stays(tmp_path: Path) -> None:
+    """A run of 5 updates that is continued with an evaluation every 2: nothing replaces that of step 5."""
+    log = tmp_path / "log.jsonl"
+    write(
+        log, ("train", 5, 1), ("eval", 5, 1), ("checkpoint", 5, 1), ("end", 5, 1), ("resume", 5, 0), ("train", 6, 2)
+    )
+    assert ("eval", 5, 1) in read(log)
+    assert len(read(log)) == 6
 
 
 def test_a_line_in_the_making_is_not_read_and_later_removed(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import gpt2
-from gpt2.checkpoint import saved_steps
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
+from gpt2.formats.layout import best_step, saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
@@ -56,7 +57,9 @@ def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
             assert r["tokens"] == r["step"] * 64
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step_{s:07d}.txt" for s in (0, 30, 60)]
     assert (run / "samples" / "step_0000060.txt").read_text().startswith("the")
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.toml", "log.jsonl", "samples"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        ".lock", "checkpoints", "config.toml", "log.jsonl", "samples",
+    ]  # fmt: skip
 
 
 def test_evaluation_is_the_mean_over_fixed_blocks(tiny, tmp_path: Path, dataset: Path) -> None:
@@ -306,12 +309,68 @@ def test_a_resumed_run_keeps_its_settings_and_a_library_call_needs_no_others(tin
         gpt2.resume_config(tmp_path / "nowhere")
 
 
-def test_what_is_no_run_is_not_deleted(tiny, tmp_path: Path) -> None:
-    (tmp_path / "run" / "samples").mkdir(parents=True)
-    (tmp_path / "run" / "samples" / "kick.wav").write_text("boom")
-    with pytest.raises(UserError, match="has a samples that is no run's"):
+def test_what_is_no_runs_is_not_deleted(tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("samples/kick.wav", "checkpoints/other.pt", "notes.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    (run / "config.toml").write_text("batch_size = 3  # a recipe of my own\n")
+    with pytest.raises(UserError, match=r"config\.toml is no run's"):
         train(tiny())
-    assert (tmp_path / "run" / "samples" / "kick.wav").read_text() == "boom"
+    (run / "config.toml").rename(run / "mine.toml")
+    train(tiny(max_iters=1))
+    train(tiny(max_iters=2, overwrite=True))
+    assert saved_steps(run) == [2]
+    for name in ("samples/kick.wav", "checkpoints/other.pt", "notes.txt"):
+        assert (run / name).read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny, tmp_path: Path) -> None:
+    config = tiny(max_iters=100_000, out_dir=str(tmp_path / "r"), eval_interval=0, log_interval=1000)
+    process = start_process(config)
+    try:
+        wait_for_step(config, 1000, process)
+        with pytest.raises(UserError, match="another process is training"):
+            train(replace(config, overwrite=True))
+    finally:
+        process.kill()
+        process.wait()
+    assert read_log(tmp_path / "r")
+
+
+def test_a_stop_at_the_end_leaves_the_last_evaluation_to_the_resume(tiny, tmp_path: Path, monkeypatch) -> None:
+    from gpt2.training import loop
+
+    step = loop.train_step
+
+    def last_step_interrupted(run):
+        if run.state.step == 19:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", last_step_interrupted)
+        assert train(tiny()).stopped
+    assert best_step(tmp_path / "run") == 10
+    result = train(tiny(init_from="resume"))
+    assert not result.stopped
+    assert best_step(tmp_path / "run") == 20
+
+
+def test_a_resume_survives_the_loss_of_its_config_file(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=2))
+    for damage in ("learning_rate = ", None):
+        path = tmp_path / "run" / "config.toml"
+        path.unlink() if damage is None else path.write_text(damage)
+        steps = saved_steps(tmp_path / "run")[0] + 1
+        assert gpt2.train(gpt2.resume_config(tmp_path / "run", max_iters=steps)).step == steps
+
+
+def test_a_used_up_time_limit_is_said(tiny, tmp_path: Path, capfd) -> None:
+    train(tiny(max_iters=1_000_000, warmup_iters=0, eval_interval=0, max_minutes=0.001))
+    capfd.readouterr()
+    train(gpt2.resume_config(tmp_path / "run"))
+    assert "max_minutes=0.001 is used up" in capfd.readouterr().err
 
 
 def test_a_run_that_came_to_no_checkpoint_is_replaced(tiny, tmp_path: Path, monkeypatch) -> None:

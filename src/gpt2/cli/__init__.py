@@ -1,5 +1,6 @@
 """The `gpt2` command. What is heavy is imported inside the commands, so that help answers at once."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCo
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; never shows the user a traceback for an error of theirs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:
         result = make_app()(arguments)
     except cyclopts.CycloptsError as error:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from gpt2.runlog.console import note
 
+RUN_NAME = "gpt2 demo"
 PROMPTS = ("def", "class", "import")
 
 
@@ -37,8 +38,10 @@ def demo(
     from gpt2.training.recipes import load_recipe, run_settings
 
     config = TrainConfig(**load_recipe("pystdlib"))
-    overwrite = run_settings(out_dir).get("dataset") == config.dataset  # an earlier demo, not somebody's run
-    config = replace(config, out_dir=str(out_dir), max_minutes=minutes, overwrite=overwrite)
+    earlier_demo = run_settings(out_dir).get("wandb_run_name") == RUN_NAME  # and nobody's run
+    config = replace(
+        config, out_dir=str(out_dir), max_minutes=minutes, overwrite=earlier_demo, wandb_run_name=RUN_NAME
+    )
     if smoke:
         config = replace(config, max_iters=4, warmup_iters=1, eval_iters=1)
     note(f"training a small GPT-2 on Python's own source: {config.max_iters} updates, a few minutes")

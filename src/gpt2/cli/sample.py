@@ -1,6 +1,5 @@
 """`gpt2 sample`."""
 
-import io
 import sys
 from pathlib import Path
 from typing import Literal
@@ -61,8 +60,6 @@ def sample(
     encode_prompt(source.tokenizer, prompt)
     network = build(source).to(where)
     note(f"model {source.origin}")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     for i in range(num_samples):
         sys.stdout.write(prompt)
         for piece in stream_text(

@@ -13,7 +13,6 @@ from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
 
-BATCH_KNOBS = ("total_batch_size", "gradient_accumulation_steps")
 EXIT_STOPPED = 75
 """A signal ended the run, which is saved and can be resumed (sysexits' EX_TEMPFAIL)."""
 
@@ -59,16 +58,16 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCol
             tokens[0].value if tokens else recipe_settings.get(name, TrainConfig.__dataclass_fields__[name].default)
         )
 
-    out_dir = value("out_dir")
-    stored = recipes.run_settings(out_dir) if value("init_from") in ("resume", "auto") else {}
-    for name in recipe_settings.keys() & stored.keys() - {"init_from", "overwrite"}:
-        if recipe_settings[name] != stored[name] and not named[name].tokens:
-            note(
-                f"the run in {out_dir} keeps {name}={stored[name]}; --{name}={recipe_settings[name]} would change it"
-            )
+    out_dir, init_from = value("out_dir"), value("init_from")
+    given = {name for name, argument in named.items() if argument.tokens}
+    stored = recipes.run_settings(out_dir) if init_from in ("resume", "auto") else {}
+    if stored:
+        stored |= {"out_dir": out_dir, "init_from": init_from}
+        for name in sorted(recipe_settings.keys() - given - {"init_from", "overwrite"}):
+            if recipe_settings[name] != stored.get(name):
+                ours = stored.get(name, "unset")
+                note(f"the run in {out_dir} keeps {name}={ours}; --{name}={recipe_settings[name]} would change it")
+        recipe_settings = {name: value for name, value in recipe_settings.items() if name == "overwrite"}
     for settings, where in ((stored, f"{out_dir}/config.toml"), (recipe_settings, recipe)):
-        # A flag for one of the two sizes of an update is not contradicted by the other one from elsewhere.
-        for one, other in (BATCH_KNOBS, BATCH_KNOBS[::-1]):
-            if named[one].tokens and not named[other].tokens:
-                settings.pop(other, None)
+        settings = recipes.without_contradicted(settings, given)
         Dict(settings, source=where, use_commands_as_keys=False)(app, commands, arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora, shards
-from gpt2.data.prepare import FORMAT, prepare
+from gpt2.data.prepare import FORMAT, REPLACEMENT, prepare
 from gpt2.errors import UserError
 from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json, gpt2_tokenizer
 
@@ -74,6 +74,8 @@ def _open_folder(folder: Path) -> Dataset:
             tokenizer = from_json(value["tokenizer"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{description} cannot be read ({error}); prepare the dataset again") from None
+    elif (folder / REPLACEMENT).exists():
+        raise UserError(f"{folder} was being replaced when that was interrupted; prepare the dataset again")
     elif (folder / "train.bin").is_file():
         counts, fingerprint = {}, {}
         tokenizer = _nanogpt_tokenizer(folder)

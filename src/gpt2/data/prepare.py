@@ -1,6 +1,7 @@
 """Text to token files: `train.bin` and `val.bin` in nanoGPT's format, `dataset.json` beside them."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from gpt2.files import publish, sha256
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
 FORMAT = "gpt2 dataset 1"
+REPLACEMENT = ".new"
+"""Where the dataset that replaces another one grows, inside its folder."""
 DEFAULT_VOCAB_SIZE = 4096
 TOKENIZERS = ("char", "byte", "gpt2", "bpe")
 TEXT_SUFFIXES = {
@@ -58,7 +61,7 @@ def prepare(
     if (out / "dataset.json").exists():
         if not overwrite:
             raise UserError(f"{out} already holds a dataset; choose another --out, or --overwrite to make it anew")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and not (out / REPLACEMENT).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and holds no dataset; choose another --out, so that nothing in it is lost")
     named = [str(source) for source in sources if str(source) in CORPORA]
     if named and len(sources) > 1:
@@ -83,7 +86,9 @@ def prepare(
         raise UserError(f"a vocabulary of {encoder.vocab_size} ids does not fit uint16 tokens; use at most 65536")
     note(f"{len(files)} files, {sum(map(len, documents)):,} characters; {tokenizer}, {encoder.vocab_size} ids")
 
-    staged = out / ".new" if (out / "dataset.json").exists() else out
+    staged = out / REPLACEMENT if out.is_dir() and any(out.iterdir()) else out
+    if staged != out and staged.exists():
+        shutil.rmtree(staged)  # a replacement that was killed
     with publish(staged) as folder:
         folder.mkdir()
         counts = {}
@@ -103,8 +108,9 @@ def prepare(
         }
         (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     if staged != out:
-        for path in sorted(staged.iterdir(), reverse=True):  # dataset.json last: its counts vouch for the others
-            path.replace(out / path.name)
+        (out / "dataset.json").unlink(missing_ok=True)  # until all are in place there is no dataset
+        for name in ("train.bin", "val.bin", "dataset.json"):
+            (staged / name).replace(out / name)
         staged.rmdir()
     return out
 

@@ -89,9 +89,9 @@ def _config(values: dict[str, Any], where: Path) -> GPTConfig:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    _refuse_untied_head(files)
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            _refuse_untied_head(file, tensors)
             for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                 if key.endswith(NOT_PARAMETERS):
                     continue
@@ -100,11 +100,12 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
 
 
-def _refuse_untied_head(file: Path, tensors: Any) -> None:
-    """Raise UserError where the file has a head of its own that is not the token embedding."""
-    keys = set(tensors.keys())
-    embedding = next((k for k in ("transformer.wte.weight", "wte.weight") if k in keys), None)
-    if embedding and "lm_head.weight" in keys:
-        head = tensors.get_tensor("lm_head.weight")
-        if not torch.equal(head, tensors.get_tensor(embedding)):
-            raise UserError(f"{file} has an lm_head.weight of its own; GPT-2's head is its token embedding")
+def _refuse_untied_head(files: list[Path]) -> None:
+    """Raise UserError where there is a head that is not the token embedding."""
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in set(tensors.keys()) & {"lm_head.weight", "transformer.wte.weight", "wte.weight"}:
+                found["head" if key == "lm_head.weight" else "embedding"] = tensors.get_tensor(key)
+    if len(found) == 2 and not torch.equal(found["head"], found["embedding"]):
+        raise UserError(f"{files[0].parent} has an lm_head.weight of its own; GPT-2's head is its token embedding")

@@ -1,25 +1,15 @@
 """Our own run folders and checkpoints, as far as reading a model out of them goes."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
-from gpt2.formats.layout import FORMAT, folder_of, saved_steps
+from gpt2.formats.layout import best_step, folder_of, read_description, saved_steps
 from gpt2.formats.source import Source
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import from_json
-
-
-def read_description(checkpoint: Path) -> dict[str, Any]:
-    """`state.json` of an intact checkpoint. Raises UserError for one of another version's."""
-    description = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if description["format"] != FORMAT:
-        raise UserError(f"{checkpoint} has format {description['format']!r}; this version reads {FORMAT!r}")
-    return description
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -53,7 +43,7 @@ def open_run(path: Path) -> Source:
     newest = next((s for s in steps if manifest_problem(folder_of(path, s)) is None), None)
     if newest is None:
         raise UserError(f"{path} holds no intact checkpoint; train it first, or name another model")
-    best = read_description(folder_of(path, newest))["best_step"]
+    best = best_step(path)
     if best in steps and best != newest and manifest_problem(folder_of(path, best)) is None:
         return _read(folder_of(path, best))
     return _read(folder_of(path, newest))

@@ -77,8 +77,6 @@ def stream_text(
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     prompt_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)
     generator = torch.Generator(device).manual_seed(seed)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -92,6 +90,8 @@ def stream_text(
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
     )
+    was_training = model.training
+    model.eval()
     try:
         for _, token in zip(range(max_new_tokens), tokens, strict=False):
             token_id = int(token.item())

@@ -16,9 +16,8 @@ from typing import Any, Self
 from gpt2.errors import UserError
 
 FILE = "log.jsonl"
-# What has happened for good when a checkpoint of its step exists. That step's evaluation and samples are done
-# again after a resume, because a run that is asked to stop saves without them.
-DONE_BEFORE_CHECKPOINT = ("start", "train", "resume", "end")
+# What a resumed run does again at the step of its checkpoint, because a run that is asked to stop saves first.
+DONE_AGAIN = ("eval", "sample")
 
 
 class LogWriter:
@@ -62,6 +61,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{run} holds no {FILE}; name the out_dir of a run")
     records: list[dict[str, Any]] = []
+    resumed_at = None
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
         try:
@@ -70,9 +70,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}, line {number} is no record; remove that line") from None
         if event == "resume":
-            records = [
-                r for r in records
-                if r["step"] < step or (r["step"] == step and r["event"] in DONE_BEFORE_CHECKPOINT)
-            ]  # fmt: skip
+            resumed_at = step
+            records = [r for r in records if r["step"] <= step]
+        elif event in DONE_AGAIN and step == resumed_at:
+            records = [r for r in records if (r["event"], r["step"]) != (event, step)]
         records.append(record)
     return records

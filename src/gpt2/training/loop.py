@@ -19,7 +19,7 @@ from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
-from gpt2.training.setup import Run, set_up
+from gpt2.training.setup import Run, claimed, set_up
 from gpt2.training.step import StepResult, train_step
 
 
@@ -47,17 +47,13 @@ def train(config: TrainConfig) -> TrainResult:
         losses = estimate_losses(run)
         note(f"step {run.state.step} · train loss {losses['train_loss']:.4f} · val loss {losses['val_loss']:.4f}")
         return TrainResult(run.out_dir, run.state.step, losses["train_loss"], losses["val_loss"], stopped=False)
-    total = run.config.max_iters
     with (
-        RunConsole(total, run.state.step) as console,
+        claimed(run),
+        RunConsole(run.config.max_iters, run.state.step) as console,
         LogWriter(run.out_dir) as log,
         stop_on_signals() as stop,
     ):
-        try:
-            return Loop(run, console, log).until(stop)
-        finally:
-            for tracker in run.trackers:
-                tracker.close()
+        return Loop(run, console, log).until(stop)
 
 
 class Stop:
@@ -124,7 +120,9 @@ class Loop:
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
             save = last or (state.step > 0 and self.due(config.checkpoint_interval))
-            if not stop and (last or self.due(config.eval_interval)):
+            evaluating = last or self.due(config.eval_interval)
+            skipped = evaluating and bool(stop)  # whoever asks to stop does not wait for an evaluation
+            if evaluating and not skipped:
                 save |= self.evaluate()
             if not stop and self.due(config.sample_interval):
                 self.sample()
@@ -141,7 +139,7 @@ class Loop:
                 if state.step % config.log_interval == 0 or self.anything_due() or stop:
                     break
             self.record(began)
-        stopped = stopping and not last
+        stopped = stopping and (skipped or not last)
         self.log.write("end", state.step, tokens=state.tokens, stopped=stopped)
         if stopped:
             go_on = f"gpt2 train --init_from=resume --out_dir={run.out_dir}"
@@ -215,10 +213,16 @@ class Loop:
         self.console.note(f"--- sample at step {state.step}\n{text.strip()}\n---")
 
     def save(self) -> None:
-        """Publish a checkpoint of this step, unless it is there already, and remove those not kept."""
+        """Have a checkpoint of this step on disk, and the best one known."""
         run, state = self.run, self.run.state
-        if run.saved_step == state.step:
-            return
+        if run.saved_step != state.step:
+            self.publish()
+        if state.best_step == state.step:
+            checkpoint.note_best(run.out_dir, state)
+
+    def publish(self) -> None:
+        """Write the checkpoint of this step and remove those not kept."""
+        run, state = self.run, self.run.state
         began = time.perf_counter()
         state.scaler = run.scaler.state_dict()
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}

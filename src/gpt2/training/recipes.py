@@ -3,14 +3,17 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Container
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.layout import folder_of, read_description, saved_steps
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
+
+BATCH_KNOBS = ("total_batch_size", "gradient_accumulation_steps")
 
 
 def names() -> list[str]:
@@ -73,11 +76,26 @@ def dump_toml(values: dict[str, Any]) -> str:
 
 
 def run_settings(out_dir: str | Path) -> dict[str, Any]:
-    """The settings a run was last trained with; none where there is nothing to resume."""
-    path = Path(out_dir) / "config.toml"
-    if not saved_steps(Path(out_dir)) or not path.is_file():
+    """The settings a run was last trained with; none where there is nothing to resume.
+
+    They are in `config.toml`, and as they were then in every checkpoint, for when that file is gone.
+    """
+    out_dir = Path(out_dir)
+    steps = saved_steps(out_dir)
+    if not steps:
         return {}
-    return parse_toml(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    path = out_dir / "config.toml"
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, UserError):
+        pass
+    for step in steps:
+        try:
+            settings = read_description(folder_of(out_dir, step))["train"]
+            return check_settings({k: v for k, v in settings.items() if k != "overwrite"}, str(out_dir))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
 
 
 def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
@@ -88,5 +106,14 @@ def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
     settings = run_settings(out_dir)
     if not settings:
         raise UserError(f"{out_dir} holds no run to resume")
-    settings |= {"out_dir": str(out_dir), "init_from": "resume"} | changes
-    return TrainConfig(**settings)
+    settings |= {"out_dir": str(out_dir), "init_from": "resume"}
+    return TrainConfig(**without_contradicted(settings, changes) | changes)
+
+
+def without_contradicted(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
+    """`settings` without the one of the two sizes of an update that a `given` other one replaces."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in BATCH_KNOBS or not any(knob in given for knob in BATCH_KNOBS)
+    }

@@ -1,8 +1,9 @@
 """From a configuration to everything a run needs: device, data, model, optimizer, records; fresh or restored."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,28 @@ from gpt2.data.batches import gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError, first_line
-from gpt2.files import write_text
-from gpt2.formats.layout import saved_steps
-from gpt2.formats.native import read_description
+from gpt2.files import locked, write_text
+from gpt2.formats.layout import read_description, saved_steps
 from gpt2.formats.open import build, open_model
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim.adamw import adamw
-from gpt2.runlog import trackers
+from gpt2.runlog.trackers import TensorBoardTracker, Tracker, WandbTracker, require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import dump_toml, parse_toml
 
 # Settings that a model brings with it when it is not built from scratch.
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
-RUN_FILES = ("config.toml", "log.jsonl", "checkpoints", "samples", "tensorboard")
+# What a run writes into its folder, and so all that starting anew removes.
+RUN_FILES = (
+    "config.toml",
+    "log.jsonl",
+    "checkpoints/*step_*",
+    "checkpoints/best.json",
+    "samples/step_*.txt",
+    "tensorboard/events.*",
+)
 
 Note = Callable[[str], None]
 
@@ -52,13 +60,14 @@ class Run:
     scaler: torch.amp.GradScaler
     state: checkpoint.TrainState
     peak_flops: float
-    trackers: list[trackers.Tracker]
     saved_step: int | None = None
-    """Step of the newest checkpoint on disk."""
+    """Step of the newest checkpoint on disk; None for a run that has none yet."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Filled while the run has its folder."""
 
 
 def set_up(config: TrainConfig, note: Note) -> Run:
-    """Build the run; nothing on disk is touched before everything has been found in order.
+    """Build the run and find out whether it can work; the folder it writes to is not touched yet.
 
     `note` receives lines that say what was chosen. Raises UserError.
     """
@@ -89,6 +98,8 @@ def set_up(config: TrainConfig, note: Note) -> Run:
             scaler.load_state_dict(state.scaler)
         config = _note_changes(config, dataset, read_description(restored), note)
         note(f"resuming {restored} at step {state.step}")
+        if 0 < config.max_minutes * 60 <= state.seconds:
+            note(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
 
     peak, source = device.peak_flops(where, config.dtype)
     note(f"device {device.describe(where)} · {config.dtype} · peak {peak / 1e12:.3g} TFLOP/s ({source})")
@@ -99,12 +110,9 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     note(f"model {model.num_params():,} parameters · dataset {dataset.path}, {len(train_tokens):,} training tokens")
 
     forward: Callable[..., Any] = model
-    run_trackers: list[trackers.Tracker] = []
     if not config.eval_only:
-        forward = _try_out(model, train_tokens, config, note)
         _require_trackers(config)
-        _prepare_folder(config, out_dir, fresh=restored is None)
-        run_trackers = _open_trackers(config, out_dir)
+        forward = _try_out(model, train_tokens, config, note)
     return Run(
         config=config,
         out_dir=out_dir,
@@ -119,7 +127,6 @@ def set_up(config: TrainConfig, note: Note) -> Run:
         scaler=scaler,
         state=state,
         peak_flops=peak,
-        trackers=run_trackers,
         saved_step=state.step if restored is not None else None,
     )
 
@@ -135,21 +142,20 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Pat
             f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
             "delete it with --overwrite"
         )
-    there = [name for name in RUN_FILES if (out_dir / name).exists()]
-    if there and not _is_ours(out_dir / "config.toml"):
+    if (out_dir / "config.toml").exists() and not _is_a_runs(out_dir / "config.toml"):
         raise UserError(
-            f"{out_dir} has a {there[0]} that is no run's; choose another --out_dir, or delete it with --overwrite"
+            f"{out_dir / 'config.toml'} is no run's; choose another --out_dir, or delete it with --overwrite"
         )
     return None
 
 
-def _is_ours(config_file: Path) -> bool:
-    """Whether a run wrote this configuration: one that came to no checkpoint may be replaced."""
+def _is_a_runs(config_file: Path) -> bool:
+    """Whether a run wrote this configuration, with every setting: one that came to no checkpoint is replaced."""
     try:
-        parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
+        found = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
     except (OSError, UnicodeDecodeError, UserError):
         return False
-    return True
+    return found.keys() >= TrainConfig().as_dict().keys() - {"overwrite"}
 
 
 def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any]) -> GPT:
@@ -207,8 +213,8 @@ def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any],
     """Say what differs from the run that `before` describes; returns the settings with that run's origin."""
     settings = before["train"]
     for name, value in config.as_dict().items():
-        if name not in ("init_from", "overwrite", "out_dir") and settings.get(name, value) != value:
-            note(f"changed for this resume: {name}={value} (was {settings[name]})")
+        if name not in ("init_from", "overwrite", "out_dir") and settings.get(name) != value:
+            note(f"changed for this resume: {name}={value} (was {settings.get(name, 'not set')})")
     if config.max_iters > config.decay_end:
         note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
     if before["dataset"] != dataset.fingerprint:
@@ -256,37 +262,51 @@ def _try_out(model: GPT, tokens: Tokens, config: TrainConfig, note: Note) -> Cal
 def _require_trackers(config: TrainConfig) -> None:
     """Raise UserError where a tracker's package is missing."""
     if config.wandb_log:
-        trackers.require("wandb", "wandb_log")
+        require("wandb", "wandb_log")
     if config.tensorboard_log:
-        trackers.require("torch.utils.tensorboard", "tensorboard_log")
+        require("torch.utils.tensorboard", "tensorboard_log")
 
 
-def _open_trackers(config: TrainConfig, out_dir: Path) -> list[trackers.Tracker]:
+def _open_trackers(config: TrainConfig, out_dir: Path) -> list[Tracker]:
     """The trackers that are switched on."""
-    opened: list[trackers.Tracker] = []
+    opened: list[Tracker] = []
     if config.wandb_log:
         name = config.wandb_run_name or str(out_dir)
-        opened.append(trackers.WandbTracker(config.wandb_project, name, config.as_dict()))
+        opened.append(WandbTracker(config.wandb_project, name, config.as_dict()))
     if config.tensorboard_log:
-        opened.append(trackers.TensorBoardTracker(out_dir / "tensorboard"))
+        opened.append(TensorBoardTracker(out_dir / "tensorboard"))
     return opened
 
 
-def _prepare_folder(config: TrainConfig, out_dir: Path, fresh: bool) -> None:
-    """Make the run folder and write its configuration; a fresh run first clears what an old one left."""
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """The run folder made ready, and this process's alone, with the trackers open.
+
+    A fresh run first removes what an old one left. Raises UserError where the folder cannot be written or
+    another process trains in it.
+    """
+    config, out_dir = run.config, run.out_dir
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES if fresh else ():
-            path = out_dir / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        (out_dir / "checkpoints").mkdir(exist_ok=True)
-        for unfinished in (out_dir / "checkpoints").glob(".*.tmp"):
-            shutil.rmtree(unfinished)
-        # As a recipe it must not delete the run it describes.
-        settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-        write_text(out_dir / "config.toml", dump_toml(settings))
-    except OSError as error:
+        (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with locked(out_dir / ".lock") as ours:
+            if not ours:
+                raise UserError(
+                    f"another process is training in {out_dir}; choose another --out_dir, or stop that one"
+                )
+            old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
+            for path in [*old, *(out_dir / "checkpoints").glob(".*.tmp")]:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            # As a recipe it must not delete the run it describes.
+            settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
+            write_text(out_dir / "config.toml", dump_toml(settings))
+            run.trackers = _open_trackers(config, out_dir)
+            try:
+                yield
+            finally:
+                for tracker in run.trackers:
+                    tracker.close()
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
