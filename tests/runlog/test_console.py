@@ -2,9 +2,9 @@ import io
 import re
 
 import pytest
+import rich.console
 from rich.console import Console
 
-from gpt2.runlog import console
 from gpt2.runlog.console import RunConsole, duration
 
 VALUES = {"loss": 1.23456, "lr": 6e-4, "grad_norm": 0.5, "tokens_per_second": 12345.6, "mfu": 0.423}
@@ -25,7 +25,7 @@ def test_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str
 def test_a_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=120)
-    monkeypatch.setattr(console, "Console", lambda **settings: terminal)
+    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
     with RunConsole(total=100, done=5) as out:
         out.step(10, VALUES, eta_seconds=90)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())

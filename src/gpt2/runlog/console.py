@@ -4,9 +4,6 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 def format_step(values: dict[str, Any]) -> str:
     """The figures of a `train` record in one line."""
@@ -31,6 +28,10 @@ class RunConsole:
     """Progress of a run of `total` updates of which `done` are made."""
 
     def __init__(self, total: int, done: int) -> None:
+        # here, because every command imports this module and `--help` is to answer at once
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.console = Console(stderr=True, highlight=False)
         self.total = total
         self.live: Progress | None = None
