@@ -288,25 +288,23 @@ def claimed(run: Run) -> Iterator[None]:
     config, out_dir = run.config, run.out_dir
     try:
         (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        with locked(out_dir / ".lock") as ours:
-            if not ours:
-                raise UserError(
-                    f"another process is training in {out_dir}; choose another --out_dir, or stop that one"
-                )
-            old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
-            for path in [*old, *(out_dir / "checkpoints").glob(".*.tmp")]:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            # As a recipe it must not delete the run it describes.
-            settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-            write_text(out_dir / "config.toml", dump_toml(settings))
-            run.trackers = _open_trackers(config, out_dir)
-            try:
-                yield
-            finally:
-                for tracker in run.trackers:
-                    tracker.close()
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
+    with locked(out_dir / ".lock") as ours:
+        if not ours:
+            raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
+        old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
+        for path in [*old, *(out_dir / "checkpoints").glob(".*.tmp")]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        # As a recipe it must not delete the run it describes.
+        settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
+        write_text(out_dir / "config.toml", dump_toml(settings))
+        run.trackers = _open_trackers(config, out_dir)
+        try:
+            yield
+        finally:
+            for tracker in run.trackers:
+                tracker.close()
