@@ -9,7 +9,7 @@ import torch
 
 from gpt2.data.batches import gather, sample_starts
 from gpt2.formats.open import build
-from gpt2.formats.source import Source
+from gpt2.formats.source import Source, Stored
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.setup import set_up
@@ -33,7 +33,8 @@ def test_sixty_updates_give_nanogpts_losses(tiny, bias: bool) -> None:
     torch.manual_seed(1)
     theirs = peer.GPT(peer.GPTConfig(**shape, bias=bias, dropout=0.0))
     weights = {k: v.clone() for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
-    source = Source(GPTConfig(**shape, bias=bias, gelu="erf"), weights.items(), ByteTokenizer(), "nanoGPT")
+    tensors = {name: Stored.of(t) for name, t in weights.items()}
+    source = Source(GPTConfig(**shape, bias=bias, gelu="erf"), tensors, ByteTokenizer, "nanoGPT")
     run.model.load_state_dict(build(source).state_dict())
     optimizer = theirs.configure_optimizers(config.weight_decay, 1.0, (config.beta1, config.beta2), "cpu")
 

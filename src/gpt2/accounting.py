@@ -1,6 +1,36 @@
 """Parameters, FLOPs and utilisation: arithmetic on a configuration, nothing measured."""
 
+from collections.abc import Iterator
+
 from gpt2.model import GPTConfig
+
+# The parts of a block and the shape of their weights, in units of n_embd.
+BLOCK = {
+    "ln_1": (1,),
+    "attn.c_attn": (3, 1),
+    "attn.c_proj": (1, 1),
+    "ln_2": (1,),
+    "mlp.c_fc": (4, 1),
+    "mlp.c_proj": (1, 4),
+}
+
+
+def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every parameter of `GPT(config)` in its order, one by one and without building it."""
+    C = config.n_embd
+
+    def part(name: str, units: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        shape = tuple(n * C for n in units)
+        yield f"transformer.{name}.weight", shape
+        if config.bias:
+            yield f"transformer.{name}.bias", shape[:1]
+
+    yield "transformer.wte.weight", (config.vocab_size, C)
+    yield "transformer.wpe.weight", (config.block_size, C)
+    for layer in range(config.n_layer):
+        for name, units in BLOCK.items():
+            yield from part(f"h.{layer}.{name}", units)
+    yield from part("ln_f", (1,))
 
 
 def num_params(config: GPTConfig) -> int:

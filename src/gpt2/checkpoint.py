@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt2.errors import UserError, first_line
 from gpt2.files import manifest_problem, publish, write_manifest, write_text
+from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.adamw import load_named_state, named_state
@@ -55,7 +56,7 @@ def save(
     folder = folder_of(out_dir, state.step)
     with publish(folder) as temporary:
         temporary.mkdir()
-        _write_tensors(dict(model.named_parameters()), temporary / "model.safetensors")
+        _write_tensors(dict(model.named_parameters()), temporary / "model.safetensors", bare.metadata(model.config))
         _write_tensors(named_state(optimizer), temporary / "optimizer.safetensors")
         description = {
             "format": FORMAT,
@@ -69,9 +70,9 @@ def save(
     return folder
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise OSError(errno.EIO, first_line(error), str(path)) from error
 

@@ -107,23 +107,24 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding, run by tiktoken. `tokens[i]` is the bytes of id i; end-of-text follows.
+    """Byte-level byte-pair encoding, run by tiktoken.
 
-    `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for one trained here.
+    `tokens` are the bytes of each id in order, but for end-of-text, whose id is `eot`; by default the last.
+    `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for any other.
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: str, kind: str = "bpe") -> None:
+    def __init__(self, tokens: Sequence[bytes], pattern: str, kind: str = "bpe", eot: int | None = None) -> None:
         import tiktoken
 
         self.kind = kind
         self.pattern = pattern
         self.tokens = tokens
-        self.eot = len(tokens)
+        self.eot = len(tokens) if eot is None else eot
         self.vocab_size = len(tokens) + 1
         self.encoding = tiktoken.Encoding(
             kind,
             pat_str=pattern,
-            mergeable_ranks={token: i for i, token in enumerate(tokens)},
+            mergeable_ranks={token: i + (i >= self.eot) for i, token in enumerate(tokens)},
             special_tokens={END_OF_TEXT: self.eot},
         )
 
@@ -135,7 +136,8 @@ class BPETokenizer:
 
     def to_json(self) -> dict[str, Any]:
         tokens = " ".join(base64.b64encode(t).decode() for t in self.tokens)
-        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens}
+        elsewhere = {} if self.eot == len(self.tokens) else {"eot": self.eot}
+        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **elsewhere}
 
 
 @functools.cache
@@ -192,13 +194,13 @@ def _train_with_hugging_face(texts: Iterable[str], size: int) -> list[bytes]:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    to_byte = _byte_of_character()
+    to_byte = byte_of_character()
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     merged = [bytes(to_byte[c] for c in left + right) for left, right in merges]
     return list(dict.fromkeys([bytes([i]) for i in range(256)] + merged))
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's map of bytes to printable characters, reversed (openai/gpt-2, encoder.py)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
@@ -223,7 +225,7 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
                 return ByteTokenizer()
             case "gpt2" | "bpe" as kind:
                 tokens = [base64.b64decode(t) for t in value["tokens"].split(" ")]
-                return BPETokenizer(tokens, value["pattern"], kind)
+                return BPETokenizer(tokens, value["pattern"], kind, value.get("eot"))
     except (KeyError, TypeError, AttributeError, ValueError):
         pass
     raise UserError("the tokenizer description cannot be read; prepare the dataset again")

@@ -56,8 +56,7 @@ def test_the_activation_is_the_configs(model: GPT, tmp_path: Path, gpt2_vocabula
         ({"activation_function": "relu"}, "relu"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
-        ({"n_embd": "wide"}, "cannot be read"),
-        ({"vocab_size": 100}, "vocabulary of 100"),
+        ({"n_embd": "wide"}, "n_embd='wide'"),
     ],
 )
 def test_what_is_not_gpt2_is_refused_by_name(changes: dict, message: str, model: GPT, tmp_path: Path) -> None:

@@ -1,18 +1,17 @@
 """A prepared dataset: a folder with `train.bin`, `val.bin` and `dataset.json`, or one of nanoGPT's."""
 
 import difflib
-import io
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora, shards
+from gpt2.data.nanogpt_meta import read_meta
 from gpt2.data.prepare import FORMAT, REPLACEMENT, prepare
 from gpt2.errors import UserError
-from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json, gpt2_tokenizer
+from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def _open_folder(folder: Path) -> Dataset:
         raise UserError(f"{folder} was being replaced when that was interrupted; prepare the dataset again")
     elif (folder / "train.bin").is_file():
         counts, fingerprint = {}, {}
-        tokenizer = _nanogpt_tokenizer(folder)
+        meta = folder / "meta.pkl"  # nanoGPT's own rule: the characters in there, else GPT-2's BPE
+        tokenizer = read_meta(meta) if meta.is_file() else gpt2_tokenizer()
     else:
         raise UserError(f"{folder} holds no dataset (no dataset.json, no train.bin); make one with gpt2 prepare")
     splits = {}
@@ -93,22 +93,3 @@ def _open_folder(folder: Path) -> Dataset:
         shards.check_ids(splits[split], tokenizer.vocab_size, path)
         fingerprint.setdefault(split, f"{len(splits[split])} tokens")
     return Dataset(folder, splits, tokenizer, fingerprint)
-
-
-def _nanogpt_tokenizer(folder: Path) -> Tokenizer:
-    """nanoGPT's own rule: the characters of `meta.pkl` where there is one, else GPT-2's BPE."""
-    path = folder / "meta.pkl"
-    if not path.is_file():
-        return gpt2_tokenizer()
-    try:
-        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-        return CharTokenizer("".join(meta["itos"][i] for i in range(meta["vocab_size"])))
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({error})") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits containers, text and numbers; whatever names a class or function is refused unexecuted."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain values are admitted")

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT2LMHeadModel: its folder and its hub."""
+"""Hugging Face's GPT2LMHeadModel: its folder, in both directions, and its hub."""
 
 import json
 import re
@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.source import Source
-from gpt2.model import GPTConfig
-from gpt2.tokenizers import gpt2_tokenizer
+from gpt2.formats import huggingface_tokenizer, torch_file
+from gpt2.formats.bare import stored_tensors
+from gpt2.formats.source import Source, Stored
+from gpt2.formats.state_dict import TRANSPOSED, described_config, our_names
+from gpt2.formats.tokenizer_files import find_tokenizer
+from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import Tokenizer
 
-# Conv1D keeps its weight as (in, out); nn.Linear as (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-NOT_PARAMETERS = (".attn.bias", ".attn.masked_bias", "lm_head.weight")
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+"""Where the weights may be, the first that is there taken: in one file or in several, by age."""
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 # Switches of HF's GPT-2 that change the network, and the only values that are the GPT-2 built here.
 REQUIRED = {
@@ -28,6 +31,14 @@ REQUIRED = {
     "tie_word_embeddings": True,
     "layer_norm_epsilon": 1e-5,
 }
+SIZES = {
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+DEFAULTS = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
 
 
 def is_folder(path: Path) -> bool:
@@ -42,29 +53,31 @@ def open_hub(name: str) -> Source:
     """A model of the hub, downloaded to its cache. Raises UserError when that cannot be done."""
     from huggingface_hub import snapshot_download
 
+    described = ["config.json", *huggingface_tokenizer.FILES]
     try:
-        folder = snapshot_download(name, allow_patterns=["config.json", "model*.safetensors*"])
+        folder = Path(snapshot_download(name, allow_patterns=[*described, *WEIGHTS[:2]]))
+        if not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*described, *WEIGHTS[2:]]))
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         raise UserError(
             f"no folder {name!r} here, and Hugging Face's hub does not give it ({first_line(error)}); download the "
             "model elsewhere and give its folder"
         ) from error
-    return open_folder(Path(folder), origin=f"Hugging Face {name}")
+    return open_folder(folder, origin=f"Hugging Face {name}")
 
 
 def open_folder(path: Path, origin: str | None = None) -> Source:
     """A folder that `save_pretrained` wrote. Raises UserError for settings that are not GPT-2 as built here."""
+    config_file = path / "config.json"
     try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        config = _config(values, path / "config.json")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'config.json'} cannot be read as a GPT-2 configuration ({error})") from None
-    files = sorted(path.glob("model*.safetensors"))
-    if not files:
+        config = _config(json.loads(config_file.read_text(encoding="utf-8")), config_file)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{config_file} cannot be read as a GPT-2 configuration ({first_line(error)})") from None
+    files = next((found for pattern in WEIGHTS if (found := sorted(path.glob(pattern)))), None)
+    if files is None:
         raise UserError(f"{path} has no model.safetensors; save the model with transformers' save_pretrained")
-    if config.vocab_size != 50257:
-        raise UserError(f"{path} has a vocabulary of {config.vocab_size} ids, not GPT-2's 50257")
-    return Source(config, _tensors(files), gpt2_tokenizer(), origin or str(path))
+    tensors = our_names(_stored(files), path)
+    return Source(config, tensors, find_tokenizer(files[0], config.vocab_size), origin or str(path))
 
 
 def _config(values: dict[str, Any], where: Path) -> GPTConfig:
@@ -73,39 +86,60 @@ def _config(values: dict[str, Any], where: Path) -> GPTConfig:
     for key, required in REQUIRED.items():
         if values.get(key, required) != required:
             raise UserError(f"{where} says {key}={values[key]}, which is not GPT-2 as built here ({key}={required})")
+    values = DEFAULTS | values
     if values.get("n_inner") not in (None, 4 * values["n_embd"]):
         raise UserError(f"{where} says n_inner={values['n_inner']}; GPT-2's is 4·n_embd")
     activation = values.get("activation_function", "gelu_new")
     if activation not in GELU:
         raise UserError(f"{where} says activation_function={activation!r}; choose from {', '.join(GELU)}")
-    return GPTConfig(
-        block_size=values["n_positions"],
-        vocab_size=values["vocab_size"],
-        n_layer=values["n_layer"],
-        n_head=values["n_head"],
-        n_embd=values["n_embd"],
-        gelu=GELU[activation],
-    )
+    shape = {ours: values[theirs] for ours, theirs in SIZES.items()}
+    return described_config({**shape, "gelu": GELU[activation]}, where)
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    _refuse_untied_head(files)
+def _stored(files: list[Path]) -> Iterator[tuple[str, Stored]]:
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                if key.endswith(NOT_PARAMETERS):
-                    continue
-                name = key if key.startswith("transformer.") else f"transformer.{key}"  # hub originals are bare
-                tensor = tensors.get_tensor(key)
-                yield name, tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+        if file.suffix == ".safetensors":
+            yield from stored_tensors(file)[0].items()
+        else:
+            yield from torch_file.stored(torch_file.load(file), file)
 
 
-def _refuse_untied_head(files: list[Path]) -> None:
-    """Raise UserError where there is a head that is not the token embedding."""
-    found: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in set(tensors.keys()) & {"lm_head.weight", "transformer.wte.weight", "wte.weight"}:
-                found["head" if key == "lm_head.weight" else "embedding"] = tensors.get_tensor(key)
-    if len(found) == 2 and not torch.equal(found["head"], found["embedding"]):
-        raise UserError(f"{files[0].parent} has an lm_head.weight of its own; GPT-2's head is its token embedding")
+def config_values(config: GPTConfig, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
+    """`config.json` of a model with biases."""
+    end = tokenizer.eot if tokenizer else None
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+        "n_ctx": config.block_size,
+        "n_inner": None,
+        "activation_function": "gelu_new" if config.gelu == "tanh" else "gelu",
+        **REQUIRED,
+        "initializer_range": 0.02,
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "use_cache": True,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def their_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
+    """The parameters as GPT2LMHeadModel has them."""
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        yield name, tensor.t() if name.endswith(TRANSPOSED) else tensor
+
+
+def write(model: GPT, tokenizer: Tokenizer | None, folder: Path, dtype: torch.dtype) -> None:
+    """Fill `folder` with what `AutoModelForCausalLM` and `AutoTokenizer` load. The model must have biases."""
+    tensors = {name: t.to(dtype).contiguous() for name, t in their_tensors(model)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    values = config_values(model.config, tokenizer, dtype)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"], "use_cache": True}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        huggingface_tokenizer.write(tokenizer, folder, model.config.block_size)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
+from gpt2.formats.bare import stored_tensors
 from gpt2.formats.layout import best_step, folder_of, read_description, saved_steps
-from gpt2.formats.source import Source
-from gpt2.model import GPTConfig
+from gpt2.formats.source import Progress, Source
+from gpt2.formats.state_dict import described_config
 from gpt2.tokenizers import from_json
 
 
@@ -25,9 +24,20 @@ def open_checkpoint(path: Path) -> Source:
 
 def _read(path: Path) -> Source:
     description = read_description(path)
-    tensors = load_file(path / "model.safetensors")
-    origin = f"{path} (step {description['step']})"
-    return Source(GPTConfig(**description["model"]), tensors.items(), from_json(description["tokenizer"]), origin)
+    tensors, _ = stored_tensors(path / "model.safetensors")
+    tokenizer = from_json(description["tokenizer"])
+    optimizer, _ = stored_tensors(path / "optimizer.safetensors")
+    return Source(
+        config=described_config(description["model"], path),
+        tensors=tensors,
+        find_tokenizer=lambda: tokenizer,
+        origin=f"{path} (step {description['step']})",
+        progress=Progress(
+            step=description["step"],
+            settings=description.get("train", {}),
+            optimizer=(lambda: {name: t.read() for name, t in optimizer.items()}) if optimizer else None,
+        ),
+    )
 
 
 def is_run(path: Path) -> bool:

@@ -1,0 +1,81 @@
+"""nanoGPT's `ckpt.pt`, in both directions, and build-nanogpt's `model_*.pt`."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gpt2.accounting import parameter_shapes
+from gpt2.errors import UserError
+from gpt2.formats import torch_file
+from gpt2.formats.source import Progress, Source
+from gpt2.formats.state_dict import described_config, guess_config, our_names, sizes
+from gpt2.formats.tokenizer_files import find_tokenizer
+from gpt2.model import GPTConfig
+
+
+def open_file(path: Path) -> Source:
+    """A checkpoint of nanoGPT or build-nanogpt, or a bare state dict. Raises UserError."""
+    values = torch_file.load(path)
+    if isinstance(values, dict) and "model_args" in values:
+        return _nanogpt(values, path)
+    if isinstance(values, dict) and isinstance(values.get("config"), torch_file.PickledConfig):
+        return _build_nanogpt(values, path)
+    tensors = our_names(torch_file.stored(values, path), path)
+    config, assumed = guess_config(tensors, path)
+    return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (assumed,))
+
+
+def _nanogpt(values: dict[str, Any], path: Path) -> Source:
+    args, settings = values["model_args"], values.get("config")
+    if not isinstance(args, dict):
+        raise UserError(f"{path} has model_args that are no dictionary; it is damaged")
+    settings = settings if isinstance(settings, dict) else {}
+    gelu = settings.get("gelu")  # nanoGPT has no such setting; our export records it
+    assumed = () if gelu else (f"{path}: taken to compute the erf GELU, as nanoGPT does since June 2023",)
+    config = described_config({**sizes(args), "bias": args.get("bias", True), "gelu": gelu or "erf"}, path)
+    step, optimizer = values.get("iter_num", 0), values.get("optimizer")
+    state = optimizer.get("state") if isinstance(optimizer, dict) else None
+    return Source(
+        config=config,
+        tensors=our_names(torch_file.stored(values.get("model"), path), path),
+        find_tokenizer=find_tokenizer(path, config.vocab_size, dataset=settings.get("dataset")),
+        origin=f"{path} (nanoGPT, iteration {step})",
+        notes=assumed,
+        progress=Progress(
+            step=step if isinstance(step, int) else 0,
+            settings=settings,
+            optimizer=(lambda: _named_optimizer(state, config, path)) if isinstance(state, dict) and state else None,
+        ),
+    )
+
+
+def _build_nanogpt(values: dict[str, Any], path: Path) -> Source:
+    config = described_config(sizes(vars(values["config"])), path)
+    step = values.get("step", 0)
+    return Source(
+        config=config,
+        tensors=our_names(torch_file.stored(values.get("model"), path), path),
+        find_tokenizer=find_tokenizer(path, config.vocab_size),
+        origin=f"{path} (build-nanogpt, step {step})",
+        progress=Progress(step=step if isinstance(step, int) else 0),
+    )
+
+
+def optimizer_order(config: GPTConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in the order of nanoGPT's optimizer: the matrices, which decay, then the vectors."""
+    named = list(parameter_shapes(config))
+    return [p for p in named if len(p[1]) >= 2] + [p for p in named if len(p[1]) < 2]
+
+
+def _named_optimizer(state: dict[Any, Any], config: GPTConfig, path: Path) -> dict[str, Tensor]:
+    """AdamW's state by name instead of by number. Raises UserError where it is not this model's."""
+    result: dict[str, Tensor] = {}
+    for number, (name, shape) in enumerate(optimizer_order(config)):
+        entry = state.get(number)
+        for key, wanted in (("step", ()), ("exp_avg", shape), ("exp_avg_sq", shape)):
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, Tensor) or not torch_file.is_whole(value) or tuple(value.shape) != wanted:
+                raise UserError(f"{path} has an optimizer state that is not its model's: {key} of {name}")
+            result[f"{name}/{key}"] = value
+    return result

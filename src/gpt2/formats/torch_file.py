@@ -1,0 +1,78 @@
+"""What `torch.save` wrote, read without executing any of it."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2.errors import UserError, first_line
+from gpt2.formats.source import Stored
+
+ZIP = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\x0a"
+"""How files of PyTorch before 1.6 begin: a pickle of their magic number."""
+
+
+class PickledConfig:
+    """Stands in for the dataclass that build-nanogpt's script pickles into its checkpoints."""
+
+
+def is_torch_file(start: bytes) -> bool:
+    return start.startswith((ZIP, LEGACY))
+
+
+def load(path: Path) -> Any:
+    """The object in the file; its tensors stay on disk until they are used, where its age allows that.
+
+    Only tensors, plain values and build-nanogpt's configuration class are admitted. Raises UserError for anything
+    else, by name and without executing it, and for damaged files.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _refuse_inflation(path)
+        with torch.serialization.safe_globals([(PickledConfig, "__main__.GPTConfig")]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} asks to run {asked[1]}, which no model needs; nothing was run, do not trust this file"
+            ) from None
+        raise UserError(f"{path} is damaged, or no model saved by PyTorch ({first_line(error)})") from None
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        raise UserError(f"{path} is damaged ({first_line(error)}); fetch or save it again") from None
+
+
+def _refuse_inflation(path: Path) -> None:
+    """Raise UserError where the file would unpack to more than itself; `torch.save` does not compress."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise UserError(f"{path} unpacks to more bytes than it has; torch.save writes no such file")
+
+
+def stored(values: Any, where: object) -> list[tuple[str, Stored]]:
+    """The tensors of a state dict. Raises UserError for what is none."""
+    if not isinstance(values, Mapping) or not values:
+        raise UserError(f"{where} holds no weights")
+    for name, tensor in values.items():
+        if not isinstance(name, str) or not is_whole(tensor):
+            raise UserError(f"{where} holds {str(name)[:80]!r}, which is no tensor of weights")
+    return [(name, Stored.of(tensor)) for name, tensor in values.items()]
+
+
+def is_whole(tensor: object) -> bool:
+    """Whether it is a dense floating-point tensor all of whose elements are in the file."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and (tensor.is_floating_point() or not tensor.dim() or tensor.dtype in (torch.bool, torch.uint8))
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
