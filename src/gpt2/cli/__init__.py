@@ -10,6 +10,7 @@ import cyclopts
 from cyclopts.argument import ArgumentCollection
 
 from gpt2 import __version__
+from gpt2.cli.convert import export, import_, validate
 from gpt2.cli.demo import demo
 from gpt2.cli.evaluate import app as eval_app
 from gpt2.cli.plot import plot
@@ -34,8 +35,9 @@ def make_app() -> cyclopts.App:
         print_error=False,
         config=complete,
     )
-    for command in (demo, prepare, train, sample, plot):
+    for command in (demo, prepare, train, sample, plot, export, validate):
         app.command(command, help_format="markdown")
+    app.command(import_, name="import", help_format="markdown")
     app.command(eval_app)
     return app
 

@@ -27,7 +27,8 @@ def loss(
     Parameters
     ----------
     model
-        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name.
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
+        nanoGPT, build-nanogpt, llm.c or llama.cpp.
     dataset
         A prepared folder, a name under data_dir, or a corpus.
     split
@@ -57,7 +58,9 @@ def loss(
     where = pick_device(device)
     source = open_model(model)
     data = open_dataset(dataset, data_dir, note)
-    data.require_tokenizer(source.tokenizer.to_json(), source.origin)
+    if known := source.find_tokenizer():
+        data.require_tokenizer(known.to_json(), source.origin)
+    data.require_vocabulary(source.config.vocab_size, source.origin)
     block_size = source.config.block_size
     tokens = data.split(split, block_size)
     value = evaluate_loss(

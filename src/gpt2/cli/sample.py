@@ -19,6 +19,7 @@ def sample(
     top_k: int = 200,
     top_p: float = 1.0,
     seed: int = 1337,
+    tokenizer: str | None = None,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
 ) -> None:
@@ -27,7 +28,8 @@ def sample(
     Parameters
     ----------
     model
-        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name.
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
+        nanoGPT, build-nanogpt, llm.c or llama.cpp.
     start
         Text to continue, or FILE:path to read it from. Empty starts a new document.
     num_samples
@@ -42,6 +44,8 @@ def sample(
         Choose among the likeliest tokens that together have this probability.
     seed
         Seed of the first text; the next ones count up.
+    tokenizer
+        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
     device
         auto, cpu, cuda, cuda:N or mps.
     dtype
@@ -56,10 +60,11 @@ def sample(
     check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     where = pick_device(device)
     prompt = read_prompt(start)
-    source = open_model(model)
+    source = open_model(model, tokenizer)
     encode_prompt(source.tokenizer, prompt)
+    for line in (f"model {source.origin}", *source.notes):
+        note(line)
     network = build(source).to(where)
-    note(f"model {source.origin}")
     for i in range(num_samples):
         sys.stdout.write(prompt)
         for piece in stream_text(

@@ -42,6 +42,14 @@ class Dataset:
                 f"{whose} uses another {description['kind']} tokenizer; prepare the text again with that one"
             )
 
+    def require_vocabulary(self, vocab_size: int, whose: str) -> None:
+        """Raise UserError where a model with `vocab_size` rows lacks ids of this dataset's tokenizer."""
+        if vocab_size < self.tokenizer.vocab_size:
+            raise UserError(
+                f"{self.path} uses {self.tokenizer.vocab_size} token ids, and {whose} has only {vocab_size} rows for "
+                "them; prepare the text with the model's own tokenizer"
+            )
+
 
 def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] = lambda line: None) -> Dataset:
     """Open the dataset `name`: a folder, a name under `data_dir`, or a corpus, which is prepared if it must be.

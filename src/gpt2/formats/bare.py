@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.source import Source, Stored
+from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.state_dict import described_config, guess_config, our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
@@ -66,7 +66,8 @@ def metadata(config: GPTConfig, tokenizer: Tokenizer | None = None) -> dict[str,
     return {"gpt2": json.dumps(values)}
 
 
-def write(model: GPT, tokenizer: Tokenizer | None, path: Path, dtype: torch.dtype) -> None:
+def write(model: GPT, extras: Extras, path: Path) -> None:
     """Write a file that is complete in itself."""
+    dtype = getattr(torch, extras.dtype)
     tensors = {name: p.detach().to(dtype).contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, path, metadata(model.config, tokenizer))
+    save_file(tensors, path, metadata(model.config, extras.tokenizer))

@@ -13,11 +13,10 @@ from torch import Tensor
 from gpt2.errors import UserError, first_line
 from gpt2.formats import huggingface_tokenizer, torch_file
 from gpt2.formats.bare import stored_tensors
-from gpt2.formats.source import Source, Stored
+from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.state_dict import TRANSPOSED, described_config, our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import Tokenizer
 
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -104,9 +103,8 @@ def _stored(files: list[Path]) -> Iterator[tuple[str, Stored]]:
             yield from torch_file.stored(torch_file.load(file), file)
 
 
-def config_values(config: GPTConfig, tokenizer: Tokenizer | None, dtype: torch.dtype) -> dict[str, Any]:
-    """`config.json` of a model with biases."""
-    end = tokenizer.eot if tokenizer else None
+def config_values(config: GPTConfig) -> dict[str, Any]:
+    """`config.json` of a model with biases, but for its tokens and dtype."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -119,10 +117,7 @@ def config_values(config: GPTConfig, tokenizer: Tokenizer | None, dtype: torch.d
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "bos_token_id": end,
-        "eos_token_id": end,
         "use_cache": True,
-        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -133,13 +128,18 @@ def their_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.t() if name.endswith(TRANSPOSED) else tensor
 
 
-def write(model: GPT, tokenizer: Tokenizer | None, folder: Path, dtype: torch.dtype) -> None:
+def write(model: GPT, extras: Extras, folder: Path) -> None:
     """Fill `folder` with what `AutoModelForCausalLM` and `AutoTokenizer` load. The model must have biases."""
+    dtype = getattr(torch, extras.dtype)
     tensors = {name: t.to(dtype).contiguous() for name, t in their_tensors(model)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = config_values(model.config, tokenizer, dtype)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    generation = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"], "use_cache": True}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    if tokenizer is not None:
-        huggingface_tokenizer.write(tokenizer, folder, model.config.block_size)
+    end = extras.tokenizer.eot if extras.tokenizer else None
+    ends = {"bos_token_id": end, "eos_token_id": end}
+    _dump(folder / "config.json", {**config_values(model.config), **ends, "torch_dtype": extras.dtype})
+    _dump(folder / "generation_config.json", {**ends, "use_cache": True})
+    if extras.tokenizer is not None:
+        huggingface_tokenizer.write(extras.tokenizer, folder, model.config.block_size)
+
+
+def _dump(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

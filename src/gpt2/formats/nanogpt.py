@@ -1,17 +1,21 @@
 """nanoGPT's `ckpt.pt`, in both directions, and build-nanogpt's `model_*.pt`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt2.accounting import parameter_shapes
+from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.errors import UserError
 from gpt2.formats import torch_file
-from gpt2.formats.source import Progress, Source
+from gpt2.formats.source import Extras, Progress, Source
 from gpt2.formats.state_dict import described_config, guess_config, our_names, sizes
 from gpt2.formats.tokenizer_files import find_tokenizer
-from gpt2.model import GPTConfig
+from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import CharTokenizer
 
 
 def open_file(path: Path) -> Source:
@@ -79,3 +83,45 @@ def _named_optimizer(state: dict[Any, Any], config: GPTConfig, path: Path) -> di
                 raise UserError(f"{path} has an optimizer state that is not its model's: {key} of {name}")
             result[f"{name}/{key}"] = value
     return result
+
+
+def write(model: GPT, extras: Extras, folder: Path) -> None:
+    """Fill `folder` with a `ckpt.pt` that nanoGPT's sample.py and train.py accept.
+
+    The optimizer's state goes with it where there is one. A character tokenizer is written as the `meta.pkl` that
+    nanoGPT looks for in its own data folder.
+    """
+    config, progress = model.config, extras.progress
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    torch.save(
+        {
+            "model": {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]},
+            "optimizer": _numbered_optimizer(config, progress),
+            "model_args": {**sizes(asdict(config)), "bias": config.bias, "dropout": config.dropout},
+            "iter_num": progress.step,
+            "best_val_loss": torch.tensor(1e9),
+            "config": {"dataset": "exported", **progress.settings, "gelu": config.gelu},
+        },
+        folder / "ckpt.pt",
+    )
+    if isinstance(extras.tokenizer, CharTokenizer):
+        (folder / "meta.pkl").write_bytes(meta_bytes(extras.tokenizer))
+
+
+def _numbered_optimizer(config: GPTConfig, progress: Progress) -> dict[str, Any]:
+    """AdamW's state dict as nanoGPT's optimizer loads it; empty of moments where none are known."""
+    named = progress.optimizer() if progress.optimizer else {}
+    order = optimizer_order(config)
+    matrices = sum(len(shape) >= 2 for _, shape in order)
+    setting = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}
+    setting |= {k: v for k, v in progress.settings.items() if k in setting}
+    settings = {"lr": setting["lr"], "betas": (setting["beta1"], setting["beta2"]), "eps": 1e-8}
+    decays = (range(matrices), setting["weight_decay"]), (range(matrices, len(order)), 0.0)
+    groups = [
+        {**settings, "weight_decay": decay, "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
+         "differentiable": False, "fused": None, "decoupled_weight_decay": True, "params": list(numbers)}
+        for numbers, decay in decays
+    ]  # fmt: skip
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    state = {i: {key: named[f"{name}/{key}"] for key in keys} for i, (name, _) in enumerate(order)} if named else {}
+    return {"state": state, "param_groups": groups}

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
-from gpt2.formats import bare, huggingface, nanogpt, native, torch_file
+from gpt2.formats import bare, gguf, huggingface, llmc, nanogpt, native, torch_file
 from gpt2.formats.source import Source, Stored
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
@@ -24,6 +24,8 @@ FOLDERS = (
 FILES = (
     # told by their first bytes and their size
     (lambda start, size: torch_file.is_torch_file(start), nanogpt.open_file),
+    (lambda start, size: gguf.is_gguf(start), gguf.open_file),
+    (llmc.is_llmc, llmc.open_file),
     (bare.is_safetensors, bare.open_file),
 )
 KINDS = "run, checkpoint, Hugging Face folder, nanoGPT or build-nanogpt checkpoint, llm.c .bin, GGUF or .safetensors"

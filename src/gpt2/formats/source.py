@@ -64,3 +64,16 @@ class Source:
                 "--tokenizer (gpt2, byte, or a dataset's folder)"
             )
         return tokenizer
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What goes into a file besides the model, as far as its format has room for it."""
+
+    tokenizer: Tokenizer | None
+    name: str
+    dtype: str
+    """Of the matrices: float32, bfloat16, float16 or q8_0."""
+    batch: tuple[Tensor, Tensor]
+    """Inputs and targets for llm.c's debug state, int64 (B, T)."""
+    progress: Progress = Progress()

@@ -23,6 +23,8 @@ class TrainConfig:
     init_from: str = "scratch"
     """`scratch`, `resume` (continue the run in out_dir exactly), `auto` (resume if there is one), or any
     MODEL to fine-tune."""
+    resume_optimizer: bool = False
+    """Fine-tune with the AdamW state that comes with init_from's MODEL."""
     overwrite: bool = False
     """Delete the run already in out_dir and start anew."""
     seed: int = 1337
@@ -65,8 +67,8 @@ class TrainConfig:
     """Dropout on embeddings, attention weights and residual branches."""
     bias: bool = True
     """Biases in Linear and LayerNorm."""
-    gelu: Literal["tanh", "erf"] = "tanh"
-    """`tanh` is GPT-2's; nanoGPT computes `erf`."""
+    gelu: Literal["auto", "tanh", "erf"] = "auto"
+    """`tanh` is GPT-2's; nanoGPT computes `erf`. auto: what init_from's model computes, else tanh."""
     flash: bool = True
     """Fused attention; False writes it out."""
     pad_vocab: int = 64
@@ -109,6 +111,8 @@ class TrainConfig:
     """Save at every evaluation; False: only when the validation loss is the best so far, and at the end."""
     checkpoint_interval: int = 0
     """Save every so many updates as well; 0 is off."""
+    write_tensors: bool = False
+    """Before the first update write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c does."""
     keep_checkpoints: int = 2
     """Keep this many newest checkpoints, and the best; 0 keeps all."""
     sample_interval: int = 0
@@ -212,6 +216,7 @@ class TrainConfig:
             n_layer=self.n_layer or sizes["n_layer"],
             n_head=self.n_head or sizes["n_head"],
             n_embd=self.n_embd or sizes["n_embd"],
+            gelu="tanh" if self.gelu == "auto" else self.gelu,
             lr_decay_iters=self.decay_end,
             warmup_iters=min(2000, self.decay_end // 20) if self.warmup_iters is None else self.warmup_iters,
             min_lr=self.learning_rate / 10 if self.min_lr is None else self.min_lr,

@@ -21,6 +21,7 @@ from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run, claimed, set_up
 from gpt2.training.step import StepResult, train_step
+from gpt2.training.write_tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class Loop:
         """Train until max_iters, max_minutes or a signal."""
         run, config, state = self.run, self.run.config, self.run.state
         self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
+        if config.write_tensors and run.saved_step is None:
+            write_tensors(run, self.console.note)
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
             save = last or (state.step > 0 and self.due(config.checkpoint_interval))

@@ -65,7 +65,10 @@ def read(text: str, where: str) -> dict[str, Any]:
             ) from None
     helpers = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     settings = TrainConfig.__dataclass_fields__
-    return DEFAULTS | {name: value for name, value in values.items() if name in settings or name not in helpers}
+    defaults = dict(DEFAULTS)
+    if str(values.get("init_from", "")).startswith("gpt2"):
+        del defaults["gelu"]  # OpenAI trained with tanh; that nanoGPT computes erf with them too is not repeated
+    return defaults | {name: value for name, value in values.items() if name in settings or name not in helpers}
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:

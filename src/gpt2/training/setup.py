@@ -17,9 +17,10 @@ from gpt2.errors import UserError, first_line
 from gpt2.files import locked, write_text
 from gpt2.formats.layout import read_description, saved_steps
 from gpt2.formats.open import build, open_model
+from gpt2.formats.source import Source
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim.adamw import adamw
+from gpt2.optim.adamw import adamw, load_named_state
 from gpt2.runlog.trackers import TensorBoardTracker, Tracker, WandbTracker, require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
@@ -33,6 +34,7 @@ RUN_FILES = (
     "log.jsonl",
     "checkpoints/*step_*",
     "checkpoints/best.json",
+    "llmc/gpt2_*.bin",
     "samples/step_*.txt",
     "tensorboard/events.*",
 )
@@ -83,13 +85,16 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     dataset = open_dataset(config.dataset, config.data_dir, note)
     if config.sample_interval:
         encode_prompt(dataset.tokenizer, config.sample_start)
-    model = _make_model(config, dataset, restored, asked).to(where)
+    model, source = _make_model(config, dataset, restored, asked, note)
+    model.to(where)
     config = replace(config, **{name: getattr(model.config, name) for name in SHAPE})
     train_tokens = dataset.split("train", config.block_size)
     val_tokens = dataset.split("val", config.block_size)
 
     betas = (config.beta1, config.beta2)
     optimizer = adamw(model, config.learning_rate, betas, config.weight_decay)
+    if config.resume_optimizer and restored is None:
+        _carry_optimizer_over(source, optimizer, config)
     scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
     state = checkpoint.TrainState()
     if restored is not None:
@@ -158,19 +163,22 @@ def _is_a_runs(config_file: Path) -> bool:
     return found.keys() >= TrainConfig().as_dict().keys() - {"overwrite"}
 
 
-def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any]) -> GPT:
+def _make_model(
+    config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any], note: Note
+) -> tuple[GPT, Source | None]:
     """The network on the CPU: initialised from the seed, or with the weights of a model or checkpoint.
 
-    `asked` is the shape as the user gave it, before defaults were filled in.
+    `asked` is the shape as the user gave it, before defaults were filled in. The model's source comes with it
+    where there is one.
     """
-    runtime = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
+    runtime: dict[str, Any] = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
     tokenizer = dataset.tokenizer
     if restored is not None:
         description = read_description(restored)
         dataset.require_tokenizer(description["tokenizer"], f"the run in {config.out_dir}")
         shape = {name: description["model"][name] for name in SHAPE}
         _refuse_other_shape(asked, shape, f"the run in {config.out_dir}")
-        return GPT(GPTConfig(**shape, **runtime))
+        return GPT(GPTConfig(**shape, **runtime)), None
     if config.init_from in ("scratch", "auto"):
         vocab_size = config.vocab_size or tokenizer.vocab_size
         if vocab_size < tokenizer.vocab_size:
@@ -180,26 +188,43 @@ def _make_model(config: TrainConfig, dataset: Dataset, restored: Path | None, as
             )
         assert config.n_layer and config.n_head and config.n_embd, "the configuration is resolved"
         torch.manual_seed(config.seed)
-        return GPT(
-            GPTConfig(
-                block_size=config.block_size,
-                vocab_size=vocab_size,
-                n_layer=config.n_layer,
-                n_head=config.n_head,
-                n_embd=config.n_embd,
-                bias=config.bias,
-                gelu=config.gelu,
-                **runtime,
-            )
+        shape = GPTConfig(
+            block_size=config.block_size,
+            vocab_size=vocab_size,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            bias=config.bias,
+            gelu=config.gelu,
+            **runtime,
         )
+        return GPT(shape), None
     source = open_model(config.init_from)
-    dataset.require_tokenizer(source.tokenizer.to_json(), source.origin)
+    if tokenizer_of_model := source.find_tokenizer():
+        dataset.require_tokenizer(tokenizer_of_model.to_json(), source.origin)
+    dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
     _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
+    for line in source.notes:
+        note(line)
+    if asked["gelu"] not in ("auto", source.config.gelu):
+        note(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
+        runtime["gelu"] = asked["gelu"]
     model = build(source, **runtime)
     if config.block_size != model.config.block_size:
         model.crop_block_size(config.block_size)
-    return model
+    return model, source
+
+
+def _carry_optimizer_over(source: Source | None, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Give the optimizer the moments that came with the model. Raises UserError where there are none."""
+    if source is None or source.progress.optimizer is None:
+        raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
+    tensors = source.progress.optimizer()
+    for key in ("exp_avg", "exp_avg_sq"):
+        positions = f"transformer.wpe.weight/{key}"
+        tensors[positions] = tensors[positions][: config.block_size].clone()  # as many as the model has kept
+    load_named_state(optimizer, tensors)
 
 
 def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str) -> None:
@@ -217,7 +242,7 @@ def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any],
             note(f"changed for this resume: {name}={value} (was {settings.get(name, 'not set')})")
     if config.max_iters > config.decay_end:
         note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
-    if before["dataset"] != dataset.fingerprint:
+    if before["dataset"] and before["dataset"] != dataset.fingerprint:  # an imported run knows none
         note(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
     return replace(config, init_from=settings["init_from"])
 

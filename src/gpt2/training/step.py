@@ -27,17 +27,8 @@ class StepResult:
 def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
     config, step = run.config, run.state.step
-    batch_step = 0 if config.overfit_single_batch else step
-    starts = sample_starts(
-        run.train_tokens,
-        config.block_size,
-        config.data_order,
-        config.seed,
-        batch_step,
-        config.accumulation * config.batch_size,
-    )
     loss = torch.zeros((), device=run.device)
-    for micro, rows in enumerate(np.split(starts, config.accumulation)):
+    for micro, rows in enumerate(np.split(row_starts(run), config.accumulation)):
         x, y = gather(run.train_tokens, rows, config.block_size, run.device)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
@@ -56,6 +47,19 @@ def train_step(run: Run) -> StepResult:
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, grad_norm, lr)
+
+
+def row_starts(run: Run) -> np.ndarray:
+    """Where in the training tokens the rows of this update begin, one micro-batch after the other."""
+    config = run.config
+    return sample_starts(
+        run.train_tokens,
+        config.block_size,
+        config.data_order,
+        config.seed,
+        0 if config.overfit_single_batch else run.state.step,
+        config.accumulation * config.batch_size,
+    )
 
 
 def dropout_seed(seed: int, step: int, micro: int) -> int:

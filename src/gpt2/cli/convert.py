@@ -1,0 +1,159 @@
+"""`gpt2 export`, `gpt2 import` and `gpt2 validate`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from gpt2.runlog.console import note
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=())]
+
+
+def export(
+    format_: Annotated[Literal["hf", "nanogpt", "llmc", "gguf", "safetensors"], Parameter(name="FORMAT")],
+    model: str,
+    out: Path,
+    /,
+    *,
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32",
+    tokenizer: str | None = None,
+    dataset: str | None = None,
+    batch_size: int = 4,
+    block_size: int = 64,
+    data_dir: str = "data",
+    json_: JsonFlag = False,
+) -> None:
+    """Write a model for another program, read it back and say how far its logits are from the model's.
+
+    `hf` is a folder for transformers, `nanogpt` a folder with ckpt.pt, `llmc` a folder with the four files of
+    llm.c's --write_tensors, `gguf` a file for llama.cpp, `safetensors` a file with everything in it.
+
+    Parameters
+    ----------
+    format_
+        Which program's.
+    model
+        A MODEL of any kind.
+    out
+        Folder or file to make; it must not be there yet.
+    dtype
+        Format of the numbers; q8_0 is for gguf. llmc has float32 and bfloat16 always.
+    tokenizer
+        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
+    dataset
+        llmc: take the debug state's batch from the start of this dataset's validation split. Default: random ids.
+    batch_size
+        llmc: rows of that batch.
+    block_size
+        llmc: tokens of a row.
+    data_dir
+        Where prepared datasets live.
+    json_
+        Print one JSON object instead of a line.
+    """
+    import torch
+
+    from gpt2.data.batches import gather
+    from gpt2.data.dataset import open_dataset
+    from gpt2.errors import UserError
+    from gpt2.formats.export import export as run
+    from gpt2.formats.open import open_model
+
+    source = open_model(model, tokenizer)
+    batch = None
+    if dataset is not None:
+        if not (batch_size >= 1 and 1 <= block_size <= source.config.block_size):
+            raise UserError(f"a batch of {batch_size}·{block_size} does not fit {source.config.block_size} positions")
+        data = open_dataset(dataset, data_dir, note)
+        data.require_tokenizer(source.tokenizer.to_json(), source.origin)
+        rows = [row * block_size for row in range(batch_size)]
+        batch = gather(data.split("val", batch_size * block_size), rows, block_size, torch.device("cpu"))
+    done = run(source, format_, out, note, dtype, batch)
+    say_difference(done.out, done.difference, done.scale, json_)
+
+
+def import_(
+    model: str,
+    out: Path,
+    /,
+    *,
+    tokenizer: str | None = None,
+    gelu: Literal["tanh", "erf"] | None = None,
+    json_: JsonFlag = False,
+) -> None:
+    """Make a run of a model from elsewhere, to be resumed, sampled or exported.
+
+    What the file knows of its training comes along: nanoGPT's settings, iteration and optimizer state, so that
+    `gpt2 train --init_from=resume --out_dir=OUT --dataset=...` goes on where nanoGPT stopped.
+
+    Parameters
+    ----------
+    model
+        A MODEL of any kind.
+    out
+        Run folder to make; it must not be there yet.
+    tokenizer
+        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
+    gelu
+        What the model computes, where its file does not say or says it wrongly.
+    json_
+        Print one JSON object instead of a line.
+    """
+    from dataclasses import replace
+
+    from gpt2.formats.export import difference, logits_of, probe
+    from gpt2.formats.open import build, open_model
+    from gpt2.training.import_run import import_run
+
+    source = open_model(model, tokenizer)
+    if gelu:
+        source = replace(source, config=replace(source.config, gelu=gelu), notes=())
+    checkpoint = import_run(source, out, note)
+    made = open_model(str(checkpoint))
+    ids = probe(made.config, made.find_tokenizer())
+    expected = logits_of(build(open_model(model), gelu=made.config.gelu).eval(), ids)
+    found = logits_of(build(made).eval(), ids)
+    say_difference(out, difference(found, expected), expected.abs().max().item(), json_)
+
+
+def validate(model: str, /, *, tokenizer: str | None = None, json_: JsonFlag = False) -> int:
+    """Compare logits, loss and 50 greedy tokens with Hugging Face's implementation.
+
+    Needs transformers. Exits with status 1 where more than rounding differs.
+
+    Parameters
+    ----------
+    model
+        A MODEL of any kind.
+    tokenizer
+        Tokenizer of a model that brings none.
+    json_
+        Print one JSON object instead of lines.
+    """
+    from dataclasses import asdict
+
+    from gpt2.evaluate.against_transformers import compare
+    from gpt2.formats.open import build, open_model
+
+    source = open_model(model, tokenizer)
+    result = compare(build(source).eval(), source.find_tokenizer())
+    if json_:
+        print(json.dumps({"model": source.origin, "agrees": result.agrees, **asdict(result)}))
+        return 0 if result.agrees else 1
+    same = sum(a == b for a, b in zip(result.greedy, result.their_greedy, strict=True))
+    relative = result.logit_difference / result.logit_scale
+    print(f"logits  largest difference {result.logit_difference:.2g}, {relative:.1g} of the largest logit")
+    print(f"loss    {result.loss:.6f} here, {result.their_loss:.6f} there")
+    print(f"greedy  {same} of {len(result.greedy)} tokens equal")
+    print("agrees with transformers" if result.agrees else "DIFFERS from transformers by more than rounding")
+    return 0 if result.agrees else 1
+
+
+def say_difference(out: Path, difference: float, scale: float, as_json: bool) -> None:
+    """End a conversion with what reading it back gave."""
+    if as_json:
+        print(json.dumps({"out": str(out), "logit_difference": difference, "logit_scale": scale}))
+    else:
+        print(f"wrote {out} · read back: largest logit difference {difference:.2g} (largest logit {scale:.3g})")

@@ -1,0 +1,208 @@
+"""llama.cpp's GGUF of a GPT-2, in both directions."""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2.errors import UserError, first_line
+from gpt2.formats import gguf_file
+from gpt2.formats.gguf_file import Outgoing, TensorInfo
+from gpt2.formats.source import Extras, Source, Stored
+from gpt2.formats.state_dict import described_config, our_names
+from gpt2.formats.vocabulary import BYTE_OF, all_tokens, from_tokens, merges, printable
+from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+
+# Our names and theirs; {} is the layer.
+NAMES = {
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "h.{}.ln_1": "blk.{}.attn_norm",
+    "h.{}.attn.c_attn": "blk.{}.attn_qkv",
+    "h.{}.attn.c_proj": "blk.{}.attn_output",
+    "h.{}.ln_2": "blk.{}.ffn_norm",
+    "h.{}.mlp.c_fc": "blk.{}.ffn_up",
+    "h.{}.mlp.c_proj": "blk.{}.ffn_down",
+    "ln_f": "output_norm",
+    "lm_head": "output",
+}
+OURS = {theirs: ours for ours, theirs in NAMES.items()}
+SIZES = {
+    "block_size": "gpt2.context_length",
+    "n_layer": "gpt2.block_count",
+    "n_head": "gpt2.attention.head_count",
+    "n_embd": "gpt2.embedding_length",
+}
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 30, "q8_0": 8}
+"""ggml's numbers of the formats a tensor may have."""
+FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
+"""llama.cpp's numbers for a file mostly of that format."""
+Q8_BLOCK = 32
+"""Numbers that share a scale in q8_0; with it they take 34 bytes."""
+NORMAL, CONTROL = 1, 3
+"""Types of token."""
+
+
+def is_gguf(start: bytes) -> bool:
+    return start.startswith(gguf_file.MAGIC)
+
+
+def open_file(path: Path) -> Source:
+    """A GPT-2 in float32, float16, bfloat16 or q8_0. Raises UserError."""
+    try:
+        metadata, infos = gguf_file.read_header(path)
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise UserError(f"{path} is damaged ({first_line(error)}); fetch it again") from None
+    if metadata.get("general.architecture") != b"gpt2":
+        raise UserError(f"{path} holds a {str(metadata.get('general.architecture'))[:40]}, not a gpt2")
+    size = path.stat().st_size
+    tensors = our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
+    wte = tensors.get("transformer.wte.weight")
+    values = {ours: metadata.get(theirs) for ours, theirs in SIZES.items()}
+    config = described_config({**values, "vocab_size": wte.shape[0] if wte and wte.shape else None}, path)
+
+    def find_tokenizer() -> Tokenizer | None:
+        try:
+            return _tokenizer(metadata)
+        except (KeyError, IndexError, TypeError, UnicodeDecodeError, AttributeError):
+            return None
+
+    return Source(config, tensors, find_tokenizer, f"{path} (GGUF)")
+
+
+def _our_name(name: str, path: Path) -> str:
+    part, _, kind = name.rpartition(".")
+    words = part.split(".")
+    layer = words[1] if words[0] == "blk" and len(words) == 3 and words[1].isdecimal() else ""
+    ours = OURS.get(f"blk.{{}}.{words[2]}" if layer else part)
+    if ours is None or kind not in ("weight", "bias"):
+        raise UserError(f"{path} holds a tensor {name[:80]!r}, which GPT-2 does not have")
+    return f"{ours.format(layer)}.{kind}"
+
+
+def _stored(info: TensorInfo, path: Path, size: int) -> Stored:
+    count = 1
+    for n in info.shape:
+        count *= n
+    if info.kind not in KINDS.values():
+        raise UserError(
+            f"{path} holds {info.name[:80]} in ggml's format {info.kind}; only {', '.join(KINDS)} are read"
+        )
+    quantised = info.kind == KINDS["q8_0"]
+    if quantised and (not info.shape or info.shape[-1] % Q8_BLOCK):
+        raise UserError(f"{path} is damaged: {info.name[:80]} has rows that are no multiple of {Q8_BLOCK}")
+    length = count // Q8_BLOCK * (Q8_BLOCK + 2) if quantised else count * (4 if info.kind == 0 else 2)
+    if info.offset + length > size:
+        raise UserError(f"{path} is damaged: it ends before {info.name[:80]} does")
+
+    def read() -> Tensor:
+        data = torch.from_numpy(np.fromfile(path, dtype=np.uint8, count=length, offset=info.offset))
+        if quantised:
+            return _from_q8(data).view(info.shape)
+        dtype = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}[info.kind]
+        return data.view(dtype).view(info.shape)
+
+    return Stored(info.shape, read)
+
+
+def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer in the metadata, where it is byte-level."""
+    if metadata["tokenizer.ggml.model"] != b"gpt2":
+        return None
+    eot = metadata.get("tokenizer.ggml.eos_token_id")
+    texts = [t.decode() for t in metadata["tokenizer.ggml.tokens"]]
+    tokens = [t.encode() if i == eot else bytes(BYTE_OF[c] for c in t) for i, t in enumerate(texts)]
+    return from_tokens(tokens, eot)
+
+
+def write(model: GPT, extras: Extras, path: Path) -> None:
+    """Write a model that has biases and computes the tanh GELU, with its tokenizer.
+
+    Vectors and positions stay float32, as llama.cpp wants them. Raises UserError
+    for a width that q8_0 does not divide.
+    """
+    config, dtype = model.config, extras.dtype
+    assert extras.tokenizer is not None
+    if dtype == "q8_0" and config.n_embd % Q8_BLOCK:
+        raise UserError(f"n_embd={config.n_embd} is no multiple of {Q8_BLOCK}, as q8_0 needs; use --dtype=float16")
+    outgoing = []
+    for ours, parameter in model.named_parameters():
+        kept = parameter.dim() < 2 or ours == "transformer.wpe.weight"
+        outgoing.append(_outgoing(_their_name(ours), parameter.detach(), "float32" if kept else dtype))
+    gguf_file.write(path, _metadata(config, extras.tokenizer, dtype, extras.name), outgoing)
+
+
+def _their_name(ours: str) -> str:
+    part, _, kind = ours.removeprefix("transformer.").rpartition(".")
+    words = part.split(".")
+    layer = words[1] if words[0] == "h" else ""
+    if layer:
+        words[1] = "{}"
+    return f"{NAMES['.'.join(words)].format(layer)}.{kind}"
+
+
+def _outgoing(name: str, tensor: Tensor, dtype: str) -> Outgoing:
+    def write(file: BinaryIO) -> None:
+        for rows in tensor.split(1024):  # so that a copy never holds more than these
+            converted = _to_q8(rows) if dtype == "q8_0" else rows.to(getattr(torch, dtype)).contiguous()
+            file.write(converted.view(-1).view(torch.uint8).numpy().data)
+
+    bytes_of = {"float32": 4, "float16": 2, "bfloat16": 2, "q8_0": 1 + 2 / Q8_BLOCK}
+    return Outgoing(name, tuple(tensor.shape), KINDS[dtype], int(tensor.numel() * bytes_of[dtype]), write)
+
+
+def _to_q8(rows: Tensor) -> Tensor:
+    """Blocks of 32 numbers as a float16 scale and 32 int8, as ggml's reference rounds them. uint8 (blocks, 34)."""
+    blocks = rows.reshape(-1, Q8_BLOCK)
+    scale = blocks.abs().amax(dim=1, keepdim=True) / 127
+    scaled = blocks * torch.where(scale == 0, 0.0, 1 / scale)
+    rounded = torch.trunc(scaled + torch.copysign(torch.tensor(0.5), scaled)).to(torch.int8)  # halves away from zero
+    return torch.cat([scale.to(torch.float16).view(torch.uint8), rounded.view(torch.uint8)], dim=1)
+
+
+def _from_q8(data: Tensor) -> Tensor:
+    blocks = data.view(-1, Q8_BLOCK + 2)
+    scale = blocks[:, :2].contiguous().view(torch.float16).float()
+    return (blocks[:, 2:].contiguous().view(torch.int8).float() * scale).view(-1)
+
+
+def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) -> dict[str, Any]:
+    tokens, pairs = [printable(t) for t in all_tokens(tokenizer)], _merges(tokenizer)
+    if tokenizer.eot is not None:
+        tokens[tokenizer.eot] = END_OF_TEXT
+    values: dict[str, Any] = {
+        "general.architecture": "gpt2",
+        "general.name": name,
+        "general.file_type": FILE_TYPES[dtype],
+        "general.quantization_version": 2,
+        **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+        "gpt2.feed_forward_length": 4 * config.n_embd,
+        "gpt2.attention.layer_norm_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [CONTROL if i == tokenizer.eot else NORMAL for i in range(len(tokens))],
+        "tokenizer.ggml.merges": [f"{printable(left)} {printable(right)}" for left, right in pairs],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    if tokenizer.eot is not None:
+        values |= {"tokenizer.ggml.bos_token_id": tokenizer.eot, "tokenizer.ggml.eos_token_id": tokenizer.eot}
+    return values
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
+    """The pairs llama.cpp joins. A character of several bytes is joined from them, front to back."""
+    match tokenizer:
+        case BPETokenizer():
+            return merges(tokenizer)
+        case CharTokenizer():
+            fronts = [
+                (c.encode()[:i], c.encode()[i : i + 1])
+                for c in tokenizer.characters
+                for i in range(1, len(c.encode()))
+            ]
+            return sorted(set(fronts), key=lambda pair: len(pair[0]))
+    return []

@@ -1,0 +1,114 @@
+"""GGUF beside llama.cpp's own Python package, as reader and as quantiser."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toys import characters, opened, source_of, toy
+
+from gpt2.errors import UserError
+from gpt2.formats import gguf
+from gpt2.formats.export import export
+from gpt2.formats.open import open_model
+from gpt2.tokenizers import ByteTokenizer, Tokenizer, train_bpe
+
+library = pytest.importorskip("gguf", reason="needs the gguf package")
+
+
+def made(path: Path, dtype: str = "float32", tokenizer: Tokenizer | None = None, **changes: object) -> Path:
+    tokenizer = tokenizer or characters(33)
+    model = toy(n_embd=32, vocab_size=tokenizer.vocab_size, **changes)
+    return export(source_of(model, tokenizer), "gguf", path / "m.gguf", lambda line: None, dtype).out
+
+
+def test_llama_cpps_reader_finds_what_it_needs(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    reader = library.GGUFReader(path)
+    model = toy(n_embd=32)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "gpt2"
+    assert fields["gpt2.context_length"] == 16
+    assert fields["gpt2.embedding_length"] == 32
+    assert fields["gpt2.feed_forward_length"] == 128
+    assert fields["gpt2.block_count"] == 2
+    assert fields["gpt2.attention.head_count"] == 2
+    assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert len(fields["tokenizer.ggml.tokens"]) == 33
+    tensors = {t.name: t for t in reader.tensors}
+    assert len(tensors) == 2 + 12 * 2 + 2
+    expected = library.get_tensor_name_map(library.MODEL_ARCH.GPT2, 2)
+    for name, parameter in model.named_parameters():
+        tensor = tensors[expected.get_name(name, (".weight", ".bias"))]  # its own table of Hugging Face's names
+        assert np.array_equal(tensor.data, parameter.detach().numpy()), name
+        assert list(tensor.shape) == list(parameter.shape)[::-1]
+
+
+def test_q8_0_is_ggmls(tmp_path: Path) -> None:
+    path = made(tmp_path, "q8_0")
+    tensors = {t.name: t for t in library.GGUFReader(path).tensors}
+    weight = toy(n_embd=32).transformer.h[1].mlp.c_fc.weight.detach().numpy()
+    quantised = library.quants.quantize(weight, library.GGMLQuantizationType.Q8_0)
+    assert np.array_equal(tensors["blk.1.ffn_up.weight"].data, quantised)
+    back = opened(path).transformer.h[1].mlp.c_fc.weight.detach().numpy()
+    assert np.array_equal(back, library.quants.dequantize(quantised, library.GGMLQuantizationType.Q8_0))
+    assert tensors["position_embd.weight"].tensor_type == library.GGMLQuantizationType.F32
+    assert tensors["blk.1.ffn_norm.weight"].tensor_type == library.GGMLQuantizationType.F32
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    assert not gguf._to_q8(torch.zeros(2, 32)).any()
+
+
+def test_a_file_of_llama_cpps_writer_is_read(tmp_path: Path) -> None:
+    """With a head of its own that equals the embedding, as its older converters wrote."""
+    model = toy(n_embd=32)
+    writer = library.GGUFWriter(tmp_path / "m.gguf", "gpt2")
+    writer.add_block_count(2)
+    writer.add_context_length(16)
+    writer.add_embedding_length(32)
+    writer.add_head_count(2)
+    names = library.get_tensor_name_map(library.MODEL_ARCH.GPT2, 2)
+    for name, parameter in model.named_parameters():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), parameter.detach().numpy())
+    writer.add_tensor("output.weight", model.transformer.wte.weight.detach().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for (name, p), q in zip(model.named_parameters(), opened(tmp_path / "m.gguf").parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert open_model(str(tmp_path / "m.gguf")).find_tokenizer() is None
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "char"])
+def test_the_tokenizer_comes_back(kind: str, text: str, tmp_path: Path) -> None:
+    tokenizer = {"byte": ByteTokenizer(), "bpe": train_bpe([text], 300), "char": characters(33)}[kind]
+    assert open_model(str(made(tmp_path, tokenizer=tokenizer))).tokenizer.to_json() == tokenizer.to_json()
+
+
+def test_what_it_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="q8_0 needs"):
+        export(source_of(toy(), characters(33)), "gguf", tmp_path / "a", lambda line: None, "q8_0")
+    with pytest.raises(UserError, match="no tokenizer"):
+        export(source_of(toy(), None), "gguf", tmp_path / "b", lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_models_and_formats_are_refused_by_name(tmp_path: Path) -> None:
+    writer = library.GGUFWriter(tmp_path / "llama.gguf", "llama")
+    writer.add_block_count(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="llama"):
+        opened(tmp_path / "llama.gguf")
+    writer = library.GGUFWriter(tmp_path / "q4.gguf", "gpt2")
+    quantised = library.quants.quantize(np.ones((4, 32), np.float32), library.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("token_embd.weight", quantised, raw_dtype=library.GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="ggml's format 2"):
+        opened(tmp_path / "q4.gguf")

@@ -1,0 +1,117 @@
+"""Through any two formats and back: no bit of a float32 weight changes."""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import assert_same_weights, characters, opened, source_of, toy
+
+from gpt2.errors import UserError
+from gpt2.formats.export import FORMATS, export, logits_of
+from gpt2.formats.open import build, open_model
+from gpt2.tokenizers import ByteTokenizer
+from gpt2.training.import_run import import_run
+
+EVERYWHERE = [*FORMATS, "run"]
+
+
+def put(path: Path, name: str, source) -> Path:
+    """Write `source` in the named format; returns what opens it again."""
+    if name == "run":
+        import_run(source, path, lambda line: None)
+        return path
+    done = export(source, name, path, lambda line: None)
+    return next(done.out.glob("gpt2_d?.bin")) if name == "llmc" else done.out
+
+
+@pytest.mark.parametrize("pair", list(itertools.permutations(EVERYWHERE, 2)), ids="-".join)
+@settings(max_examples=3, deadline=None)
+@given(
+    bias=st.booleans(),
+    gelu=st.sampled_from(["tanh", "erf"]),
+    vocab_size=st.integers(3, 140),
+    n_layer=st.integers(1, 3),
+    shape=st.sampled_from([(1, 4), (2, 8), (3, 12), (5, 5)]),
+    block_size=st.integers(2, 20),
+    seed=st.integers(0, 1000),
+)
+def test_two_formats_one_after_the_other(pair, bias, gelu, vocab_size, n_layer, shape, block_size, seed) -> None:
+    model = toy(
+        seed,
+        bias=bias,
+        gelu=gelu,
+        vocab_size=vocab_size,
+        n_layer=n_layer,
+        n_head=shape[0],
+        n_embd=shape[1],
+        block_size=block_size,
+    )
+    tokenizer = characters(vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        first = put(Path(folder) / "first", pair[0], source_of(model, tokenizer))
+        second = put(Path(folder) / "second", pair[1], open_model(str(first)))
+        source = open_model(str(second))
+        assert source.tokenizer.to_json() == tokenizer.to_json()
+        computes_tanh = {"llmc", "gguf"} & set(pair)
+        assert source.config.gelu == ("tanh" if computes_tanh else gelu)
+        found = build(source).eval()
+        assert_same_weights(found, model)
+        if gelu == found.config.gelu:
+            ids = torch.arange(block_size)[None] % vocab_size
+            assert torch.allclose(logits_of(found, ids), logits_of(model, ids), rtol=1e-6, atol=1e-6)
+
+
+def test_rows_that_stand_for_no_token_are_cropped_or_kept(tmp_path: Path) -> None:
+    model = toy(vocab_size=40)
+    notes: list[str] = []
+    for name in FORMATS:
+        export(source_of(model, characters(33)), name, tmp_path / name, notes.append)
+    assert opened(tmp_path / "hf").config.vocab_size == 33
+    assert opened(tmp_path / "gguf").config.vocab_size == 33
+    assert opened(tmp_path / "llmc" / "gpt2_d2.bin").config.vocab_size == 33
+    assert opened(tmp_path / "nanogpt").config.vocab_size == 40
+    assert opened(tmp_path / "safetensors").config.vocab_size == 40
+    assert sum("the last 7 of 40 vocabulary rows" in line for line in notes) == 3
+    assert torch.equal(opened(tmp_path / "hf").transformer.wte.weight, model.transformer.wte.weight[:33])
+
+
+def test_what_a_conversion_changes_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    done = export(source_of(toy(bias=False, gelu="erf"), characters(33)), "llmc", tmp_path / "a", notes.append)
+    assert "zeros are added" in notes[0]
+    assert "tanh GELU" in notes[1]
+    assert 1e-6 < done.difference < 1e-2  # the two GELUs, measured on the file that was read back
+    notes.clear()
+    done = export(source_of(toy(), characters(33)), "nanogpt", tmp_path / "b", notes.append)
+    assert "nanoGPT computes the erf GELU" in notes[0]
+    assert done.difference == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "least", "most"),
+    [
+        ("hf", "bfloat16", 1e-5, 0.2),
+        ("hf", "float16", 1e-6, 0.02),
+        ("gguf", "float16", 1e-6, 0.02),
+        ("gguf", "bfloat16", 1e-5, 0.2),
+        ("gguf", "q8_0", 1e-4, 0.5),
+        ("safetensors", "bfloat16", 1e-5, 0.2),
+    ],
+)
+def test_smaller_numbers_are_read_back_and_measured(name: str, dtype: str, least, most, tmp_path: Path) -> None:
+    done = export(source_of(toy(n_embd=32), characters(33)), name, tmp_path / "x", lambda line: None, dtype)
+    assert least < done.difference < most * done.scale
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_is_overwritten(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("mine")
+    with pytest.raises(UserError, match="already exists"):
+        export(source_of(toy(vocab_size=257), ByteTokenizer()), name, out, lambda line: None)
+    assert [p.name for p in out.iterdir()] == ["mine"]
