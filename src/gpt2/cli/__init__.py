@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def fail(line: str) -> NoReturn:
-    """Say what is wrong in one line and leave."""
-    print(f"gpt2: {line}", file=sys.stderr)
+    """Say what is wrong in one line and leave. What a file made us say cannot steer the terminal."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"gpt2: {printable}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

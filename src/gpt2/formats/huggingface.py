@@ -50,7 +50,7 @@ def is_hub_name(name: str) -> bool:
 
 def open_hub(name: str) -> Source:
     """A model of the hub, downloaded to its cache. Raises UserError when that cannot be done."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     described = ["config.json", *huggingface_tokenizer.FILES]
     try:
@@ -59,8 +59,8 @@ def open_hub(name: str) -> Source:
             folder = Path(snapshot_download(name, allow_patterns=[*described, *WEIGHTS[2:]]))
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         raise UserError(
-            f"no folder {name!r} here, and Hugging Face's hub does not give it ({first_line(error)}); download the "
-            "model elsewhere and give its folder"
+            f"no folder {name!r} here, and Hugging Face's hub at {constants.ENDPOINT} does not give it "
+            f"({first_line(error)}); download the model on another machine and give its folder"
         ) from error
     return open_folder(folder, origin=f"Hugging Face {name}")
 

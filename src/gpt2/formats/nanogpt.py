@@ -93,6 +93,7 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     """
     config, progress = model.config, extras.progress
     tensors = {name: p.detach() for name, p in model.named_parameters()}
+    dataset = Path(str(progress.settings.get("dataset", "exported"))).name  # it looks in data/NAME
     torch.save(
         {
             "model": {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]},
@@ -100,7 +101,7 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
             "model_args": {**sizes(asdict(config)), "bias": config.bias, "dropout": config.dropout},
             "iter_num": progress.step,
             "best_val_loss": torch.tensor(1e9),
-            "config": {"dataset": "exported", **progress.settings, "gelu": config.gelu},
+            "config": {**progress.settings, "dataset": dataset, "gelu": config.gelu},
         },
         folder / "ckpt.pt",
     )

@@ -28,7 +28,8 @@ def stream_tokens(
 ) -> Iterator[Tensor]:
     """Yield the tokens that follow `prompt` (int64 (B, T), T ≥ 1) one position at a time, int64 (B, 1), without end.
 
-    Only ids below `vocab_size` are drawn: the tokenizer's, where the model has more rows than that.
+    Only ids below `vocab_size` are drawn: the tokenizer's, where the model has more rows than that. Raises
+    UserError where the weights give no finite numbers.
 
     The model sees the last block_size tokens. Once there are more, each token's window begins one later;
     GPT-2's positions are absolute, so nothing computed for the window before it is of use, and the window is
@@ -50,6 +51,8 @@ def stream_tokens(
                 logits, _ = model(window, cache=cache)
             else:
                 logits, _ = model(idx[:, -1:], cache=cache)
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's logits are no finite numbers: its weights are damaged, or training diverged")
         token = next_token(
             logits[:, -1, :vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
