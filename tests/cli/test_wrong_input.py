@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from gpt2.checkpoint import folder_of, saved_steps
+from gpt2.formats.export import export
+from gpt2.formats.open import open_model
 from gpt2.training.loop import train
 
 
@@ -36,6 +38,8 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     Path("float.toml").write_text("batch_size = 3.5\n")
     Path("latin.txt").write_bytes("é".encode("latin-1") * 100)
     Path("empty").mkdir()
+    export(open_model("r"), "nanogpt", Path("nano"), print)
+    Path("nano/meta.pkl").unlink()
     return tmp_path
 
 
@@ -109,6 +113,26 @@ WRONG = [
     ("eval loss r", "DATASET"),
     ("eval loss r empty", "holds no dataset"),
     ("plot empty", "log.jsonl"),
+    ("export", "FORMAT"),
+    ("export onnx r out", "onnx"),
+    ("export hf nowhere out", "no model 'nowhere'"),
+    ("export hf r d", "d already exists"),
+    ("export gguf r a_file", "a_file already exists"),
+    ("export hf r out --dtype=q8_0", "hf has no q8_0"),
+    ("export llmc r out --dtype=float16", "llmc has no float16"),
+    ("export gguf r out --dtype=q8_0", "n_embd=16 is no multiple of 32"),
+    ("export gguf nano out", "brings no tokenizer"),
+    ("export llmc r out --dataset=d --block_size=999", "does not fit 16 positions"),
+    ("export hf r out --tokenizer=nowhere", "no tokenizer in nowhere"),
+    ("export hf r out --tokenizer=byte", "257 ids, more than"),
+    ("export hf a_file out", "is no model"),
+    ("import r", "OUT"),
+    ("import r d", "d already exists"),
+    ("import nano out", "brings no tokenizer"),
+    ("sample nano", "brings no tokenizer"),
+    ("sample d/train.bin", "is no model"),
+    ("validate nowhere", "no model 'nowhere'"),
+    ("train TINY --dataset=d --resume_optimizer", "has no optimizer state"),
     ("plot r -o curve.doc", ".png"),
 ]
 

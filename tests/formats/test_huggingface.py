@@ -1,16 +1,21 @@
 """Hugging Face's layout, written here by hand from its description."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toys import characters, opened, source_of, toy
 
 from gpt2.errors import UserError
-from gpt2.formats.huggingface import TRANSPOSED, is_hub_name
+from gpt2.formats.export import export, logits_of
+from gpt2.formats.huggingface import is_hub_name
 from gpt2.formats.open import load, open_model
+from gpt2.formats.state_dict import TRANSPOSED
 from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
 
 CONFIG = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
 
@@ -122,3 +127,135 @@ def test_without_the_hub_the_error_says_what_was_tried(monkeypatch: pytest.Monke
 )
 def test_hub_names(name: str, yes: bool) -> None:
     assert is_hub_name(name) == yes
+
+
+# -- beside transformers itself --
+
+RELATIVE = 2e-5
+
+
+def theirs(**changes: object):
+    """A GPT2LMHeadModel with random weights, biases and gains."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    torch.manual_seed(1)
+    settings = {"vocab_size": 300, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2} | changes
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    network = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, **ends)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return network
+
+
+def assert_same_logits(ours: GPT, network, vocab_size: int) -> None:
+    ids = torch.randint(vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(ids).logits
+    assert (logits_of(ours, ids) - expected).abs().max() <= RELATIVE * expected.abs().max()
+
+
+def save_pickled(network, folder: Path, zipped: bool) -> None:
+    network.config.save_pretrained(folder)
+    torch.save(network.state_dict(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda n, folder: n.save_pretrained(folder),
+        lambda n, folder: n.save_pretrained(folder, max_shard_size="8KB"),
+        lambda n, folder: save_pickled(n, folder, zipped=True),
+        lambda n, folder: save_pickled(n, folder, zipped=False),
+    ],
+    ids=["safetensors", "sharded", "pickled", "old"],
+)
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_what_transformers_saves_computes_the_same_here(save, activation: str, tmp_path: Path) -> None:
+    network = theirs(activation_function=activation)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    save(network, folder)
+    assert_same_logits(opened(folder), network, 300)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_we_export_computes_the_same_there(gelu: str, bias: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    model = toy(gelu=gelu, bias=bias, n_embd=16, block_size=32)
+    export(source_of(model, characters(33)), "hf", tmp_path / "hf", lambda line: None)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert isinstance(network, transformers.GPT2LMHeadModel)
+    assert_same_logits(model, network.eval(), 33)
+
+
+def test_its_dtype_is_kept(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    export(source_of(toy(), characters(33)), "hf", tmp_path / "hf", lambda line: None, "bfloat16")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    assert network.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bpe", "late", "byte", "char"])
+def test_auto_tokenizer_encodes_as_ours(kind: str, shared_data: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
+    """1,000 lines of Shakespeare, and what is awkward, both ways; and ours is read back from its files."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    text = (shared_data / "shakespeare" / "input.txt").read_text()
+    lines = text.splitlines()[:1000]
+    if kind != "char":
+        lines += [
+            "naïve café ☕",
+            "   three  spaces\n\n\t tabs ",
+            "don't I'LL 1234567",
+            "a<|endoftext|>b",
+            "日本\u00a0語",
+        ]
+    trained = train_bpe([text[:200_000]], 600)
+    tokenizer = {
+        "gpt2": gpt2_tokenizer(),
+        "bpe": trained,
+        "late": BPETokenizer(trained.tokens, r"[a-z]+|[^a-z]", eot=3),  # another pattern, end-of-text not the last id
+        "byte": ByteTokenizer(),
+        "char": CharTokenizer.train(text),
+    }[kind]
+    model = toy(vocab_size=tokenizer.vocab_size)
+    export(source_of(model, tokenizer), "hf", tmp_path / "hf", lambda line: None)
+    fast = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert fast.is_fast
+    assert len(fast) == tokenizer.vocab_size
+    assert fast.eos_token_id == tokenizer.eot
+    for line in lines:
+        ids = fast(line)["input_ids"]
+        assert ids == tokenizer.encode(line, specials=True)
+        assert fast.decode(ids) == line
+    assert open_model(str(tmp_path / "hf")).tokenizer.to_json() == tokenizer.to_json()
+
+
+def test_the_older_pair_of_tokenizer_files_is_read(gpt2_vocabulary: None, tmp_path: Path) -> None:
+    model = toy(vocab_size=50257)
+    export(source_of(model, gpt2_tokenizer()), "hf", tmp_path / "hf", lambda line: None)
+    merges = (tmp_path / "hf" / "merges.txt").read_bytes()
+    assert hashlib.sha256(merges).hexdigest() == "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    assert open_model(str(tmp_path / "hf")).tokenizer.to_json() == gpt2_tokenizer().to_json()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda v: v.update(normalizer={"type": "NFC"}), "changes the text"),
+        (lambda v: v["model"].update(type="Unigram"), "a Unigram model"),
+        (lambda v: v["added_tokens"].append({"id": 300, "content": "<pad>"}), "<pad>"),
+        (lambda v: v["pre_tokenizer"].update(add_prefix_space=True), "split as GPT-2's"),
+        (lambda v: v["model"]["merges"].reverse(), "order of its ids"),
+    ],
+)
+def test_tokenizers_that_are_not_ours_are_refused(damage, message: str, text: str, tmp_path: Path) -> None:
+    tokenizer = train_bpe([text], 300)
+    export(source_of(toy(vocab_size=300), tokenizer), "hf", tmp_path / "hf", lambda line: None)
+    values = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    damage(values)
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(values))
+    opened(tmp_path / "hf")  # the weights are not its fault
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path / "hf"))

@@ -26,7 +26,8 @@ min_lr = learning_rate / 10
 def test_a_config_file_is_read_as_data() -> None:
     values = read(FINETUNE, "config.py")
     assert values.pop("wandb_run_name").startswith("ft-1")
-    assert values == DEFAULTS | {
+    assert "gelu" not in values  # nanoGPT computes erf with OpenAI's weights too, which were trained with tanh
+    assert values | {"gelu": "erf"} == DEFAULTS | {
         "out_dir": "out-shakespeare",
         "eval_interval": 5,
         "dataset": "shakespeare",

@@ -75,7 +75,7 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     """
     out_dir = Path(config.out_dir)
     restored = _checkpoint_to_resume(config, out_dir, note)
-    asked = {name: getattr(config, name) for name in SHAPE}
+    asked = {name: value if (value := getattr(config, name)) != "auto" else None for name in SHAPE}
     where = device.pick_device(config.device)
     if where.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -207,7 +207,7 @@ def _make_model(
     _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
     for line in source.notes:
         note(line)
-    if asked["gelu"] not in ("auto", source.config.gelu):
+    if asked["gelu"] not in (None, source.config.gelu):
         note(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
         runtime["gelu"] = asked["gelu"]
     model = build(source, **runtime)

@@ -1,0 +1,83 @@
+"""`gpt2 export`, `gpt2 import`, `gpt2 validate` as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2.evaluate import against_transformers
+from gpt2.formats.open import load
+from gpt2.training.loop import train
+
+
+@pytest.fixture
+def run(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=2, block_size=16))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["hf", "nanogpt", "llmc", "gguf", "safetensors"])
+def test_what_is_exported_can_be_sampled_imported_and_measured(name: str, run: Path, dataset, gpt2_command) -> None:
+    status, out, err = gpt2_command("export", name, "r", "made")
+    assert status == 0, err
+    assert out.startswith("wrote made · read back: largest logit difference 0 (largest logit ")
+    model = {"llmc": "made/gpt2_d2.bin"}.get(name, "made")
+    texts = [gpt2_command("sample", m, "--max_new_tokens=20", "--device=cpu")[1] for m in ("r", model)]
+    assert texts[0] == texts[1] != ""
+    losses = [gpt2_command("eval", "loss", m, dataset, "--json", "--device=cpu")[1] for m in ("r", model)]
+    assert json.loads(losses[0])["loss"] == json.loads(losses[1])["loss"]
+    status, out, err = gpt2_command("import", model, "back", "--json")
+    assert status == 0, err
+    assert json.loads(out)["logit_difference"] == 0
+    assert gpt2_command("sample", "back", "--max_new_tokens=20", "--device=cpu")[1] == texts[0]
+
+
+def test_an_import_can_be_trained_on(run: Path, dataset, gpt2_command) -> None:
+    gpt2_command("export", "hf", "r", "made")
+    assert gpt2_command("import", "made", "back")[0] == 0
+    line = f"train --init_from=resume --out_dir=back --dataset={dataset} --max_iters=3 --eval_iters=1 --no-compile"
+    status, _, err = gpt2_command(*line.split())
+    assert status == 0, err
+    assert "finished at step 3" in err
+
+
+def test_the_activation_can_be_set_right(run: Path, gpt2_command) -> None:
+    gpt2_command("export", "nanogpt", "r", "made")
+    assert gpt2_command("import", "made", "back", "--gelu=erf")[0] == 0
+    assert load("back")[0].config.gelu == "erf"
+
+
+def test_the_debug_state_can_be_of_a_dataset(run: Path, dataset: Path, gpt2_command) -> None:
+    line = f"export llmc r made --dataset={dataset} --batch_size=2 --block_size=8"
+    status, _, err = gpt2_command(*line.split())
+    assert status == 0, err
+    state = np.frombuffer(Path("made/gpt2_d2_debug_state.bin").read_bytes()[:1152], "<i4")
+    assert state[2:4].tolist() == [2, 8]
+    tokens = np.fromfile(dataset / "val.bin", dtype="<u2")[:17].tolist()
+    assert state[256:272].tolist() == tokens[:16]
+    assert state[272:288].tolist() == tokens[1:]
+
+
+def test_validate_agrees_and_says_when_it_does_not(run: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    status, out, err = gpt2_command("validate", "r")
+    assert status == 0, err
+    assert out.splitlines()[-1] == "agrees with transformers"
+    assert "of 8 tokens equal" in out  # as many as the context has room for
+    values = json.loads(gpt2_command("validate", "r", "--json")[1])
+    assert values["agrees"] is True
+    assert values["loss"] == pytest.approx(values["their_loss"], abs=1e-6)
+
+    def square_matrix_not_transposed(model):
+        for name, p in model.named_parameters():
+            turn = name.endswith(("c_attn.weight", "c_fc.weight", "mlp.c_proj.weight"))
+            yield name, p.detach().t() if turn else p.detach()
+
+    torch.manual_seed(0)
+    monkeypatch.setattr(against_transformers, "their_tensors", square_matrix_not_transposed)
+    status, out, _ = gpt2_command("validate", "r")
+    assert status == 1
+    assert out.splitlines()[-1].startswith("DIFFERS")

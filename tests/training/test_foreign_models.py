@@ -1,0 +1,107 @@
+"""Training that goes on from, or into, another program's files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import curve, final_weights
+
+from gpt2.data.batches import gather
+from gpt2.errors import UserError
+from gpt2.formats.export import export
+from gpt2.formats.open import build, open_model
+from gpt2.training.import_run import import_run
+from gpt2.training.loop import train
+from gpt2.training.recipes import resume_config
+from gpt2.training.setup import set_up
+from gpt2.training.step import row_starts
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_a_run_that_went_through_nanogpts_format_goes_on_bit_for_bit(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(out_dir="straight", max_iters=10, lr_decay_iters=20, bias=False, gelu="erf", beta2=0.97)
+    train(config)
+    export(open_model("straight/checkpoints/step_0000010"), "nanogpt", Path("ckpt"), quiet)
+    import_run(open_model("ckpt/ckpt.pt"), Path("back"), quiet)
+    for out_dir in ("straight", "back"):
+        train(resume_config(out_dir, dataset=config.dataset, max_iters=20, compile=False, device="cpu"))
+    straight = [record for record in curve(Path("straight")) if record[1] > 10]
+    assert [record for record in curve(Path("back")) if record[1] > 10] == straight
+    assert final_weights(Path("back")) == final_weights(Path("straight"))
+
+
+def test_an_imported_run_keeps_what_the_file_knows(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=4, learning_rate=3e-3, weight_decay=0.2))
+    export(open_model("r"), "nanogpt", Path("ckpt"), quiet)
+    import_run(open_model("ckpt"), Path("back"), quiet)
+    config = resume_config("back")
+    assert (config.learning_rate, config.weight_decay, config.batch_size) == (3e-3, 0.2, 4)
+    assert json.loads(Path("back/checkpoints/step_0000004/state.json").read_text())["tokens"] == 4 * 64
+    with pytest.raises(UserError, match="already exists"):
+        import_run(open_model("ckpt"), Path("back"), quiet)
+
+
+def test_fine_tuning_can_take_the_optimizer_along(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=6))
+    export(open_model("r"), "nanogpt", Path("ckpt"), quiet)
+    for model in ("r", "ckpt"):
+        config = tiny(out_dir="new", init_from=model, resume_optimizer=True, block_size=8, dropout=0.1)
+        run = set_up(config, quiet)
+        before = open_model("r").progress.optimizer()
+        for name, parameter in run.model.named_parameters():
+            rows = 8 if name.endswith("wpe.weight") else None
+            state = run.optimizer.state[parameter]
+            assert torch.equal(state["exp_avg"], before[f"{name}/exp_avg"][:rows])
+            assert torch.equal(state["exp_avg_sq"], before[f"{name}/exp_avg_sq"][:rows])
+            assert state["step"] == 6
+        assert (run.config.block_size, run.model.config.dropout) == (8, 0.1)
+    run = set_up(replace(config, resume_optimizer=False), quiet)
+    assert not run.optimizer.state
+
+
+def test_without_an_optimizer_state_that_is_refused(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=2))
+    export(open_model("r"), "safetensors", Path("bare.safetensors"), quiet)
+    for init_from in ("scratch", "bare.safetensors"):
+        with pytest.raises(UserError, match="has no optimizer state"):
+            set_up(tiny(out_dir="new", init_from=init_from, resume_optimizer=True), quiet)
+
+
+def test_the_models_gelu_is_kept_unless_another_is_asked_for(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=1, gelu="erf"))
+    assert set_up(tiny(out_dir="a", init_from="r"), quiet).config.gelu == "erf"
+    notes: list[str] = []
+    run = set_up(tiny(out_dir="a", init_from="r", gelu="tanh"), notes.append)
+    assert (run.config.gelu, run.model.config.gelu) == ("tanh", "tanh")
+    assert any("computing the tanh GELU" in line for line in notes)
+    assert set_up(tiny(out_dir="b"), quiet).config.gelu == "tanh"
+
+
+def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(tiny, tmp_path: Path) -> None:
+    plain, config = tiny(out_dir=str(tmp_path / "a")), tiny(out_dir=str(tmp_path / "b"), write_tensors=True)
+    fresh = set_up(config, quiet)
+    x, y = gather(fresh.train_tokens, row_starts(fresh)[:4], 16, torch.device("cpu"))
+    _, loss = fresh.model.eval()(x, y)
+    train(plain)
+    train(config)
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    files = {p.name for p in (tmp_path / "b" / "llmc").iterdir()}
+    assert files == {"gpt2_d2.bin", "gpt2_d2_bf16.bin", "gpt2_d2_debug_state.bin", "gpt2_tokenizer.bin"}
+    written = build(open_model(str(tmp_path / "b" / "llmc" / "gpt2_d2.bin")))
+    for (name, p), q in zip(fresh.model.named_parameters(), written.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    state = (tmp_path / "b" / "llmc" / "gpt2_d2_debug_state.bin").read_bytes()
+    assert np.frombuffer(state[1024 : 1024 + 256], "<i4").tolist() == x.flatten().tolist()
+    after = 1024 + 2 * 256 + 4 * 64 * fresh.model.config.vocab_size
+    assert np.frombuffer(state[after : after + 4], "<f4")[0] == pytest.approx(loss.item(), abs=1e-6)
