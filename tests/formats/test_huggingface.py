@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from gpt2.formats.export import export, logits_of
 from gpt2.formats.huggingface import is_hub_name
 from gpt2.formats.open import load, open_model
 from gpt2.formats.state_dict import TRANSPOSED
+from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
 
+SIZES = [size for size in os.environ.get("GPT2_TEST_SIZES", "").split(",") if size]
 CONFIG = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
 
 
@@ -143,7 +146,7 @@ def theirs(**changes: object):
     network = transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings, **ends)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * 0.1 * (16 / network.config.n_embd) ** 0.5)
     return network
 
 
@@ -259,3 +262,30 @@ def test_tokenizers_that_are_not_ours_are_refused(damage, message: str, text: st
     opened(tmp_path / "hf")  # the weights are not its fault
     with pytest.raises(UserError, match=message):
         load(str(tmp_path / "hf"))
+
+
+@pytest.mark.skipif(not SIZES, reason="set GPT2_TEST_SIZES, for example to gpt2,gpt2-medium")
+@pytest.mark.parametrize("preset", SIZES)
+def test_published_sizes_in_both_directions(preset: str, gpt2_vocabulary: None, tmp_path: Path) -> None:
+    """Float32 logits and 50 greedy tokens, ours in theirs and theirs in ours."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    sizes = GPTConfig.preset(preset)
+    shape = {"n_layer": sizes.n_layer, "n_head": sizes.n_head, "n_embd": sizes.n_embd}
+    theirs(**shape, vocab_size=50257, n_positions=1024).save_pretrained(tmp_path / "theirs")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    ours = opened(tmp_path / "theirs")
+    assert_same_logits(ours, network, 50257)
+    assert_same_greedy(ours, network)
+    del ours, network
+    model = toy(**shape, vocab_size=50257, block_size=1024)
+    export(source_of(model, gpt2_tokenizer()), "hf", tmp_path / "ours", lambda line: None)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert_same_logits(model, network, 50257)
+    assert_same_greedy(model, network)
+
+
+def assert_same_greedy(ours: GPT, network) -> None:
+    prompt = torch.randint(50257, (1, 8), generator=torch.Generator().manual_seed(0))
+    tokens = [int(t) for t, _ in zip(stream_tokens(ours, prompt, temperature=0), range(50), strict=False)]
+    generated = network.generate(prompt, do_sample=False, max_new_tokens=50, min_new_tokens=50, pad_token_id=0)
+    assert tokens == generated[0, 8:].tolist()

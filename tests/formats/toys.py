@@ -23,7 +23,8 @@ def toy(seed: int = 0, **changes: object) -> GPT:
     model = GPT(GPTConfig(**settings | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+            width = model.config.n_embd  # the wider, the smaller, or rounding errors would grow from layer to layer
+            parameter.add_(torch.randn_like(parameter) * 0.3 * (8 / width) ** 0.5)
     return model
 
 

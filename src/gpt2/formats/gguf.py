@@ -166,7 +166,7 @@ def _to_q8(rows: Tensor) -> Tensor:
 def _from_q8(data: Tensor) -> Tensor:
     blocks = data.view(-1, Q8_BLOCK + 2)
     scale = blocks[:, :2].contiguous().view(torch.float16).float()
-    return (blocks[:, 2:].contiguous().view(torch.int8).float() * scale).view(-1)
+    return blocks[:, 2:].view(torch.int8).float().mul_(scale).view(-1)
 
 
 def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) -> dict[str, Any]:
