@@ -1,8 +1,8 @@
 """llm.c's own C programs on our files."""
 
+import filecmp
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,13 +71,18 @@ def test_it_trains_from_our_export(files: Path) -> None:
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_what_its_python_script_writes_opens_here(tmp_path: Path, gpt2_vocabulary: None) -> None:
+def test_what_its_python_script_writes_opens_here_and_is_written_the_same(
+    tmp_path: Path, gpt2_vocabulary: None
+) -> None:
     """Where the folder also has the files of its `train_gpt2.py --write_tensors 1`."""
     found = [p for p in Path(PEER).glob("gpt2_*.bin") if re.fullmatch(r"gpt2_(\d+M|d\d+)(_bf16)?\.bin", p.name)]
     if not found:
         pytest.skip(f"no model files in {PEER}")
     for path in found:
-        shutil.copy(path, tmp_path)
-        source = open_model(str(tmp_path / path.name))
+        source = open_model(str(path))
         assert source.tokenizer.kind == "gpt2"
         assert source.notes == ()
+        again = export(source, "llmc", tmp_path / path.stem, lambda line: None).out
+        [same] = again.glob("gpt2_*M_bf16.bin" if path.stem.endswith("bf16") else "gpt2_*M.bin")
+        assert filecmp.cmp(path, same, shallow=False)
+        assert filecmp.cmp(path.with_name("gpt2_tokenizer.bin"), again / "gpt2_tokenizer.bin", shallow=False)

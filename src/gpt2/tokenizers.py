@@ -225,6 +225,8 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
                 return ByteTokenizer()
             case "gpt2" | "bpe" as kind:
                 tokens = [base64.b64decode(t) for t in value["tokens"].split(" ")]
+                if len(set(tokens)) < len(tokens) or not 0 <= value.get("eot", 0) <= len(tokens):
+                    raise ValueError("not a vocabulary")
                 return BPETokenizer(tokens, value["pattern"], kind, value.get("eot"))
     except (KeyError, TypeError, AttributeError, ValueError):
         pass

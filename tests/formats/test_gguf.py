@@ -11,7 +11,7 @@ from gpt2.errors import UserError
 from gpt2.formats import gguf
 from gpt2.formats.export import export
 from gpt2.formats.open import open_model
-from gpt2.tokenizers import ByteTokenizer, Tokenizer, train_bpe
+from gpt2.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, train_bpe
 
 library = pytest.importorskip("gguf", reason="needs the gguf package")
 
@@ -112,3 +112,35 @@ def test_other_models_and_formats_are_refused_by_name(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(UserError, match="ggml's format 2"):
         opened(tmp_path / "q4.gguf")
+
+
+def test_what_llama_cpp_does_otherwise_with_a_tokenizer_is_said(text: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    tokenizer = characters(33)
+    export(source_of(toy(), tokenizer), "gguf", tmp_path / "a", notes.append)
+    assert f"takes id 11 ({tokenizer.characters[11]!r}) for the end of a text" in notes[0]
+    notes.clear()
+    bpe = BPETokenizer(train_bpe([text], 300).tokens, r"[a-z]+|[^a-z]")
+    export(source_of(toy(vocab_size=300), bpe), "gguf", tmp_path / "b", notes.append)
+    assert "splits text by GPT-2's pattern" in notes[0]
+
+
+@pytest.mark.parametrize("epsilon", [0.1, "small"])
+def test_another_epsilon_is_refused(epsilon: object, tmp_path: Path) -> None:
+    writer = library.GGUFWriter(tmp_path / "m.gguf", "gpt2")
+    if isinstance(epsilon, str):
+        writer.add_string(gguf.EPSILON, epsilon)
+    else:
+        writer.add_layer_norm_eps(epsilon)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UserError, match="layer_norm_epsilon"):
+        open_model(str(tmp_path / "m.gguf"))
+
+
+def test_a_tokenizer_of_another_splitting_is_not_taken_for_gpt2s() -> None:
+    tokens = [c.encode() for c in "abc"]
+    metadata = {"tokenizer.ggml.model": b"gpt2", "tokenizer.ggml.tokens": tokens}
+    assert gguf._tokenizer(metadata).kind == "char"
+    assert gguf._tokenizer(metadata | {"tokenizer.ggml.pre": b"llama-bpe"}) is None

@@ -161,6 +161,14 @@ def test_the_older_weights_are_taken_where_there_are_no_others(hub: type[Hub], t
     assert done.returncode == 0, done.stderr
 
 
+def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(hub: type[Hub], tmp_path: Path) -> None:
+    (hub.folder / "config.json").write_text('{"model_type": "llama"}')
+    done = sample(hub.endpoint, tmp_path / "home")
+    assert done.returncode == 2
+    assert "model_type='llama'" in done.stderr.splitlines()[-1]
+    assert not [path for command, path, _ in hub.requests if command == "GET" and path.endswith("safetensors")]
+
+
 def test_without_network_one_line_says_what_was_tried(tmp_path: Path) -> None:
     done = sample("http://127.0.0.1:9", tmp_path / "home")
     assert done.returncode == 2

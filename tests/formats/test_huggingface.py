@@ -17,7 +17,7 @@ from gpt2.formats.open import load, open_model
 from gpt2.formats.state_dict import TRANSPOSED
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
+from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
 
 SIZES = [size for size in os.environ.get("GPT2_TEST_SIZES", "").split(",") if size]
 CONFIG = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2}
@@ -289,3 +289,36 @@ def assert_same_greedy(ours: GPT, network) -> None:
     tokens = [int(t) for t, _ in zip(stream_tokens(ours, prompt, temperature=0), range(50), strict=False)]
     generated = network.generate(prompt, do_sample=False, max_new_tokens=50, min_new_tokens=50, pad_token_id=0)
     assert tokens == generated[0, 8:].tolist()
+
+
+def test_a_tokenizer_that_cannot_be_read_holds_up_only_who_needs_it(text: str, tiny, tmp_path: Path) -> None:
+    export(source_of(toy(vocab_size=300), train_bpe([text], 300)), "hf", tmp_path / "hf", lambda line: None)
+    values = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    values["added_tokens"].append({"id": 300, "content": "[PAD]"})
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(values))
+    source = open_model(str(tmp_path / "hf"))
+    assert source.known_tokenizer is None
+    notes: list[str] = []
+    export(source, "safetensors", tmp_path / "bare", notes.append)
+    assert "--tokenizer names one" in notes[-1]
+    with pytest.raises(UserError, match=r"\[PAD\]"):
+        _ = source.tokenizer
+
+
+def test_a_single_file_of_a_folder_is_the_folders_model(tmp_path: Path) -> None:
+    model = toy(n_embd=64, n_head=4, gelu="erf")
+    export(source_of(model, characters(33)), "hf", tmp_path / "hf", lambda line: None)
+    assert open_model(str(tmp_path / "hf" / "model.safetensors")).config == model.config
+
+
+def test_a_token_of_many_bytes_comes_back(tmp_path: Path) -> None:
+    tokens = [bytes([b]) for b in range(256)] + [b"a" * 2**i for i in range(1, 10)]
+    tokenizer = BPETokenizer(tokens, GPT2_PATTERN)
+    model = toy(vocab_size=tokenizer.vocab_size)
+    export(source_of(model, tokenizer), "hf", tmp_path / "hf", lambda line: None)
+    assert open_model(str(tmp_path / "hf")).tokenizer.to_json() == tokenizer.to_json()
+    export(source_of(model, tokenizer), "gguf", tmp_path / "gguf", lambda line: None)
+    assert open_model(str(tmp_path / "gguf")).tokenizer.to_json() == tokenizer.to_json()
+    with pytest.raises(UserError, match="512 bytes does not fit"):
+        export(source_of(model, tokenizer), "llmc", tmp_path / "llmc", lambda line: None)
+    assert not (tmp_path / "llmc").exists()

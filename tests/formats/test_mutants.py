@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toys import characters, source_of, toy
 
 from gpt2.formats.export import export
@@ -148,6 +149,21 @@ def hostile(intact: Path, folder: Path, mark: Path) -> Iterator[tuple[Path, str]
         (folder / name / "meta.pkl").write_bytes(pickle.dumps(call))
         yield folder / name / "gpt2_d2.bin", name
 
+    # what PyTorch's restricted reader would let through
+    torch.save({"a": Calls(bytearray, 1 << 32)}, folder / "bytes.pt")
+    yield folder / "bytes.pt", "builtins.bytearray"
+    torch.save({"a": Calls(bytearray, 1 << 32)}, folder / "old.pt", _use_new_zipfile_serialization=False)
+    yield folder / "old.pt", "builtins.bytearray"
+    (folder / "nested").mkdir()
+    (folder / "nested" / "config.json").write_text("[" * 200_000)
+    yield folder / "nested", "cannot be read as a GPT-2 configuration"
+    for number, change in enumerate(({"eot": -5}, {"eot": 10**12}, {"eot": 40}, {"tokens": "YQ== YQ=="})):
+        tokenizer = {"kind": "bpe", "pattern": ".", "tokens": "YQ== Yg=="} | change
+        values = {"config": {"n_embd": 32, "n_head": 2, "n_layer": 2, "block_size": 16, "vocab_size": 33}}
+        metadata = {"gpt2": json.dumps(values | {"tokenizer": tokenizer})}
+        path = folder / f"tokenizer{number}.safetensors"
+        save_file({name: p.detach() for name, p in toy(n_embd=32).named_parameters()}, path, metadata)
+        yield path, "tokenizer description cannot be read"
     big = toy(n_embd=32).state_dict()
     one = torch.zeros(1)
     big["transformer.wte.weight"] = one.expand(1 << 20, 32 << 10)  # a view of one number as 128 GiB

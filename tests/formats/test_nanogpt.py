@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from toys import assert_same_weights, characters, opened, toy, weights
 
 from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.errors import UserError
+from gpt2.formats.export import export
 from gpt2.formats.open import build, open_model
 from gpt2.model import GPT
 from gpt2.tokenizers import ByteTokenizer
+from gpt2.training.import_run import import_run
+from gpt2.training.recipes import resume_config
 
 
 def save(path: Path, network: GPT, prefix: str = "", **changes: object) -> Path:
@@ -124,3 +128,60 @@ def test_a_bare_state_dict_is_taken_by_its_shapes(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="holds no GPT-2"):
         open_model(str(tmp_path / "other.pt"))
+
+
+def test_its_dropout_comes_along(tmp_path: Path) -> None:
+    args = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 33, "bias": True, "dropout": 0.2}
+    source = open_model(str(save(tmp_path / "ckpt.pt", toy(), model_args=args)))
+    assert source.config.dropout == 0.2
+    folder = import_run(replace(source, find_tokenizer=lambda: characters(33)), tmp_path / "run", lambda line: None)
+    assert resume_config(tmp_path / "run").dropout == 0.2
+    export(open_model(str(folder)), "nanogpt", tmp_path / "again", lambda line: None)
+    assert torch.load(tmp_path / "again" / "ckpt.pt")["model_args"]["dropout"] == 0.2
+
+
+def test_a_model_does_not_change_when_its_file_does(tmp_path: Path) -> None:
+    """nanoGPT writes over its checkpoint at every evaluation, and the file may be mapped into memory."""
+    model = opened(save(tmp_path / "ckpt.pt", toy()))
+    (tmp_path / "ckpt.pt").write_bytes(bytes((tmp_path / "ckpt.pt").stat().st_size))
+    assert_same_weights(model, toy())
+
+
+def test_an_optimizer_that_is_not_the_models_does_not_hold_up_the_weights(tmp_path: Path) -> None:
+    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}
+    source = open_model(str(save(tmp_path / "ckpt.pt", toy(), optimizer={"state": {0: moments}, "param_groups": []})))
+    notes: list[str] = []
+    import_run(replace(source, find_tokenizer=lambda: characters(33)), tmp_path / "run", notes.append)
+    assert any("AdamW starts with its memory empty" in line for line in notes)
+
+
+def test_settings_that_do_not_fit_are_left_at_their_defaults(tmp_path: Path) -> None:
+    settings = {"dataset": "words", "warmup_iters": 2000, "lr_decay_iters": 1000}
+    source = open_model(str(save(tmp_path / "ckpt.pt", toy(), config=settings)))
+    notes: list[str] = []
+    import_run(replace(source, find_tokenizer=lambda: characters(33)), tmp_path / "run", notes.append)
+    assert any("warmup_iters=2000 is more than" in line for line in notes)
+    assert resume_config(tmp_path / "run").dataset == "words"
+
+
+def test_from_inside_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "out" / "ckpt.pt", toy())
+    (tmp_path / "data" / "shakespeare_char").mkdir(parents=True)
+    (tmp_path / "data" / "shakespeare_char" / "meta.pkl").write_bytes(meta_bytes(characters(33)))
+    monkeypatch.chdir(tmp_path / "out")
+    assert open_model("ckpt.pt").tokenizer.to_json() == characters(33).to_json()
+    assert open_model(".").tokenizer.to_json() == characters(33).to_json()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "accepted"),
+    [(torch.float16, 0.0, True), (torch.bfloat16, 0.0, True), (torch.float16, 0.1, False)],
+)
+def test_a_head_in_another_format_is_compared_in_it(dtype, change: float, accepted: bool, tmp_path: Path) -> None:
+    head = (weights(toy())["transformer.wte.weight"] + change).to(dtype)
+    path = save(tmp_path / "ckpt.pt", toy(), model={**weights(toy()), "lm_head.weight": head})
+    if accepted:
+        assert_same_weights(opened(path), toy())
+    else:
+        with pytest.raises(UserError, match="head"):
+            opened(path)

@@ -49,6 +49,24 @@ def test_an_imported_run_keeps_what_the_file_knows(tiny, tmp_path: Path, monkeyp
         import_run(open_model("ckpt"), Path("back"), quiet)
 
 
+@pytest.mark.parametrize("step", [4, 0])
+def test_an_imported_model_stays_the_best_while_training_makes_it_worse(step: int, tiny, tmp_path: Path) -> None:
+    config = tiny(out_dir=str(tmp_path / "r"), max_iters=40, learning_rate=1e-2)
+    train(config)
+    source = open_model(str(tmp_path / "r"))
+    source = replace(source, progress=replace(source.progress, step=step))
+    import_run(source, tmp_path / "back", quiet)
+    worse = {
+        "max_iters": step + 20,
+        "learning_rate": 3.0,
+        "decay_lr": False,
+        "eval_interval": 7,
+        "keep_checkpoints": 1,
+    }
+    train(resume_config(tmp_path / "back", **worse))
+    assert open_model(str(tmp_path / "back")).progress.step == step
+
+
 def test_fine_tuning_can_take_the_optimizer_along(tiny, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(tiny(out_dir="r", max_iters=6))

@@ -20,8 +20,8 @@ def export(
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32",
     tokenizer: str | None = None,
     dataset: str | None = None,
-    batch_size: int = 4,
-    block_size: int = 64,
+    batch_size: int | None = None,
+    block_size: int | None = None,
     data_dir: str = "data",
     json_: JsonFlag = False,
 ) -> None:
@@ -41,13 +41,13 @@ def export(
     dtype
         Format of the numbers; q8_0 is for gguf. llmc has float32 and bfloat16 always.
     tokenizer
-        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
+        Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
     dataset
         llmc: take the debug state's batch from the start of this dataset's validation split. Default: random ids.
     batch_size
-        llmc: rows of that batch.
+        llmc: rows of that batch. Default: 4.
     block_size
-        llmc: tokens of a row.
+        llmc: tokens of a row. Default: 64, or the model's context where that is less.
     data_dir
         Where prepared datasets live.
     json_
@@ -58,18 +58,29 @@ def export(
     from gpt2.data.batches import gather
     from gpt2.data.dataset import open_dataset
     from gpt2.errors import UserError
+    from gpt2.formats import llmc
     from gpt2.formats.export import export as run
     from gpt2.formats.open import open_model
 
+    if format_ != "llmc" and (dataset, batch_size, block_size) != (None, None, None):
+        raise UserError(f"{format_} has no debug state; leave --dataset, --batch_size and --block_size out")
     source = open_model(model, tokenizer)
     batch = None
-    if dataset is not None:
-        if not (batch_size >= 1 and 1 <= block_size <= source.config.block_size):
-            raise UserError(f"a batch of {batch_size}·{block_size} does not fit {source.config.block_size} positions")
-        data = open_dataset(dataset, data_dir, note)
-        data.require_tokenizer(source.tokenizer.to_json(), source.origin)
-        rows = [row * block_size for row in range(batch_size)]
-        batch = gather(data.split("val", batch_size * block_size), rows, block_size, torch.device("cpu"))
+    if format_ == "llmc":
+        rows = llmc.ROWS if batch_size is None else batch_size
+        columns = min(llmc.COLUMNS, source.config.block_size) if block_size is None else block_size
+        if rows < 1 or not 1 <= columns <= source.config.block_size:
+            raise UserError(
+                f"a batch of {rows}·{columns} does not fit the model's {source.config.block_size} positions; change "
+                "--batch_size or --block_size"
+            )
+        if dataset is not None:
+            data = open_dataset(dataset, data_dir, note)
+            data.require_tokenizer(source.tokenizer.to_json(), source.origin)
+            starts = [row * columns for row in range(rows)]
+            batch = gather(data.split("val", rows * columns), starts, columns, torch.device("cpu"))
+        elif (batch_size, block_size) != (None, None):
+            batch = llmc.random_batch(source.config, rows, columns)
     done = run(source, format_, out, note, dtype, batch)
     say_difference(done.out, done.difference, done.scale, json_)
 
@@ -95,7 +106,7 @@ def import_(
     out
         Run folder to make; it must not be there yet.
     tokenizer
-        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
+        Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
     gelu
         What the model computes, where its file does not say or says it wrongly.
     json_
@@ -109,16 +120,18 @@ def import_(
 
     source = open_model(model, tokenizer)
     if gelu:
-        source = replace(source, config=replace(source.config, gelu=gelu), notes=())
+        source = replace(source, config=replace(source.config, gelu=gelu))
     checkpoint = import_run(source, out, note)
+    if gelu:
+        note(f"it computes the {gelu} GELU, as asked")
     made = open_model(str(checkpoint))
-    ids = probe(made.config, made.find_tokenizer())
+    ids = probe(made.config, made.known_tokenizer)
     expected = logits_of(build(open_model(model), gelu=made.config.gelu).eval(), ids)
     found = logits_of(build(made).eval(), ids)
     say_difference(out, difference(found, expected), expected.abs().max().item(), json_)
 
 
-def validate(model: str, /, *, tokenizer: str | None = None, json_: JsonFlag = False) -> int:
+def validate(model: str, /, *, json_: JsonFlag = False) -> int:
     """Compare logits, loss and 50 greedy tokens with Hugging Face's implementation.
 
     Needs transformers. Exits with status 1 where more than rounding differs.
@@ -127,8 +140,6 @@ def validate(model: str, /, *, tokenizer: str | None = None, json_: JsonFlag = F
     ----------
     model
         A MODEL of any kind.
-    tokenizer
-        Tokenizer of a model that brings none.
     json_
         Print one JSON object instead of lines.
     """
@@ -137,13 +148,13 @@ def validate(model: str, /, *, tokenizer: str | None = None, json_: JsonFlag = F
     from gpt2.evaluate.against_transformers import compare
     from gpt2.formats.open import build, open_model
 
-    source = open_model(model, tokenizer)
-    result = compare(build(source).eval(), source.find_tokenizer())
+    source = open_model(model)
+    result = compare(build(source).eval(), note)
     if json_:
         print(json.dumps({"model": source.origin, "agrees": result.agrees, **asdict(result)}))
         return 0 if result.agrees else 1
     same = sum(a == b for a, b in zip(result.greedy, result.their_greedy, strict=True))
-    relative = result.logit_difference / result.logit_scale
+    relative = result.logit_difference / (result.logit_scale or 1.0)
     print(f"logits  largest difference {result.logit_difference:.2g}, {relative:.1g} of the largest logit")
     print(f"loss    {result.loss:.6f} here, {result.their_loss:.6f} there")
     print(f"greedy  {same} of {len(result.greedy)} tokens equal")

@@ -58,8 +58,8 @@ def loss(
     where = pick_device(device)
     source = open_model(model)
     data = open_dataset(dataset, data_dir, note)
-    if known := source.find_tokenizer():
-        data.require_tokenizer(known.to_json(), source.origin)
+    if source.known_tokenizer:
+        data.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
     data.require_vocabulary(source.config.vocab_size, source.origin)
     block_size = source.config.block_size
     tokens = data.split(split, block_size)

@@ -45,7 +45,7 @@ def sample(
     seed
         Seed of the first text; the next ones count up.
     tokenizer
-        Tokenizer of a model that brings none: gpt2, byte, or a dataset's folder.
+        Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
     device
         auto, cpu, cuda, cuda:N or mps.
     dtype

@@ -12,6 +12,7 @@ from cyclopts.config import Dict
 from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
+from gpt2.training.nanogpt_config import names_a_model
 
 EXIT_STOPPED = 75
 """A signal ended the run, which is saved and can be resumed (sysexits' EX_TEMPFAIL)."""
@@ -59,6 +60,8 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCol
         )
 
     out_dir, init_from = value("out_dir"), value("init_from")
+    if recipe.endswith(".py") and names_a_model(init_from):
+        recipe_settings.pop("gelu", None)  # nanoGPT's default, where a model brings its own
     given = {name for name, argument in named.items() if argument.tokens}
     stored = recipes.run_settings(out_dir) if init_from in ("resume", "auto") else {}
     if stored:

@@ -13,7 +13,10 @@ def read_meta(path: Path) -> CharTokenizer:
     """The tokenizer in a `meta.pkl`. Raises UserError for any other pickle, of which nothing is executed."""
     try:
         meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-        return CharTokenizer("".join(meta["itos"][i] for i in range(meta["vocab_size"])))
+        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
+        if not len(set(characters)) == len(characters) == meta["vocab_size"]:
+            raise ValueError("its entries are not one character each")
+        return CharTokenizer(characters)
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
 

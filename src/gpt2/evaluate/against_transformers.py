@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from gpt2.errors import UserError
 from gpt2.formats.export import fit, logits_of, probe
 from gpt2.formats.huggingface import config_values, their_tensors
+from gpt2.formats.source import Note
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT
-from gpt2.runlog.console import note
-from gpt2.tokenizers import Tokenizer
 
 GREEDY_TOKENS = 50
 PROMPT_TOKENS = 8
@@ -43,10 +42,10 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model: GPT, tokenizer: Tokenizer | None) -> Comparison:
+def compare(model: GPT, note: Note) -> Comparison:
     """Compute logits, loss and greedy tokens with both, in float32 on the CPU.
 
-    Raises UserError where transformers is not installed.
+    `note` receives what the model lacks and theirs has. Raises UserError where transformers is not installed.
     """
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -54,7 +53,7 @@ def compare(model: GPT, tokenizer: Tokenizer | None) -> Comparison:
     except ImportError:
         raise UserError("comparing with Hugging Face needs transformers; pip install transformers") from None
     logging.set_verbosity_error()
-    model = fit(model, tokenizer, "hf", note)
+    model = fit(model, None, "hf", note)
     values = {k: v for k, v in config_values(model.config).items() if k not in ("architectures", "model_type")}
     with torch.device("meta"):
         theirs: Any = GPT2LMHeadModel(GPT2Config(**values, bos_token_id=None, eos_token_id=None))
@@ -62,12 +61,11 @@ def compare(model: GPT, tokenizer: Tokenizer | None) -> Comparison:
     theirs.tie_weights()
     theirs.eval()
 
-    ids = probe(model.config, tokenizer)
+    ids = probe(model.config, None)
     logits, their_logits = logits_of(model, ids), theirs(ids).logits
-    length = min(PROMPT_TOKENS, model.config.block_size // 2)
+    length = max(1, min(PROMPT_TOKENS, model.config.block_size // 2))
     prompt = ids[:1, :length]
     count = min(GREEDY_TOKENS, model.config.block_size - length)
-    generated = theirs.generate(prompt, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0)
     tokens = stream_tokens(model, prompt, temperature=0)
     return Comparison(
         logit_difference=(logits - their_logits).abs().max().item(),
@@ -75,10 +73,17 @@ def compare(model: GPT, tokenizer: Tokenizer | None) -> Comparison:
         loss=_loss(logits, ids),
         their_loss=_loss(their_logits, ids),
         greedy=[int(token) for token, _ in zip(tokens, range(count), strict=False)],
-        their_greedy=generated[0, length:].tolist(),
+        their_greedy=_their_greedy(theirs, prompt, count),
     )
 
 
+def _their_greedy(network: Any, prompt: Tensor, count: int) -> list[int]:
+    if not count:
+        return []
+    settings = {"max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
+    return network.generate(prompt, do_sample=False, **settings)[0, prompt.size(1) :].tolist()
+
+
 def _loss(logits: Tensor, ids: Tensor) -> float:
-    """Mean cross-entropy of each next token."""
+    """Mean cross-entropy of each next token; NaN where there is only one."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()

@@ -51,7 +51,7 @@ def open_file(path: Path) -> Source:
     try:
         described = json.loads(metadata["gpt2"])
         config, tokenizer = described_config(described["config"], path), described.get("tokenizer")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has metadata that cannot be read ({first_line(error)})") from None
     find = (lambda: from_json(tokenizer)) if tokenizer else find_tokenizer(path, config.vocab_size)
     return Source(config, tensors, find, str(path))

@@ -12,12 +12,11 @@ from gpt2.errors import UserError
 from gpt2.files import publish
 from gpt2.formats import bare, gguf, huggingface, llmc, nanogpt
 from gpt2.formats.open import build, open_model
-from gpt2.formats.source import Extras, Source
+from gpt2.formats.source import Extras, Note, Source
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import CharTokenizer, Tokenizer
+from gpt2.tokenizers import Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16", "q8_0")
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -28,29 +27,25 @@ class Format:
     """Fills a new folder or makes a file. Raises UserError."""
     folder: bool
     """Written as a folder, or as a file."""
-    dtypes: tuple[str, ...]
+    dtypes: tuple[str, ...] = DTYPES[:1]
     """Formats of its numbers."""
     needs_tokenizer: bool = False
-    always_bias: bool = True
-    """Its programs know no model without biases."""
+    bias: bool | None = True
+    """Whether its programs' models have biases; None where they may or may not."""
     gelu: str | None = "tanh"
     """The only GELU its programs compute; None where the file says which."""
+    keeps_gelu: bool = False
+    """The file nevertheless tells us which it was."""
     whole_vocabulary: bool = False
     """Keeps rows beyond the tokenizer's ids."""
-    main_file: Callable[[GPTConfig], str] = lambda config: ""
-    """What of a folder is read back."""
 
 
 FORMATS = {
     "hf": Format(huggingface.write, folder=True, dtypes=DTYPES[:3], gelu=None),
-    "nanogpt": Format(
-        nanogpt.write, folder=True, dtypes=DTYPES[:1], always_bias=False, gelu=None, whole_vocabulary=True
-    ),
-    "llmc": Format(llmc.write, folder=True, dtypes=DTYPES[:1], main_file=lambda config: f"{llmc.stem(config)}.bin"),
+    "nanogpt": Format(nanogpt.write, True, bias=None, gelu="erf", keeps_gelu=True, whole_vocabulary=True),
+    "llmc": Format(llmc.write, folder=True),
     "gguf": Format(gguf.write, folder=False, dtypes=DTYPES, needs_tokenizer=True),
-    "safetensors": Format(
-        bare.write, folder=False, dtypes=DTYPES[:3], always_bias=False, gelu=None, whole_vocabulary=True
-    ),
+    "safetensors": Format(bare.write, False, DTYPES[:3], bias=None, gelu=None, whole_vocabulary=True),
 }
 
 
@@ -83,53 +78,40 @@ def export(
         raise UserError(f"{name} has no {dtype} here; choose from {', '.join(form.dtypes)}")
     if out.exists() and not (form.folder and out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} already exists; choose another place, or delete it")
-    tokenizer = source.tokenizer if form.needs_tokenizer else source.find_tokenizer()
+    tokenizer = source.tokenizer if form.needs_tokenizer else source.known_tokenizer
     for line in source.notes:
         note(line)
+    if tokenizer is None:
+        note(f"{source.origin} has no tokenizer that can be read, so {out} has none; --tokenizer names one")
     model = build(source).eval()
     ids = probe(model.config, tokenizer)
     expected = logits_of(model, ids)
-    if name == "nanogpt" and model.config.gelu == "tanh":
-        off = difference(logits_of(_changed(model, {"gelu": "erf"}), ids), expected)
-        note(f"nanoGPT computes the erf GELU, this model the tanh one: its logits there differ by up to {off:.2g}")
     model = fit(model, tokenizer, name, note)
-    extras = Extras(tokenizer, out.stem, dtype, batch or random_batch(model.config), source.progress)
     with publish(out) as temporary:
         if form.folder:
             temporary.mkdir()
-        form.write(model, extras, temporary)
-    for line in _advice(name, out, tokenizer):
-        note(line)
-    main_file = out / form.main_file(model.config)
+        form.write(model, Extras(tokenizer, out.stem, dtype, note, batch, source.progress), temporary)
     del model
-    found = logits_of(build(open_model(str(main_file))).eval(), ids)
+    found = logits_of(build(open_model(str(out))).eval(), ids)
     return Exported(out, difference(found, expected), expected.abs().max().item())
-
-
-def _advice(name: str, out: Path, tokenizer: Tokenizer | None) -> list[str]:
-    """What the user must know about the tokenizer."""
-    if tokenizer is None:
-        return [f"{out} has no tokenizer, because none is known for this model; --tokenizer names one"]
-    if name == "nanogpt" and isinstance(tokenizer, CharTokenizer):
-        return [f"nanoGPT looks for {out / 'meta.pkl'} in its data folder, under the name of the dataset"]
-    if name == "nanogpt" and tokenizer.kind != "gpt2":
-        return [f"nanoGPT has no {tokenizer.kind} tokenizer: it can train this model and cannot sample from it"]
-    return []
 
 
 def fit(model: GPT, tokenizer: Tokenizer | None, name: str, note: Note) -> GPT:
     """The model as format `name` can hold it; `note` receives what that changes. Shares the weights it can."""
     form, config = FORMATS[name], model.config
-    if form.always_bias and not config.bias:
+    if form.gelu not in (None, config.gelu):
+        ids, other = probe(config, tokenizer), _changed(model, {"gelu": form.gelu})
+        off = difference(logits_of(other, ids), logits_of(model, ids))
+        differ = f"logits there differ by up to {off:.2g}"
+        note(f"{name} computes the {form.gelu} GELU, this model {config.gelu}: {differ}")
+        model = model if form.keeps_gelu else other
+    if form.bias and not config.bias:
         note(f"{name} has biases always: zeros are added, which change nothing")
         model = _changed(model, {"bias": True})
     if not form.whole_vocabulary and tokenizer and tokenizer.vocab_size < config.vocab_size:
         extra = config.vocab_size - tokenizer.vocab_size
         note(f"the last {extra} of {config.vocab_size} vocabulary rows stand for no token and are left out")
         model = _changed(model, {"vocab_size": tokenizer.vocab_size})
-    if form.gelu not in (None, config.gelu):
-        note(f"{name} computes the {form.gelu} GELU, this model the {config.gelu} one: logits differ, see below")
-        model = _changed(model, {"gelu": form.gelu})
     return model
 
 
@@ -148,13 +130,6 @@ def probe(config: GPTConfig, tokenizer: Tokenizer | None) -> Tensor:
     """Random token ids to compare models with, int64 (2, T), T at most 64."""
     vocab_size = min(config.vocab_size, tokenizer.vocab_size if tokenizer else config.vocab_size)
     return torch.randint(vocab_size, (2, min(64, config.block_size)), generator=torch.Generator().manual_seed(0))
-
-
-def random_batch(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """Inputs and targets in the shape of llm.c's usual test batch, (4, 64)."""
-    shape = (4, min(64, config.block_size) + 1)
-    rows = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    return rows[:, :-1], rows[:, 1:]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.state_dict import described_config, our_names
 from gpt2.formats.vocabulary import BYTE_OF, all_tokens, from_tokens, merges, printable
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+from gpt2.tokenizers import END_OF_TEXT, GPT2_PATTERN, BPETokenizer, CharTokenizer, Tokenizer
 
 # Our names and theirs; {} is the layer.
 NAMES = {
@@ -36,6 +36,7 @@ SIZES = {
     "n_head": "gpt2.attention.head_count",
     "n_embd": "gpt2.embedding_length",
 }
+EPSILON = "gpt2.attention.layer_norm_epsilon"
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 30, "q8_0": 8}
 """ggml's numbers of the formats a tensor may have."""
 FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
@@ -56,8 +57,12 @@ def open_file(path: Path) -> Source:
         metadata, infos = gguf_file.read_header(path)
     except ValueError as error:  # UnicodeDecodeError among them
         raise UserError(f"{path} is damaged ({first_line(error)}); fetch it again") from None
-    if metadata.get("general.architecture") != b"gpt2":
-        raise UserError(f"{path} holds a {str(metadata.get('general.architecture'))[:40]}, not a gpt2")
+    if (kind := metadata.get("general.architecture")) != b"gpt2":
+        kind = kind.decode(errors="replace")[:40] if isinstance(kind, bytes) else "model of no kind"
+        raise UserError(f"{path} holds a {kind}, not a gpt2")
+    epsilon = metadata.get(EPSILON, 1e-5)
+    if not isinstance(epsilon, float) or abs(epsilon - 1e-5) > 1e-9:  # it is a float32 there
+        raise UserError(f"{path} says {EPSILON}={str(epsilon)[:40]}, which is not GPT-2 as built here (1e-05)")
     size = path.stat().st_size
     tensors = our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
     wte = tensors.get("transformer.wte.weight")
@@ -67,7 +72,7 @@ def open_file(path: Path) -> Source:
     def find_tokenizer() -> Tokenizer | None:
         try:
             return _tokenizer(metadata)
-        except (KeyError, IndexError, TypeError, UnicodeDecodeError, AttributeError):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             return None
 
     return Source(config, tensors, find_tokenizer, f"{path} (GGUF)")
@@ -110,7 +115,7 @@ def _stored(info: TensorInfo, path: Path, size: int) -> Stored:
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
     """The tokenizer in the metadata, where it is byte-level."""
-    if metadata["tokenizer.ggml.model"] != b"gpt2":
+    if metadata["tokenizer.ggml.model"] != b"gpt2" or metadata.get("tokenizer.ggml.pre", b"gpt-2") != b"gpt-2":
         return None
     eot = metadata.get("tokenizer.ggml.eos_token_id")
     texts = [t.decode() for t in metadata["tokenizer.ggml.tokens"]]
@@ -126,6 +131,15 @@ def write(model: GPT, extras: Extras, path: Path) -> None:
     """
     config, dtype = model.config, extras.dtype
     assert extras.tokenizer is not None
+    if extras.tokenizer.eot is None:
+        ending = extras.tokenizer.decode_bytes([min(11, config.vocab_size - 1)]).decode(errors="replace")
+        extras.note(
+            f"llama.cpp takes id 11 ({ending!r}) for the end of a text, as there is no other: use --ignore-eos"
+        )
+    if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.pattern != GPT2_PATTERN:
+        extras.note(
+            "llama.cpp splits text by GPT-2's pattern, this tokenizer by another: its tokens may differ there"
+        )
     if dtype == "q8_0" and config.n_embd % Q8_BLOCK:
         raise UserError(f"n_embd={config.n_embd} is no multiple of {Q8_BLOCK}, as q8_0 needs; use --dtype=float16")
     outgoing = []
@@ -180,7 +194,7 @@ def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) ->
         "general.quantization_version": 2,
         **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
         "gpt2.feed_forward_length": 4 * config.n_embd,
-        "gpt2.attention.layer_norm_epsilon": 1e-5,
+        EPSILON: 1e-5,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,

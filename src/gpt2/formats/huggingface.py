@@ -54,9 +54,13 @@ def open_hub(name: str) -> Source:
 
     described = ["config.json", *huggingface_tokenizer.FILES]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*described, *WEIGHTS[:2]]))
-        if not any(folder.glob("model*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*described, *WEIGHTS[2:]]))
+        folder = Path(snapshot_download(name, allow_patterns=described))
+        _read_config(folder)  # before gigabytes of something else are fetched
+        for weights in WEIGHTS:
+            if _weight_files(folder) is None:
+                snapshot_download(name, allow_patterns=[*described, weights])
+    except UserError:
+        raise
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         raise UserError(
             f"no folder {name!r} here, and Hugging Face's hub at {constants.ENDPOINT} does not give it "
@@ -67,16 +71,23 @@ def open_hub(name: str) -> Source:
 
 def open_folder(path: Path, origin: str | None = None) -> Source:
     """A folder that `save_pretrained` wrote. Raises UserError for settings that are not GPT-2 as built here."""
-    config_file = path / "config.json"
-    try:
-        config = _config(json.loads(config_file.read_text(encoding="utf-8")), config_file)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{config_file} cannot be read as a GPT-2 configuration ({first_line(error)})") from None
-    files = next((found for pattern in WEIGHTS if (found := sorted(path.glob(pattern)))), None)
-    if files is None:
+    config = _read_config(path)
+    if (files := _weight_files(path)) is None:
         raise UserError(f"{path} has no model.safetensors; save the model with transformers' save_pretrained")
     tensors = our_names(_stored(files), path)
     return Source(config, tensors, find_tokenizer(files[0], config.vocab_size), origin or str(path))
+
+
+def _weight_files(folder: Path) -> list[Path] | None:
+    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), None)
+
+
+def _read_config(folder: Path) -> GPTConfig:
+    path = folder / "config.json"
+    try:
+        return _config(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a GPT-2 configuration ({first_line(error)})") from None
 
 
 def _config(values: dict[str, Any], where: Path) -> GPTConfig:

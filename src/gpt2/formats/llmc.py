@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpt2.accounting import BLOCK, num_params, parameter_shapes
 from gpt2.errors import UserError
+from gpt2.files import publish
 from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.vocabulary import all_tokens, llmc_bytes
@@ -21,6 +22,8 @@ MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 STATE_VERSION = 2
 DTYPES = {3: torch.float32, 5: torch.bfloat16}
 """Version of a model file: the format of all its numbers."""
+ROWS, COLUMNS = 4, 64
+"""Shape of llm.c's usual batch for the debug state."""
 OTHER_MAGICS = {
     STATE_MAGIC: "a debug state",
     20240328: "a tokenizer",
@@ -36,6 +39,28 @@ SIZE_NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2
 def is_llmc(start: bytes, size: int) -> bool:
     """Whether a file that begins with `start` is one of llm.c's."""
     return size >= HEADER_BYTES and int.from_bytes(start[:4], "little") in {MODEL_MAGIC, *OTHER_MAGICS}
+
+
+def is_folder(folder: Path) -> bool:
+    return _model_in(folder) is not None
+
+
+def open_folder(folder: Path) -> Source:
+    """The one model in a folder, in float32 where it is there in both formats. Raises UserError."""
+    path = _model_in(folder)
+    assert path is not None
+    return open_file(path)
+
+
+def _model_in(folder: Path) -> Path | None:
+    found: dict[int, list[Path]] = {version: [] for version in DTYPES}
+    for path in sorted(folder.glob("*.bin")):
+        with path.open("rb") as file:
+            magic, version = (int.from_bytes(file.read(4), "little") for _ in range(2))
+        if magic == MODEL_MAGIC and version in found:
+            found[version].append(path)
+    candidates = next((paths for paths in found.values() if paths), [])
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def padded(vocab_size: int) -> int:
@@ -171,7 +196,18 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     """Fill `folder` with the four files of llm.c's `--write_tensors`. Raises UserError."""
     name = stem(model.config)
     if extras.tokenizer is not None:
-        write_tokenizer(extras.tokenizer, folder / "gpt2_tokenizer.bin")
-    write_model(model, folder / f"{name}.bin", torch.float32)
-    write_model(model, folder / f"{name}_bf16.bin", torch.bfloat16)
-    write_state(model, *extras.batch, folder / f"{name}_debug_state.bin")
+        with publish(folder / "gpt2_tokenizer.bin") as path:
+            write_tokenizer(extras.tokenizer, path)
+    with publish(folder / f"{name}.bin") as path:
+        write_model(model, path, torch.float32)
+    with publish(folder / f"{name}_bf16.bin") as path:
+        write_model(model, path, torch.bfloat16)
+    x, y = extras.batch or random_batch(model.config, ROWS, min(COLUMNS, model.config.block_size))
+    with publish(folder / f"{name}_debug_state.bin") as path:
+        write_state(model, x, y, path)
+
+
+def random_batch(config: GPTConfig, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Random inputs and their targets, int64 (rows, columns) each."""
+    ids = torch.randint(config.vocab_size, (rows, columns + 1), generator=torch.Generator().manual_seed(0))
+    return ids[:, :-1], ids[:, 1:]

@@ -11,7 +11,7 @@ from gpt2.accounting import parameter_shapes
 from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.errors import UserError
 from gpt2.formats import torch_file
-from gpt2.formats.source import Extras, Progress, Source
+from gpt2.formats.source import Extras, Note, Progress, Source
 from gpt2.formats.state_dict import described_config, guess_config, our_names, sizes
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
@@ -37,8 +37,9 @@ def _nanogpt(values: dict[str, Any], path: Path) -> Source:
     settings = settings if isinstance(settings, dict) else {}
     gelu = settings.get("gelu")  # nanoGPT has no such setting; our export records it
     assumed = () if gelu else (f"{path}: taken to compute the erf GELU, as nanoGPT does since June 2023",)
-    config = described_config({**sizes(args), "bias": args.get("bias", True), "gelu": gelu or "erf"}, path)
-    step, optimizer = values.get("iter_num", 0), values.get("optimizer")
+    described = {"bias": args.get("bias", True), "gelu": gelu or "erf", "dropout": args.get("dropout", 0.0)}
+    config = described_config({**sizes(args), **described}, path)
+    step, optimizer, best = values.get("iter_num", 0), values.get("optimizer"), values.get("best_val_loss")
     state = optimizer.get("state") if isinstance(optimizer, dict) else None
     return Source(
         config=config,
@@ -50,6 +51,7 @@ def _nanogpt(values: dict[str, Any], path: Path) -> Source:
             step=step if isinstance(step, int) else 0,
             settings=settings,
             optimizer=(lambda: _named_optimizer(state, config, path)) if isinstance(state, dict) and state else None,
+            best_val_loss=float(best) if isinstance(best, Tensor) and best.numel() == 1 else None,
         ),
     )
 
@@ -81,7 +83,7 @@ def _named_optimizer(state: dict[Any, Any], config: GPTConfig, path: Path) -> di
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, Tensor) or not torch_file.is_whole(value) or tuple(value.shape) != wanted:
                 raise UserError(f"{path} has an optimizer state that is not its model's: {key} of {name}")
-            result[f"{name}/{key}"] = value
+            result[f"{name}/{key}"] = value.clone()  # nanoGPT may write over the file at any time
     return result
 
 
@@ -93,30 +95,33 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     """
     config, progress = model.config, extras.progress
     tensors = {name: p.detach() for name, p in model.named_parameters()}
-    dataset = Path(str(progress.settings.get("dataset", "exported"))).name  # it looks in data/NAME
+    dataset = Path(str(progress.settings.get("dataset", ""))).name or "exported"  # it looks in data/NAME
+    best = 1e9 if progress.best_val_loss is None else progress.best_val_loss
     torch.save(
         {
             "model": {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]},
-            "optimizer": _numbered_optimizer(config, progress),
+            "optimizer": _numbered_optimizer(config, progress, extras.note),
             "model_args": {**sizes(asdict(config)), "bias": config.bias, "dropout": config.dropout},
             "iter_num": progress.step,
-            "best_val_loss": torch.tensor(1e9),
+            "best_val_loss": torch.tensor(best),
             "config": {**progress.settings, "dataset": dataset, "gelu": config.gelu},
         },
         folder / "ckpt.pt",
     )
     if isinstance(extras.tokenizer, CharTokenizer):
         (folder / "meta.pkl").write_bytes(meta_bytes(extras.tokenizer))
+        extras.note(f"nanoGPT looks for the characters in its data/{dataset}/meta.pkl: copy meta.pkl there")
+    elif extras.tokenizer and extras.tokenizer.kind != "gpt2":
+        extras.note(f"nanoGPT has no {extras.tokenizer.kind} tokenizer: it can train this model, not sample from it")
 
 
-def _numbered_optimizer(config: GPTConfig, progress: Progress) -> dict[str, Any]:
+def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Note) -> dict[str, Any]:
     """AdamW's state dict as nanoGPT's optimizer loads it; empty of moments where none are known."""
-    named = progress.optimizer() if progress.optimizer else {}
+    named = progress.moments(note)
     order = optimizer_order(config)
     matrices = sum(len(shape) >= 2 for _, shape in order)
-    setting = {"lr": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}
-    setting |= {k: v for k, v in progress.settings.items() if k in setting}
-    settings = {"lr": setting["lr"], "betas": (setting["beta1"], setting["beta2"]), "eps": 1e-8}
+    setting = {"learning_rate": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1} | progress.settings
+    settings = {"lr": setting["learning_rate"], "betas": (setting["beta1"], setting["beta2"]), "eps": 1e-8}
     decays = (range(matrices), setting["weight_decay"]), (range(matrices, len(order)), 0.0)
     groups = [
         {**settings, "weight_decay": decay, "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,

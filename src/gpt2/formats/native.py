@@ -35,13 +35,14 @@ def _read(path: Path) -> Source:
         progress=Progress(
             step=description["step"],
             settings=description.get("train", {}),
+            best_val_loss=description.get("best_val_loss"),
             optimizer=(lambda: {name: t.read() for name, t in optimizer.items()}) if optimizer else None,
         ),
     )
 
 
 def is_run(path: Path) -> bool:
-    return (path / "checkpoints").is_dir()
+    return (path / "checkpoints").is_dir() and ((path / "config.toml").is_file() or bool(saved_steps(path)))
 
 
 def open_run(path: Path) -> Source:

@@ -20,6 +20,7 @@ FOLDERS = (
     (native.is_run, native.open_run),
     (huggingface.is_folder, huggingface.open_folder),
     (lambda path: (path / "ckpt.pt").is_file(), lambda path: nanogpt.open_file(path / "ckpt.pt")),
+    (llmc.is_folder, llmc.open_folder),
 )
 FILES = (
     # told by their first bytes and their size
@@ -40,7 +41,8 @@ def open_model(name: str, tokenizer: str | None = None) -> Source:
     source = _open(name)
     if tokenizer is None:
         return source
-    given = open_tokenizer(tokenizer)
+    is_model = any(recognises(Path(tokenizer)) for recognises, _ in FOLDERS)
+    given = _open(tokenizer).tokenizer if is_model else open_tokenizer(tokenizer)
     if given.vocab_size > source.config.vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer} has {given.vocab_size} ids, more than the {source.config.vocab_size} of "
@@ -51,6 +53,8 @@ def open_model(name: str, tokenizer: str | None = None) -> Source:
 
 def _open(name: str) -> Source:
     path = Path(name)
+    if path.name in ("model.safetensors", "pytorch_model.bin") and huggingface.is_folder(path.parent):
+        path = path.parent  # config.json beside it knows what the weights alone do not tell
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(64)
@@ -70,9 +74,10 @@ def _open(name: str) -> Source:
 def build(source: Source, **config_changes: Any) -> GPT:
     """The float32 model of an opened file, with fields of its configuration that are no shapes changed.
 
-    Tensors are read one at a time and leave the source as they come. Raises UserError where they are damaged or
-    not those of the configuration; that is looked at before anything is read.
+    Tensors are read one at a time and leave the source as they come, so that it builds one model only. Raises
+    UserError where they are damaged or not those of the configuration; that is looked at before anything is read.
     """
+    assert source.tensors, "a source builds one model"
     tensors = source.tensors
     seen = set()
     for name, shape in parameter_shapes(source.config):
@@ -85,7 +90,8 @@ def build(source: Source, **config_changes: Any) -> GPT:
     state = {}
     try:
         for name in seen:
-            state[name] = tensors.pop(name).read().to(torch.float32)
+            # a copy, because the file may be mapped, and a trainer may write over it at any time
+            state[name] = tensors.pop(name).read().to(torch.float32, copy=True)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"the weights of {source.origin} cannot be read ({first_line(error)}); fetch them again"

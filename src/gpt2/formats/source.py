@@ -10,6 +10,8 @@ from gpt2.errors import UserError
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import Tokenizer
 
+Note = Callable[[str], None]
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -37,7 +39,21 @@ class Progress:
     settings: dict[str, Any] = field(default_factory=dict)
     """The trainer's settings under its own names, which are ours or nanoGPT's."""
     optimizer: Callable[[], dict[str, Tensor]] | None = None
-    """Reads AdamW's state under the names of `optim.adamw.named_state`; None where the file has none."""
+    """Reads AdamW's state under the names of `optim.adamw.named_state`; None where the file has none. Raises
+    UserError where it is not the model's."""
+    best_val_loss: float | None = None
+    """Lowest validation loss so far, where it is known."""
+
+    def moments(self, note: Note) -> dict[str, Tensor]:
+        """AdamW's state, or nothing where there is none or it cannot be read, which `note` is told."""
+        if self.optimizer is None:
+            note("there is no optimizer state with the weights: AdamW starts with its memory empty")
+            return {}
+        try:
+            return self.optimizer()
+        except UserError as error:
+            note(f"{error}: AdamW starts with its memory empty")
+            return {}
 
 
 @dataclass(frozen=True)
@@ -57,13 +73,26 @@ class Source:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises UserError where it is not known."""
-        if (tokenizer := self.find_tokenizer()) is None:
+        """The tokenizer. Raises UserError where it is not known, cannot be read or has ids the model lacks."""
+        if (found := self.find_tokenizer()) is None:
             raise UserError(
                 f"{self.origin} brings no tokenizer; put its meta.pkl or tokenizer.json beside it, or name one with "
-                "--tokenizer (gpt2, byte, or a dataset's folder)"
+                "--tokenizer (gpt2, byte, or the folder of a dataset or a model)"
             )
-        return tokenizer
+        if found.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"the tokenizer of {self.origin} has {found.vocab_size} ids, and the model rows for only "
+                f"{self.config.vocab_size}; name another with --tokenizer"
+            )
+        return found
+
+    @property
+    def known_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer for what can do without: None where `tokenizer` raises."""
+        try:
+            return self.tokenizer
+        except UserError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -74,6 +103,8 @@ class Extras:
     name: str
     dtype: str
     """Of the matrices: float32, bfloat16, float16 or q8_0."""
-    batch: tuple[Tensor, Tensor]
-    """Inputs and targets for llm.c's debug state, int64 (B, T)."""
+    note: Note
+    """Receives what the file cannot say and its user must know."""
+    batch: tuple[Tensor, Tensor] | None = None
+    """Inputs and targets for llm.c's debug state, int64 (B, T). Default: random ids."""
     progress: Progress = Progress()

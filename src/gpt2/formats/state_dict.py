@@ -45,7 +45,10 @@ def _equal(head: Stored, embedding: Stored) -> bool:
     if head.shape != embedding.shape:
         return False
     ours, theirs = embedding.read(), head.read()
-    return ours.data_ptr() == theirs.data_ptr() or torch.equal(ours, theirs)
+    if ours.data_ptr() == theirs.data_ptr():
+        return True
+    coarser = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(ours.to(coarser).nan_to_num(), theirs.to(coarser).nan_to_num())
 
 
 def sizes(values: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def described_config(values: Any, where: object) -> GPTConfig:
 
 
 def guess_config(tensors: dict[str, Stored], where: object) -> tuple[GPTConfig, str]:
-    """The configuration that the shapes of `tensors` (our names) tell, and what had to be assumed.
+    """The configuration that the shapes of `tensors` (our names) tell, and in a line what had to be assumed.
 
     Raises UserError where they are not those of a GPT-2.
     """

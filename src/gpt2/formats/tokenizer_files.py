@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,14 @@ def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Call
 
     @functools.cache
     def find() -> Tokenizer | None:
-        folder = model.parent
-        if isinstance(dataset, str):
+        folder = model.absolute().parent  # not resolved: in the hub's cache the files are links to elsewhere
+        if isinstance(dataset, str) and re.fullmatch(r"[\w.-]{1,100}", dataset):
             meta = folder.parent / "data" / dataset / "meta.pkl"
             if meta.is_file():
                 return read_meta(meta)
-        if (found := _in_folder(folder)) and found.vocab_size <= vocab_size:
+        found = _in_folder(folder)
+        # nanoGPT gives its models as many rows as there are characters; other tokenizers' rows may be rounded up
+        if found and (found.vocab_size == vocab_size or (found.kind != "char" and found.vocab_size < vocab_size)):
             return found
         return gpt2_tokenizer() if vocab_size in GPT2_SIZES else None
 
@@ -46,6 +49,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     path = Path(name)
     found = _in_folder(path) if path.is_dir() else _from_file(path) if path.is_file() else None
+    if found is None and (path / "train.bin").is_file():
+        return gpt2_tokenizer()  # a dataset of nanoGPT's without meta.pkl
     if found is None:
         raise UserError(
             f"no tokenizer in {name}; name gpt2, byte, a dataset's folder, or a dataset.json, meta.pkl, "
@@ -79,7 +84,7 @@ def _from_file(path: Path) -> Tokenizer | None:
                 merges = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
                 return huggingface_tokenizer.from_vocab_and_merges(values, [m for m in merges if m])
             return huggingface_tokenizer.from_tokenizer_json(values)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} holds no tokenizer that can be read here ({first_line(error)}); name another with --tokenizer"
         ) from None

@@ -1,5 +1,6 @@
 """What `torch.save` wrote, read without executing any of it."""
 
+import mmap
 import pickle
 import re
 import zipfile
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats.source import Stored
+from gpt2.formats.state_dict import NOT_PARAMETERS
 
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\x0a"
@@ -36,6 +38,7 @@ def load(path: Path) -> Any:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _refuse_inflation(path)
+        _refuse_bytearrays(path, is_zip)
         with torch.serialization.safe_globals([(PickledConfig, "__main__.GPTConfig")]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UserError:
@@ -57,14 +60,26 @@ def _refuse_inflation(path: Path) -> None:
             raise UserError(f"{path} unpacks to more bytes than it has; torch.save writes no such file")
 
 
+def _refuse_bytearrays(path: Path, is_zip: bool) -> None:
+    """Raise UserError where the pickle names `bytearray`: PyTorch admits it, and it can claim memory without end."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            found = any(b"bytearray" in archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
+    else:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = data.find(b"bytearray") >= 0
+    if found:
+        raise UserError(f"{path} asks to run builtins.bytearray, which no model needs; do not trust this file")
+
+
 def stored(values: Any, where: object) -> list[tuple[str, Stored]]:
     """The tensors of a state dict. Raises UserError for what is none."""
     if not isinstance(values, Mapping) or not values:
         raise UserError(f"{where} holds no weights")
     for name, tensor in values.items():
-        if not isinstance(name, str) or not is_whole(tensor):
+        if not isinstance(name, str) or not (name.endswith(NOT_PARAMETERS) or is_whole(tensor)):
             raise UserError(f"{where} holds {str(name)[:80]!r}, which is no tensor of weights")
-    return [(name, Stored.of(tensor)) for name, tensor in values.items()]
+    return [(name, Stored.of(tensor)) for name, tensor in values.items() if not name.endswith(NOT_PARAMETERS)]
 
 
 def is_whole(tensor: object) -> bool:
@@ -73,6 +88,6 @@ def is_whole(tensor: object) -> bool:
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided
         and tensor.device.type == "cpu"
-        and (tensor.is_floating_point() or not tensor.dim() or tensor.dtype in (torch.bool, torch.uint8))
+        and tensor.is_floating_point()
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )

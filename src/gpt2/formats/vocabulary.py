@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt2.errors import UserError
 from gpt2.tokenizers import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -47,7 +48,9 @@ def from_tokens(tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PA
     if eot == 256 and rest == [bytes([b]) for b in range(256)]:
         return ByteTokenizer()
     if eot is not None and {bytes([b]) for b in range(256)} <= set(rest):
-        kind = "gpt2" if hashlib.sha256(llmc_bytes(tokens, eot)).hexdigest() == GPT2_SHA256 else "bpe"
+        is_gpt2 = len(tokens) == 50257 and max(map(len, tokens)) < 256
+        is_gpt2 = is_gpt2 and hashlib.sha256(llmc_bytes(tokens, eot)).hexdigest() == GPT2_SHA256
+        kind = "gpt2" if is_gpt2 else "bpe"
         return BPETokenizer(rest, pattern, kind, None if eot == len(rest) else eot)
     characters = [t.decode("utf-8", errors="ignore") for t in rest]
     if eot is None and all(len(c) == 1 for c in characters):
@@ -56,7 +59,10 @@ def from_tokens(tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PA
 
 
 def merges(tokenizer: BPETokenizer) -> list[tuple[bytes, bytes]]:
-    """The pairs that byte-pair encoding joins, in order: each token is the last join of those before it."""
+    """The pairs that byte-pair encoding joins, in order: each token is the last join of those before it.
+
+    Raises UserError for a vocabulary that was not made by joining.
+    """
     rank = {token: i for i, token in enumerate(tokenizer.tokens)}
     pairs = []
     for limit, token in enumerate(tokenizer.tokens):
@@ -72,7 +78,10 @@ def _split(token: bytes, rank: dict[bytes, int], limit: int) -> tuple[bytes, byt
     while len(parts) > 2:
         joins = [rank.get(a + b, limit) for a, b in itertools.pairwise(parts)]
         best = min(range(len(joins)), key=joins.__getitem__)
-        assert joins[best] < limit, f"token {token!r} is no join of two others"
+        if joins[best] == limit:
+            raise UserError(
+                f"the tokenizer's token {token!r} is no join of two others, so its merges cannot be written"
+            )
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts[0], parts[1]
 

@@ -112,7 +112,8 @@ class TrainConfig:
     checkpoint_interval: int = 0
     """Save every so many updates as well; 0 is off."""
     write_tensors: bool = False
-    """Before the first update write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c does."""
+    """Before a fresh run's first update write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c
+    does."""
     keep_checkpoints: int = 2
     """Keep this many newest checkpoints, and the best; 0 keeps all."""
     sample_interval: int = 0

@@ -36,12 +36,13 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
         "dropout": model.config.dropout,
         "out_dir": str(out_dir),
     }
-    config = TrainConfig(**known).resolved()
+    try:
+        config = TrainConfig(**known).resolved()
+    except UserError as error:
+        note(f"its settings do not fit together here ({error}): the run has the defaults")
+        config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
     optimizer = adamw(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
-    if progress.optimizer:
-        load_named_state(optimizer, progress.optimizer())
-    else:
-        note("the file has no optimizer state: training goes on with AdamW's memory empty")
+    load_named_state(optimizer, progress.moments(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
     folder = checkpoint.save(out_dir, state, model, optimizer, tokenizer, about)

@@ -123,7 +123,8 @@ class Loop:
         while True:
             last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
             save = last or (state.step > 0 and self.due(config.checkpoint_interval))
-            evaluating = last or self.due(config.eval_interval)
+            unmeasured = config.eval_interval > 0 and run.saved_step == state.step and state.best_step is None
+            evaluating = last or self.due(config.eval_interval) or unmeasured  # an imported model may be the best
             skipped = evaluating and bool(stop)  # whoever asks to stop does not wait for an evaluation
             if evaluating and not skipped:
                 save |= self.evaluate()
@@ -198,7 +199,7 @@ class Loop:
         self.tell("eval", state.step, {**self.losses, "seconds": round(time.perf_counter() - began, 3)})
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
         self.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
-        return state.step > 0 and (best or run.config.always_save_checkpoint)
+        return (best or run.config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0)
 
     def sample(self) -> None:
         """Continue the sample prompt, with the same seed each time, into samples/."""

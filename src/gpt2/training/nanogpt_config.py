@@ -66,9 +66,14 @@ def read(text: str, where: str) -> dict[str, Any]:
     helpers = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     settings = TrainConfig.__dataclass_fields__
     defaults = dict(DEFAULTS)
-    if str(values.get("init_from", "")).startswith("gpt2"):
-        del defaults["gelu"]  # OpenAI trained with tanh; that nanoGPT computes erf with them too is not repeated
+    if names_a_model(values.get("init_from", "scratch")):
+        del defaults["gelu"]
     return defaults | {name: value for name, value in values.items() if name in settings or name not in helpers}
+
+
+def names_a_model(init_from: str) -> bool:
+    """Whether the weights are a model's that knows its own GELU: OpenAI's compute tanh, and nanoGPT erf with them."""
+    return init_from not in ("scratch", "resume", "auto")
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:

@@ -106,8 +106,8 @@ def set_up(config: TrainConfig, note: Note) -> Run:
         if 0 < config.max_minutes * 60 <= state.seconds:
             note(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
 
-    peak, source = device.peak_flops(where, config.dtype)
-    note(f"device {device.describe(where)} · {config.dtype} · peak {peak / 1e12:.3g} TFLOP/s ({source})")
+    peak, how = device.peak_flops(where, config.dtype)
+    note(f"device {device.describe(where)} · {config.dtype} · peak {peak / 1e12:.3g} TFLOP/s ({how})")
     note(
         f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
         f"batch_size {config.batch_size} × block_size {config.block_size}"
@@ -155,12 +155,12 @@ def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Pat
 
 
 def _is_a_runs(config_file: Path) -> bool:
-    """Whether a run wrote this configuration, with every setting: one that came to no checkpoint is replaced."""
+    """Whether a run wrote this configuration, which has every setting: one that came to no checkpoint is replaced."""
     try:
         found = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
     except (OSError, UnicodeDecodeError, UserError):
         return False
-    return found.keys() >= TrainConfig().as_dict().keys() - {"overwrite"}
+    return found.keys() >= {"out_dir", "init_from", "max_iters", "dataset", "learning_rate", "eval_interval"}
 
 
 def _make_model(
@@ -200,8 +200,8 @@ def _make_model(
         )
         return GPT(shape), None
     source = open_model(config.init_from)
-    if tokenizer_of_model := source.find_tokenizer():
-        dataset.require_tokenizer(tokenizer_of_model.to_json(), source.origin)
+    if source.known_tokenizer:
+        dataset.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
     dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
     _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
@@ -236,10 +236,11 @@ def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str
 
 def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any], note: Note) -> TrainConfig:
     """Say what differs from the run that `before` describes; returns the settings with that run's origin."""
-    settings = before["train"]
+    settings, defaults = before["train"], TrainConfig().as_dict()
     for name, value in config.as_dict().items():
-        if name not in ("init_from", "overwrite", "out_dir") and settings.get(name) != value:
-            note(f"changed for this resume: {name}={value} (was {settings.get(name, 'not set')})")
+        earlier = settings.get(name, defaults.get(name, "not set"))
+        if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
+            note(f"changed for this resume: {name}={value} (was {earlier})")
     if config.max_iters > config.decay_end:
         note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
     if before["dataset"] and before["dataset"] != dataset.fingerprint:  # an imported run knows none

@@ -1,25 +1,32 @@
 """llm.c's `--write_tensors`: the model as it is before training, for llm.c's programs to load and to compare with."""
 
-import copy
 from collections.abc import Callable
 
 import torch
 
 from gpt2.data.batches import gather
-from gpt2.files import publish
 from gpt2.formats import llmc
 from gpt2.formats.export import fit
-from gpt2.formats.source import Extras
+from gpt2.formats.open import build
+from gpt2.formats.source import Extras, Source, Stored
 from gpt2.training.setup import Run
 from gpt2.training.step import row_starts
 
 
 def write_tensors(run: Run, note: Callable[[str], None]) -> None:
-    """Write llm.c's files to `llmc/` of the run, the debug state for the first micro-batch; makes no update."""
-    cpu = torch.device("cpu")
-    model = fit(copy.deepcopy(run.model).to(cpu).eval(), run.tokenizer, "llmc", note)
-    batch = gather(run.train_tokens, row_starts(run)[: run.config.batch_size], run.config.block_size, cpu)
-    with publish(run.out_dir / "llmc") as folder:
-        folder.mkdir()
-        llmc.write(model, Extras(run.tokenizer, run.out_dir.name, "float32", batch), folder)
-    note(f"wrote {run.out_dir / 'llmc'} for llm.c")
+    """Write llm.c's files to `llmc/` of the run; makes no update.
+
+    The debug state is of the beginning of the first micro-batch, as much as llm.c's usual 4 rows of 64.
+    """
+    config = run.model.config
+    tensors = {name: Stored.of(p.detach().cpu()) for name, p in run.model.named_parameters()}
+    model = build(Source(config, tensors, lambda: run.tokenizer, str(run.out_dir))).eval()
+    model = fit(model, run.tokenizer, "llmc", note)
+    columns = min(llmc.COLUMNS, config.block_size)
+    batch = gather(
+        run.train_tokens, row_starts(run)[: min(llmc.ROWS, run.config.batch_size)], columns, torch.device("cpu")
+    )
+    folder = run.out_dir / "llmc"
+    folder.mkdir(exist_ok=True)
+    llmc.write(model, Extras(run.tokenizer, run.out_dir.name, "float32", note, batch), folder)
+    note(f"wrote {folder} for llm.c")
