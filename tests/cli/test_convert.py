@@ -61,6 +61,12 @@ def test_the_debug_state_can_be_of_a_dataset(run: Path, dataset: Path, gpt2_comm
     assert state[272:288].tolist() == tokens[1:]
 
 
+def test_the_debug_state_can_be_of_another_shape(run: Path, gpt2_command) -> None:
+    assert gpt2_command("export", "llmc", "r", "made", "--batch_size=3", "--block_size=5")[0] == 0
+    state = np.frombuffer(Path("made/gpt2_d2_debug_state.bin").read_bytes()[:1024], "<i4")
+    assert state[2:4].tolist() == [3, 5]
+
+
 def test_validate_agrees_and_says_when_it_does_not(run: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
     status, out, err = gpt2_command("validate", "r")

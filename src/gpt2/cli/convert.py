@@ -80,7 +80,8 @@ def export(
             starts = [row * columns for row in range(rows)]
             batch = gather(data.split("val", rows * columns), starts, columns, torch.device("cpu"))
         elif (batch_size, block_size) != (None, None):
-            batch = llmc.random_batch(source.config, rows, columns)
+            known = source.known_tokenizer or source.config
+            batch = llmc.random_batch(min(known.vocab_size, source.config.vocab_size), rows, columns)
     done = run(source, format_, out, note, dtype, batch)
     say_difference(done.out, done.difference, done.scale, json_)
 

@@ -202,12 +202,12 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
         write_model(model, path, torch.float32)
     with publish(folder / f"{name}_bf16.bin") as path:
         write_model(model, path, torch.bfloat16)
-    x, y = extras.batch or random_batch(model.config, ROWS, min(COLUMNS, model.config.block_size))
+    x, y = extras.batch or random_batch(model.config.vocab_size, ROWS, min(COLUMNS, model.config.block_size))
     with publish(folder / f"{name}_debug_state.bin") as path:
         write_state(model, x, y, path)
 
 
-def random_batch(config: GPTConfig, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def random_batch(vocab_size: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Random inputs and their targets, int64 (rows, columns) each."""
-    ids = torch.randint(config.vocab_size, (rows, columns + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocab_size, (rows, columns + 1), generator=torch.Generator().manual_seed(0))
     return ids[:, :-1], ids[:, 1:]

@@ -48,7 +48,7 @@ def _nanogpt(values: dict[str, Any], path: Path) -> Source:
         origin=f"{path} (nanoGPT, iteration {step})",
         notes=assumed,
         progress=Progress(
-            step=step if isinstance(step, int) else 0,
+            step=_count(step),
             settings=settings,
             optimizer=(lambda: _named_optimizer(state, config, path)) if isinstance(state, dict) and state else None,
             best_val_loss=float(best) if isinstance(best, Tensor) and best.numel() == 1 else None,
@@ -64,8 +64,12 @@ def _build_nanogpt(values: dict[str, Any], path: Path) -> Source:
         tensors=our_names(torch_file.stored(values.get("model"), path), path),
         find_tokenizer=find_tokenizer(path, config.vocab_size),
         origin=f"{path} (build-nanogpt, step {step})",
-        progress=Progress(step=step if isinstance(step, int) else 0),
+        progress=Progress(step=_count(step)),
     )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def optimizer_order(config: GPTConfig) -> list[tuple[str, tuple[int, ...]]]:
