@@ -35,7 +35,7 @@ def export(
     format_
         Which program's.
     model
-        A MODEL of any kind.
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file.
     out
         Folder or file to make; it must not be there yet.
     dtype
@@ -103,7 +103,7 @@ def import_(
     Parameters
     ----------
     model
-        A MODEL of any kind.
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file.
     out
         Run folder to make; it must not be there yet.
     tokenizer
@@ -140,7 +140,7 @@ def validate(model: str, /, *, json_: JsonFlag = False) -> int:
     Parameters
     ----------
     model
-        A MODEL of any kind.
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file.
     json_
         Print one JSON object instead of lines.
     """
