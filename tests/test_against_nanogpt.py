@@ -47,7 +47,7 @@ class Theirs:
     def update(self, step: int) -> float:
         """Make update number `step`; its loss."""
         run, config = self.run, self.run.config
-        starts = sample_starts(run.train_tokens, config.block_size, "random", config.seed, step, 8)
+        starts = sample_starts(run.train_tokens.lengths, config.block_size, "random", config.seed, step, 8, 4)
         their_loss = 0.0
         for rows in (starts[:4], starts[4:]):
             x, y = gather(run.train_tokens, rows, config.block_size, run.device)

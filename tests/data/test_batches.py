@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.data.batches import evaluation_starts, gather, permute, sample_starts
+from gpt2.errors import UserError
 
 ORDERS = ["random", "shuffled", "sequential"]
 TOKENS = np.arange(1000, dtype=np.uint16)
@@ -15,7 +16,7 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 def test_every_window_lies_in_the_split(order: str, length: int, block: int, step: int, count: int) -> None:
     if length <= block:
         return
-    starts = sample_starts(TOKENS[:length], block, order, 7, step, count)
+    starts = sample_starts([length], block, order, 7, step, count, 1)
     assert starts.shape == (count,)
     assert starts.min() >= 0
     assert starts.max() + block + 1 <= length
@@ -23,10 +24,10 @@ def test_every_window_lies_in_the_split(order: str, length: int, block: int, ste
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_batches_depend_on_seed_and_step_alone(order: str) -> None:
-    first = sample_starts(TOKENS, 16, order, 1, 5, 8)
-    assert np.array_equal(first, sample_starts(TOKENS, 16, order, 1, 5, 8))
-    assert not np.array_equal(first, sample_starts(TOKENS, 16, order, 1, 6, 8))
-    assert (order == "sequential") == np.array_equal(first, sample_starts(TOKENS, 16, order, 2, 5, 8))
+    first = sample_starts([1000], 16, order, 1, 5, 8, 1)
+    assert np.array_equal(first, sample_starts([1000], 16, order, 1, 5, 8, 1))
+    assert not np.array_equal(first, sample_starts([1000], 16, order, 1, 6, 8, 1))
+    assert (order == "sequential") == np.array_equal(first, sample_starts([1000], 16, order, 2, 5, 8, 1))
 
 
 def philox4x64(counter: list[int], key: int) -> list[int]:
@@ -44,11 +45,11 @@ def philox4x64(counter: list[int], key: int) -> list[int]:
 def test_random_starts_are_philoxs_outputs(seed: int, step: int) -> None:
     """A change here would silently change every run that is resumed."""
     expected = [bits % (1000 - 16) for bits in philox4x64([1, 0, step, 0], seed)]
-    assert sample_starts(TOKENS, 16, "random", seed, step, 4).tolist() == expected
+    assert sample_starts([1000], 16, "random", seed, step, 4, 1).tolist() == expected
 
 
 def test_random_windows_reach_both_ends_evenly() -> None:
-    starts = sample_starts(TOKENS[:20], 16, "random", 0, 0, 40_000)
+    starts = sample_starts([20], 16, "random", 0, 0, 40_000, 1)
     counts = np.bincount(starts, minlength=4)
     assert len(counts) == 4  # the last usable start is 20 - 16 - 1
     assert counts.min() > 9_700
@@ -56,13 +57,42 @@ def test_random_windows_reach_both_ends_evenly() -> None:
 
 
 def test_sequential_walks_block_by_block_and_wraps() -> None:
-    starts = [sample_starts(TOKENS[:65], 16, "sequential", 0, step, 3).tolist() for step in range(2)]
+    starts = [sample_starts([65], 16, "sequential", 0, step, 3, 1).tolist() for step in range(2)]
     assert starts == [[0, 16, 32], [48, 0, 16]]
+
+
+def llmc_positions(shards: list[int], rows: int, block: int, batches: int) -> list[int]:
+    """Where the rows of llm.c's DistributedDataLoader begin in one process, counted through all shards."""
+    shard = at = 0
+    starts = []
+    for _ in range(batches):
+        starts += [sum(shards[:shard]) + at + row * block for row in range(rows)]
+        at += rows * block
+        if at + rows * block + 1 > shards[shard]:
+            shard, at = (shard + 1) % len(shards), 0
+    return starts
+
+
+@given(
+    shards=st.lists(st.integers(49, 300), min_size=1, max_size=4),
+    rows=st.integers(1, 3),
+    micro_batches=st.integers(1, 4),
+    block=st.integers(1, 16),
+)
+def test_sequential_walks_as_llm_c_does(shards: list[int], rows: int, micro_batches: int, block: int) -> None:
+    count = rows * micro_batches
+    walked = np.concatenate([sample_starts(shards, block, "sequential", 0, s, count, rows) for s in range(10)])
+    assert walked.tolist() == llmc_positions(shards, rows, block, 10 * micro_batches)
+
+
+def test_shards_that_hold_no_batch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no shard holds a batch of 4·16 tokens"):
+        sample_starts([64, 64], 16, "sequential", 0, 0, 4, 4)
 
 
 def test_shuffled_shows_every_block_once_an_epoch_and_each_epoch_anew() -> None:
     blocks = (len(TOKENS) - 1) // 16 - 1
-    walk = np.concatenate([sample_starts(TOKENS, 16, "shuffled", 3, step, 1) for step in range(2 * blocks)])
+    walk = np.concatenate([sample_starts([1000], 16, "shuffled", 3, step, 1, 1) for step in range(2 * blocks)])
     epochs = walk.reshape(2, blocks)
     for epoch in epochs:
         assert len(set(epoch.tolist())) == blocks
@@ -74,11 +104,11 @@ def test_shuffled_shows_every_block_once_an_epoch_and_each_epoch_anew() -> None:
 def test_samples_of_a_step_do_not_depend_on_how_steps_are_cut(order: str) -> None:
     """Sample k of a run is the same sample in steps of 4 and of 8 where the order is one walk."""
     if order == "random":
-        eight, four = (sample_starts(TOKENS, 16, order, 0, 0, n) for n in (8, 4))
+        eight, four = (sample_starts([1000], 16, order, 0, 0, n, 1) for n in (8, 4))
         assert np.array_equal(eight[:4], four)
     else:
-        eight = np.concatenate([sample_starts(TOKENS, 16, order, 0, s, 8) for s in range(20)])
-        four = np.concatenate([sample_starts(TOKENS, 16, order, 0, s, 4) for s in range(40)])
+        eight = np.concatenate([sample_starts([1000], 16, order, 0, s, 8, 1) for s in range(20)])
+        four = np.concatenate([sample_starts([1000], 16, order, 0, s, 4, 1) for s in range(40)])
         assert np.array_equal(eight, four)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_shards import save_bare, save_llmc, save_npy
 
-from gpt2.data import shards
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 
@@ -43,7 +43,7 @@ DAMAGES = {
     "says": truncate,
     "odd number of bytes": add_byte,
     "token id 60000": raise_id,
-    "llm.c": llmc_header,
+    "header says 0 tokens": llmc_header,
     "cannot be read": lambda folder: (folder / "dataset.json").write_text("{"),
     "dataset.json cannot be read": lambda folder: (folder / "dataset.json").write_text(json.dumps({"tokens": 3})),
     "holds no dataset": lambda folder: [p.unlink() for p in folder.iterdir()],
@@ -55,15 +55,6 @@ def test_damage_is_named(copy: Path, message: str) -> None:
     DAMAGES[message](copy)
     with pytest.raises(UserError, match=message):
         open_dataset(str(copy))
-
-
-def test_large_files_are_checked_in_stretches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shards, "MAX_CHECKED_TOKENS", 256)
-    tokens = np.zeros(1000, dtype="<u2")
-    shards.check_ids(tokens, 5, tmp_path)
-    tokens[-1] = 5
-    with pytest.raises(UserError, match="token id 5"):
-        shards.check_ids(tokens, 5, tmp_path)
 
 
 def test_names_are_looked_up_below_data_dir(copy: Path) -> None:
@@ -85,6 +76,31 @@ def test_blocks_longer_than_the_split_are_refused(dataset: Path) -> None:
     assert data.split("val", length - 1) is data.splits["val"]
     with pytest.raises(UserError, match="too few for one block"):
         data.split("val", length)
+
+
+@pytest.mark.parametrize("save", [save_bare, save_llmc, save_npy])
+def test_each_projects_folder_is_read(save, gpt2_vocabulary: None, tmp_path: Path) -> None:
+    save(tmp_path / "x_val_000000", range(0, 50))
+    save(tmp_path / "x_train_000001", range(50, 130))
+    save(tmp_path / "x_train_000002", range(130, 200))
+    (tmp_path / "notes_on_training.txt").write_text("no shard")
+    data = open_dataset(str(tmp_path))
+    assert data.tokenizer.kind == "gpt2"
+    assert data.splits["train"][:].tolist() == list(range(50, 200))
+    assert data.splits["val"][:].tolist() == list(range(50))
+
+
+def test_files_and_globs_are_datasets(gpt2_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_llmc(Path("a_train_0"), range(0, 50))
+    save_npy(Path("a_train_1"), range(50, 90))
+    save_bare(Path("a_val_0"), range(90, 99))
+    assert open_dataset("a_*").splits["train"][:].tolist() == list(range(90))
+    assert open_dataset("a_*", data_dir="elsewhere").splits["val"][:].tolist() == list(range(90, 99))
+    only = open_dataset("a_train_1.npy")
+    assert list(only.splits) == ["train"]
+    with pytest.raises(UserError, match="has no val tokens, only train"):
+        only.split("val", 4)
 
 
 def nanogpt_folder(folder: Path, meta: bytes) -> Path:

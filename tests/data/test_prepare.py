@@ -42,7 +42,7 @@ def test_tokens_decode_to_the_text(tokenizer: str, text: str, tmp_path: Path) ->
     (tmp_path / "a.txt").write_text(text)
     prepare(tmp_path / "a.txt", out=tmp_path / "out", tokenizer=tokenizer, vocab_size=300)
     data = open_dataset(str(tmp_path / "out"))
-    train, val = (decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val"))
+    train, val = (decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val"))
     assert train + val == text
     assert len(train) == int(0.9 * len(text))
 
@@ -52,7 +52,7 @@ def test_many_documents_are_split_whole_and_end_with_end_of_text(tmp_path: Path)
         (tmp_path / f"{i:02d}.txt").write_text(f"document {i}")
     prepare(tmp_path, out=tmp_path / "out", tokenizer="byte")
     data = open_dataset(str(tmp_path / "out"))
-    texts = {s: decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val")}
+    texts = {s: decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")}
     assert texts["val"] == "".join(f"document {i}<|endoftext|>" for i in (9, 19, 29, 39))
     assert texts["train"].count("<|endoftext|>") == 36
 
@@ -147,7 +147,7 @@ def test_a_few_documents_keep_their_ends_and_gain_nothing(tmp_path: Path) -> Non
     end = "<|endoftext|>"
     prepare(tmp_path, out=tmp_path / "bytes", tokenizer="byte", val_fraction=0.2)
     data = open_dataset(str(tmp_path / "bytes"))
-    texts = {s: decode(data.tokenizer, data.splits[s].tolist()) for s in ("train", "val")}
+    texts = {s: decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")}
     assert texts == {"train": "a" * 10 + end + "b" * 10 + end + "cccc", "val": "cccccc" + end}
     prepare(*(tmp_path / f"{n}.txt" for n in "abc"), out=tmp_path / "chars", tokenizer="char", val_fraction=0.2)
     assert open_dataset(str(tmp_path / "chars")).tokenizer.characters == "abc"

@@ -21,7 +21,7 @@ def all_rows(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Every row of an update as one batch."""
     c = run.config
     count = c.accumulation * c.batch_size
-    starts = sample_starts(run.train_tokens, c.block_size, c.data_order, c.seed, step, count)
+    starts = sample_starts(run.train_tokens.lengths, c.block_size, c.data_order, c.seed, step, count, c.batch_size)
     return gather(run.train_tokens, starts, c.block_size, run.device)
 
 

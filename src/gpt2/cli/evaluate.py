@@ -30,7 +30,7 @@ def loss(
         A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
         nanoGPT, build-nanogpt, llm.c or llama.cpp.
     dataset
-        A prepared folder, a name under data_dir, or a corpus.
+        A prepared folder, token files (a folder, file or glob), a name under data_dir, or a corpus.
     split
         Which part of the dataset.
     batch_size

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.data.shards import Tokens
+from gpt2.errors import UserError
 
 
 def random_starts(windows: int, seed: int, step: int, count: int) -> np.ndarray:
@@ -63,25 +64,42 @@ def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     return x.astype(np.int64)
 
 
-def sequential_starts(length: int, block_size: int, step: int, count: int) -> np.ndarray:
-    """Where the `count` samples of a step begin when walking the tokens block by block, again and again."""
-    blocks = (length - 1) // block_size
-    return np.arange(step * count, (step + 1) * count, dtype=np.int64) % blocks * block_size
+def sequential_starts(lengths: Sequence[int], block_size: int, rows: int, step: int, count: int) -> np.ndarray:
+    """Where the `count` samples of a step begin when walking shards of these `lengths`, again and again.
+
+    As llm.c's loader walks: each shard holds as many batches of `rows` blocks as fit with one token more, and what
+    is left over at its end is skipped. That number is the same for all processes (llm.c's differs between ranks).
+    """
+    samples = (np.asarray(lengths, dtype=np.int64) - 1) // (rows * block_size) * rows  # of each shard
+    ends = np.cumsum(samples)
+    if not ends[-1]:
+        raise UserError(
+            f"no shard holds a batch of {rows}·{block_size} tokens and one more, as data_order=sequential needs; "
+            "lower --batch_size or --block_size, or use --data_order=shuffled"
+        )
+    sample = np.arange(step * count, (step + 1) * count, dtype=np.int64) % ends[-1]
+    shard = np.searchsorted(ends, sample, side="right")
+    begin = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
+    return begin[shard] + (sample - (ends - samples)[shard]) * block_size
 
 
-def sample_starts(tokens: Tokens, block_size: int, order: str, seed: int, step: int, count: int) -> np.ndarray:
+def sample_starts(
+    lengths: Sequence[int], block_size: int, order: str, seed: int, step: int, count: int, rows: int
+) -> np.ndarray:
     """Start offsets of all `count` samples of optimizer step `step`: int64 (count,).
 
+    lengths: tokens of each shard; the offsets count through all of them.
+
     order: `random`, any window with equal chance; `shuffled`, every block once an epoch; `sequential`,
-    block after block.
+    block after block of each shard, in batches of `rows`.
     """
     match order:
         case "random":
-            return random_starts(len(tokens) - block_size, seed, step, count)
+            return random_starts(sum(lengths) - block_size, seed, step, count)
         case "shuffled":
-            return shuffled_starts(len(tokens), block_size, seed, step, count)
+            return shuffled_starts(sum(lengths), block_size, seed, step, count)
         case _:
-            return sequential_starts(len(tokens), block_size, step, count)
+            return sequential_starts(lengths, block_size, rows, step, count)
 
 
 def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray:

@@ -2,16 +2,23 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.data import corpora, shards
+from gpt2.data import corpora
 from gpt2.data.nanogpt_meta import read_meta
 from gpt2.data.prepare import FORMAT, REPLACEMENT, prepare
+from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.errors import UserError
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
+
+SPLIT_NAME = re.compile(r"(?:^|[_.-])(train|val)[_.-]")
+"""How every project marks a file's split: train.bin, fineweb_val_000000.bin, edufineweb_train_000001.npy."""
+SUFFIXES = (".bin", ".npy")
+GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -19,17 +26,23 @@ class Dataset:
     """Token splits and the tokenizer that made them."""
 
     path: Path
-    splits: dict[str, shards.Tokens]
+    splits: dict[str, Tokens]
+    """`train` and `val`, or one of them."""
     tokenizer: Tokenizer
     fingerprint: dict[str, str]
     """SHA-256 of each split's file as it was prepared; its length where that was not recorded."""
 
-    def split(self, name: str, block_size: int) -> shards.Tokens:
+    def split(self, name: str, block_size: int) -> Tokens:
         """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
+        if name not in self.splits:
+            raise UserError(
+                f"{self.path} has no {name} tokens, only {' and '.join(self.splits)}; a file's name says its split, "
+                f"as in {name}.bin or shard_{name}_000000.npy"
+            )
         tokens = self.splits[name]
         if len(tokens) <= block_size:
             raise UserError(
-                f"{self.path / name}.bin has {len(tokens)} tokens, too few for one block of {block_size} and its "
+                f"{self.path} has {len(tokens)} {name} tokens, too few for one block of {block_size} and its "
                 "target; use shorter blocks or more text"
             )
         return tokens
@@ -52,52 +65,81 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] = lambda line: None) -> Dataset:
-    """Open the dataset `name`: a folder, a name under `data_dir`, or a corpus, which is prepared if it must be.
+    """Open the dataset `name`: a folder, a token file, a glob of them, or a corpus, which is prepared if it must be.
 
-    `note` receives a line when something takes time. Raises UserError for what is no dataset or damaged.
+    A relative name is looked for here and under `data_dir`. `note` receives a line when something takes time. Raises
+    UserError for what is no dataset or damaged.
     """
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
-    for folder in (Path(name), Path(data_dir) / name):
-        if folder.is_dir():
-            return _open_folder(folder)
+    for path in (Path(name), Path(data_dir) / name):
+        if path.is_dir():
+            return _open_folder(path)
+        if path.is_file():
+            return _open_files(path, [path])
+        if GLOB.search(name) and (files := sorted(path.parent.glob(path.name))):
+            return _open_files(path, files)
     if name not in corpora.CORPORA:
         close = difflib.get_close_matches(name, corpora.CORPORA, n=1)
         hint = f"did you mean {close[0]}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
-        raise UserError(f"no dataset {name!r}: neither a folder, nor one in {data_dir}/, nor a corpus; {hint}")
+        raise UserError(
+            f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
+        )
     note(f"dataset {name} is not prepared yet: preparing it in {Path(data_dir) / name}")
     return _open_folder(prepare(name, out=Path(data_dir) / name, note=note))
 
 
 def _open_folder(folder: Path) -> Dataset:
-    description = folder / "dataset.json"
-    if description.is_file():
-        try:
-            value = json.loads(description.read_text(encoding="utf-8"))
-            if value["format"] != FORMAT:
-                raise UserError(f"{description} has format {value['format']!r}, not {FORMAT!r}; prepare it again")
-            counts: dict[str, Any] = {split: value["tokens"][split] for split in ("train", "val")}
-            fingerprint: dict[str, str] = value["sha256"]
-            tokenizer = from_json(value["tokenizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{description} cannot be read ({error}); prepare the dataset again") from None
+    """A folder that `prepare` made, or one with shards of another project's."""
+    if (folder / "dataset.json").is_file():
+        files = [folder / f"{split}.bin" for split in ("train", "val")]
     elif (folder / REPLACEMENT).exists():
         raise UserError(f"{folder} was being replaced when that was interrupted; prepare the dataset again")
-    elif (folder / "train.bin").is_file():
-        counts, fingerprint = {}, {}
-        meta = folder / "meta.pkl"  # nanoGPT's own rule: the characters in there, else GPT-2's BPE
-        tokenizer = read_meta(meta) if meta.is_file() else gpt2_tokenizer()
     else:
-        raise UserError(f"{folder} holds no dataset (no dataset.json, no train.bin); make one with gpt2 prepare")
-    splits = {}
-    for split in ("train", "val"):
-        path = folder / f"{split}.bin"
-        splits[split] = shards.open_bin(path)
-        if counts and len(splits[split]) != counts[split]:
-            raise UserError(
-                f"{path} has {len(splits[split])} tokens where {description} says {counts[split]}; "
-                "it is damaged: prepare the dataset again"
-            )
-        shards.check_ids(splits[split], tokenizer.vocab_size, path)
-        fingerprint.setdefault(split, f"{len(splits[split])} tokens")
-    return Dataset(folder, splits, tokenizer, fingerprint)
+        files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and SPLIT_NAME.search(p.name))
+    if not files:
+        raise UserError(
+            f"{folder} holds no dataset: neither dataset.json, nor files like train.bin, x_val_000000.bin or .npy; "
+            "make one with gpt2 prepare"
+        )
+    return _open_files(folder, files)
+
+
+def _open_files(path: Path, files: list[Path]) -> Dataset:
+    """Shards whose names say their split; a file that says none is for training."""
+    folder = files[0].parent
+    shards: dict[str, list[Shard]] = {}
+    for file in files:
+        found = SPLIT_NAME.search(file.name)
+        shards.setdefault(found[1] if found else "train", []).append(open_shard(file))
+    splits = {name: Tokens(found) for name, found in shards.items()}
+    fingerprint = {name: f"{len(tokens)} tokens" for name, tokens in splits.items()}
+    description = folder / "dataset.json"
+    if description.is_file():
+        tokenizer, counts, hashes = _described(description)
+        for name, tokens in splits.items():
+            if len(tokens) != counts[name]:
+                raise UserError(
+                    f"{folder / name}.bin has {len(tokens)} tokens where {description} says {counts[name]}; "
+                    "it is damaged: prepare the dataset again"
+                )
+        fingerprint |= hashes
+    elif (folder / "meta.pkl").is_file():
+        tokenizer = read_meta(folder / "meta.pkl")
+    else:
+        tokenizer = gpt2_tokenizer()  # as nanoGPT, llm.c and build-nanogpt have it
+    for tokens in splits.values():
+        check_ids(tokens, tokenizer.vocab_size)
+    return Dataset(path, splits, tokenizer, fingerprint)
+
+
+def _described(path: Path) -> tuple[Tokenizer, dict[str, int], dict[str, str]]:
+    """Tokenizer, tokens and SHA-256 of each split, from a dataset.json. Raises UserError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise UserError(f"{path} has format {value['format']!r}, not {FORMAT!r}; prepare it again")
+        counts = {split: int(value["tokens"][split]) for split in ("train", "val")}
+        return from_json(value["tokenizer"]), counts, dict(value["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None

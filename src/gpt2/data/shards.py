@@ -1,48 +1,144 @@
-"""Token files on disk, memory-mapped."""
+"""Token files on disk: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, told by what is in them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 
-Tokens = np.ndarray
-"""One split: a 1-D array of token ids, memory-mapped."""
-
-LLMC_MAGICS = (20240520, 20240801)
+HEADER_BYTES = 1024
+LLMC_TOKENS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
+"""Magic number and version of llm.c's shards, for GPT-2's tokens and for Llama 3's, and what a token is there."""
+LLMC_MAGICS = {magic for magic, _ in LLMC_TOKENS} | {20240326, 20240327, 20240328, 20240522}
+NPY_MAGIC = b"\x93NUMPY"
+NPY_DTYPES = ("<u2", "<u4", "<i4")
 MAX_CHECKED_TOKENS = 1 << 25
+CHECKED_STRETCHES = 256
 
 
-def open_bin(path: Path) -> Tokens:
-    """Map nanoGPT's `.bin`: bare little-endian uint16, no header.
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens."""
 
-    Raises UserError for a file that is missing, empty, of odd length or of another format.
+    path: Path
+    dtype: str
+    """NumPy's name of what a token is."""
+    offset: int
+    """Bytes before the first token."""
+    count: int
+    """Tokens."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The tokens from `start` up to `stop`. Raises UserError where the file has become shorter.
+
+        Reads and does not map, so that memory stays flat over a long run.
+        """
+        size = np.dtype(self.dtype).itemsize
+        tokens = np.fromfile(self.path, self.dtype, count=stop - start, offset=self.offset + start * size)
+        if len(tokens) < stop - start:
+            raise UserError(f"{self.path} is shorter than when it was opened; prepare the dataset again")
+        return tokens
+
+
+class Tokens:
+    """The tokens of one split: shards one after the other, sliced as one long array."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = shards
+        self.lengths = [shard.count for shard in shards]
+        self.ends = np.cumsum(self.lengths)
+        """Where each shard ends, counted from the first token of all."""
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """The tokens of a slice without a step, which may lie in several shards."""
+        start, stop, step = where.indices(len(self))
+        assert step == 1, "tokens are read in their order"
+        parts: list[np.ndarray] = []
+        number = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            shard, end = self.shards[number], int(self.ends[number])
+            first = end - shard.count
+            parts.append(shard.read(start - first, min(stop, end) - first))
+            start, number = end, number + 1
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, "<u2"), *parts])
+
+
+def open_shard(path: Path) -> Shard:
+    """Find out what a file holds, from its first bytes and its size.
+
+    Raises UserError for one that is missing, empty, truncated or holds no tokens.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; prepare the dataset again with gpt2 prepare")
-    size = path.stat().st_size
-    if size == 0:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; prepare the dataset again with gpt2 prepare") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable, or prepare it again") from None
+    if not start:
         raise UserError(f"{path} is empty; prepare the dataset again with gpt2 prepare")
+    if start.startswith(NPY_MAGIC):
+        return _npy(path, size)
+    if len(start) == HEADER_BYTES and int.from_bytes(start[:4], "little") in LLMC_MAGICS:
+        return _llmc(path, size, np.frombuffer(start[:12], dtype="<i4").tolist())
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes ({size}), so it is truncated or not uint16 tokens")
-    tokens = np.memmap(path, dtype="<u2", mode="r")
-    if size >= 1024 and int(tokens[:2].view("<i4")[0]) in LLMC_MAGICS:
-        raise UserError(f"{path} is an llm.c shard with a header; a nanoGPT .bin holds bare tokens")
-    return tokens
+    return Shard(path, "<u2", 0, size // 2)
 
 
-def check_ids(tokens: Tokens, vocab_size: int, path: Path) -> None:
+def _llmc(path: Path, size: int, header: list[int]) -> Shard:
+    magic, version, count = header
+    if (dtype := LLMC_TOKENS.get((magic, version))) is None:
+        raise UserError(
+            f"{path} is a file of llm.c's with magic {magic} and version {version}, which holds no tokens"
+        )
+    expected = HEADER_BYTES + count * np.dtype(dtype).itemsize
+    if size != expected or not count:
+        raise UserError(
+            f"{path} has {size} bytes where its header says {count} tokens; it is damaged: write it again"
+        )
+    return Shard(path, dtype, HEADER_BYTES, count)
+
+
+def _npy(path: Path, size: int) -> Shard:
+    try:
+        with path.open("rb") as file:
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(file)
+            offset = file.tell()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is a damaged .npy ({first_line(error)}); write it again") from None
+    if len(shape) != 1 or not shape[0] or dtype.str not in NPY_DTYPES:
+        raise UserError(f"{path} holds {dtype} of shape {shape}; tokens are one row of uint16, uint32 or int32")
+    if size != offset + shape[0] * dtype.itemsize:
+        raise UserError(
+            f"{path} has {size} bytes where its header says {shape[0]} tokens; it is damaged: write it again"
+        )
+    return Shard(path, dtype.str, offset, shape[0])
+
+
+def check_ids(tokens: Tokens, vocab_size: int) -> None:
     """Raise UserError where an id is not below `vocab_size`.
 
     Looks at evenly spread stretches of at most 32M tokens in all, so that the time is bounded.
     """
-    stretches = [tokens]
-    if len(tokens) > MAX_CHECKED_TOKENS:
-        starts = np.linspace(0, len(tokens) - MAX_CHECKED_TOKENS // 256, 256).astype(np.int64)
-        stretches = [tokens[s : s + MAX_CHECKED_TOKENS // 256] for s in starts]
-    largest = max(int(s.max()) for s in stretches)
-    if largest >= vocab_size:
-        raise UserError(
-            f"{path} holds token id {largest}, but the vocabulary has {vocab_size} ids; "
-            "the data was made with another tokenizer: prepare it again"
-        )
+    length = len(tokens)
+    stretch = -(-min(length, MAX_CHECKED_TOKENS) // CHECKED_STRETCHES)
+    for start in np.linspace(0, length - stretch, CHECKED_STRETCHES).astype(np.int64).tolist():
+        ids = tokens[start : start + stretch]
+        wrong = (ids < 0) | (ids >= vocab_size)
+        if wrong.any():
+            at = start + int(wrong.argmax())
+            path = tokens.shards[int(np.searchsorted(tokens.ends, at, side="right"))].path
+            raise UserError(
+                f"{path} holds token id {ids[at - start]}, but the vocabulary has {vocab_size} ids; "
+                "the data was made with another tokenizer: prepare it again"
+            )

@@ -36,7 +36,8 @@ class TrainConfig:
 
     # -- data --
     dataset: str = ""
-    """A prepared folder, a name under data_dir, or a corpus, which is prepared on the spot."""
+    """A prepared folder, token files of nanoGPT, llm.c or build-nanogpt (a folder, file or glob), a name under
+    data_dir, or a corpus, which is prepared on the spot."""
     data_dir: str = "data"
     """Where prepared datasets live."""
     data_order: Literal["random", "shuffled", "sequential"] = "random"

@@ -53,12 +53,13 @@ def row_starts(run: Run) -> np.ndarray:
     """Where in the training tokens the rows of this update begin, one micro-batch after the other."""
     config = run.config
     return sample_starts(
-        run.train_tokens,
+        run.train_tokens.lengths,
         config.block_size,
         config.data_order,
         config.seed,
         0 if config.overfit_single_batch else run.state.step,
         config.accumulation * config.batch_size,
+        config.batch_size,
     )
 
 
