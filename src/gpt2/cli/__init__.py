@@ -13,6 +13,7 @@ from gpt2 import __version__
 from gpt2.cli.convert import export, import_, validate
 from gpt2.cli.demo import demo
 from gpt2.cli.evaluate import app as eval_app
+from gpt2.cli.inspect import inspect
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.sample import sample
@@ -35,7 +36,7 @@ def make_app() -> cyclopts.App:
         print_error=False,
         config=complete,
     )
-    for command in (demo, prepare, train, sample, plot, export, validate):
+    for command in (demo, prepare, inspect, train, sample, plot, export, validate):
         app.command(command, help_format="markdown")
     app.command(import_, name="import", help_format="markdown")
     app.command(eval_app)

@@ -24,6 +24,8 @@ class Shard:
     """One file of tokens."""
 
     path: Path
+    kind: str
+    """Whose format it is: nanogpt, llmc or npy."""
     dtype: str
     """NumPy's name of what a token is."""
     offset: int
@@ -90,7 +92,7 @@ def open_shard(path: Path) -> Shard:
         return _llmc(path, size, np.frombuffer(start[:12], dtype="<i4").tolist())
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes ({size}), so it is truncated or not uint16 tokens")
-    return Shard(path, "<u2", 0, size // 2)
+    return Shard(path, "nanogpt", "<u2", 0, size // 2)
 
 
 def _llmc(path: Path, size: int, header: list[int]) -> Shard:
@@ -104,7 +106,7 @@ def _llmc(path: Path, size: int, header: list[int]) -> Shard:
         raise UserError(
             f"{path} has {size} bytes where its header says {count} tokens; it is damaged: write it again"
         )
-    return Shard(path, dtype, HEADER_BYTES, count)
+    return Shard(path, "llmc", dtype, HEADER_BYTES, count)
 
 
 def _npy(path: Path, size: int) -> Shard:
@@ -122,7 +124,7 @@ def _npy(path: Path, size: int) -> Shard:
         raise UserError(
             f"{path} has {size} bytes where its header says {shape[0]} tokens; it is damaged: write it again"
         )
-    return Shard(path, dtype.str, offset, shape[0])
+    return Shard(path, "npy", dtype.str, offset, shape[0])
 
 
 def check_ids(tokens: Tokens, vocab_size: int) -> None:

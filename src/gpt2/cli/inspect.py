@@ -1,0 +1,65 @@
+"""`gpt2 inspect`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from gpt2.runlog.console import note
+
+if TYPE_CHECKING:
+    from gpt2.data.inspect import DatasetReport
+
+
+def inspect(
+    dataset: str,
+    /,
+    *,
+    html: Path | None = None,
+    data_dir: str = "data",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Say what is in a dataset: its documents, ids, duplicates, what training and validation share, excerpts.
+
+    Parameters
+    ----------
+    dataset
+        A prepared folder, token files (a folder, file or glob), a name under data_dir, or a corpus.
+    html
+        Also write one self-contained page with plots.
+    data_dir
+        Where prepared datasets live.
+    json_
+        Print one JSON object instead of a table.
+    """
+    from gpt2.data.dataset import open_dataset
+    from gpt2.data.inspect import inspect as count
+    from gpt2.data.inspect_page import page
+    from gpt2.files import write_text
+
+    report = count(open_dataset(dataset, data_dir, note))
+    if html is not None:
+        write_text(html, page(report))
+        note(f"wrote {html}")
+    print(json.dumps(report.figures()) if json_ else table(report))
+
+
+def table(report: "DatasetReport") -> str:
+    """The report in lines of text."""
+    lines = [f"{report.path} · {report.tokenizer} tokenizer, {report.vocab_size:,} ids"]
+    for name, split in report.splits.items():
+        lines.append(f"\n{name}: {split.tokens:,} tokens in {split.files} files ({', '.join(split.formats)})")
+        if split.documents is not None:
+            spread = " · ".join(f"{key} {value:,.0f}" for key, value in split.tokens_per_document.items())
+            lines.append(f"  {split.documents:,} documents, end-of-text rate {split.eot_rate:.3%}")
+            lines.append(f"  tokens a document: {spread}")
+        what = "blocks of 64 tokens" if split.documents is None else "documents"
+        lines.append(f"  largest id {split.largest_id:,} · {split.unused_ids:,} ids never used")
+        lines.append(f"  {split.duplicates:,} duplicate {what}")
+    if report.overlap is not None:
+        lines.append(f"\n{report.overlap:,} documents or blocks of val are in train too")
+    for name, split in report.splits.items():
+        lines.append(f"\nexcerpts of {name}:")
+        lines += [f"  {excerpt!r}" for excerpt in split.excerpts]
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""What is in a dataset: counted in one pass over its tokens, a stretch at a time."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpt2.data.dataset import Dataset
+from gpt2.data.shards import Tokens
+from gpt2.tokenizers import Tokenizer, decode
+
+STRETCH = 1 << 20
+"""Tokens looked at together."""
+BLOCK = 64
+"""Tokens compared with each other where no end-of-text divides documents."""
+EXCERPTS = 10
+EXCERPT_TOKENS = 48
+QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "longest": 1.0}
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    formats: list[str]
+    """Of its files: whose format, and what a token is there."""
+    files: int
+    tokens: int
+    documents: int | None
+    """Stretches between end-of-text tokens; None where there is no such token."""
+    tokens_per_document: dict[str, float]
+    """Shortest, quantiles, mean and longest."""
+    eot_rate: float
+    """End-of-text tokens, as a share of all."""
+    largest_id: int
+    unused_ids: int
+    """Ids of the tokenizer that never occur."""
+    duplicates: int
+    """Documents (blocks of 64 tokens, where there are none) that occurred before in this split."""
+    excerpts: list[str]
+    lengths: np.ndarray = field(repr=False)
+    """Tokens of each document, int64."""
+    counts: np.ndarray = field(repr=False)
+    """How often each id occurs, int64 (vocab_size,)."""
+    hashes: np.ndarray = field(repr=False)
+    """Of each document or block, uint64."""
+
+    def figures(self) -> dict[str, Any]:
+        """All that is a number or text."""
+        return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """What a dataset holds."""
+
+    path: str
+    tokenizer: str
+    vocab_size: int
+    splits: dict[str, SplitReport]
+    overlap: int | None
+    """Documents or blocks of the validation split that the training split has too; None with one split only."""
+
+    def figures(self) -> dict[str, Any]:
+        """All that is a number or text, for JSON."""
+        return {**vars(self), "splits": {name: split.figures() for name, split in self.splits.items()}}
+
+
+def inspect(dataset: Dataset) -> DatasetReport:
+    """Count everything in `dataset`."""
+    splits = {name: _inspect_split(tokens, dataset.tokenizer) for name, tokens in dataset.splits.items()}
+    overlap = None
+    if {"train", "val"} <= splits.keys():
+        overlap = int(np.isin(splits["val"].hashes, splits["train"].hashes).sum())
+    tokenizer = dataset.tokenizer
+    return DatasetReport(str(dataset.path), tokenizer.kind, tokenizer.vocab_size, splits, overlap)
+
+
+def _inspect_split(tokens: Tokens, tokenizer: Tokenizer) -> SplitReport:
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for stretch in _stretches(tokens):
+        counts += np.bincount(stretch.astype(np.int64), minlength=tokenizer.vocab_size)
+    eot = tokenizer.eot if tokenizer.eot is not None and counts[tokenizer.eot] else None
+    parts = _documents(tokens, eot) if eot is not None else _blocks(tokens)
+    measured = [(len(part), _hash(part)) for part in parts]
+    lengths = np.array([length for length, _ in measured], dtype=np.int64)
+    hashes = np.array([value for _, value in measured], dtype=np.uint64)
+    spread = {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()} if len(lengths) else {}
+    starts = np.linspace(0, max(0, len(tokens) - EXCERPT_TOKENS), EXCERPTS).astype(np.int64).tolist()
+    return SplitReport(
+        formats=sorted({f"{shard.kind} {np.dtype(shard.dtype).name}" for shard in tokens.shards}),
+        files=len(tokens.shards),
+        tokens=len(tokens),
+        documents=len(lengths) if eot is not None else None,
+        tokens_per_document={**spread, "mean": float(lengths.mean())} if eot is not None and len(lengths) else {},
+        eot_rate=float(counts[eot] / len(tokens)) if eot is not None else 0.0,
+        largest_id=int(counts.nonzero()[0].max()),
+        unused_ids=int((counts == 0).sum()),
+        duplicates=len(hashes) - len(np.unique(hashes)),
+        excerpts=[decode(tokenizer, tokens[s : s + EXCERPT_TOKENS].tolist()) for s in starts],
+        lengths=lengths,
+        counts=counts,
+        hashes=hashes,
+    )
+
+
+def _stretches(tokens: Tokens) -> Iterator[np.ndarray]:
+    for start in range(0, len(tokens), STRETCH):
+        yield tokens[start : start + STRETCH]
+
+
+def _documents(tokens: Tokens, eot: int) -> Iterator[np.ndarray]:
+    """What lies between end-of-text tokens, whether they begin documents or end them; nothing empty."""
+    begun: list[np.ndarray] = []
+    for stretch in _stretches(tokens):
+        *whole, rest = np.split(stretch, np.flatnonzero(stretch == eot))
+        for part in whole:
+            if len(document := _joined([*begun, part], eot)):
+                yield document
+            begun = []
+        begun.append(rest)
+    if len(document := _joined(begun, eot)):
+        yield document
+
+
+def _joined(parts: list[np.ndarray], eot: int) -> np.ndarray:
+    """One document from its parts, without the end-of-text that began it."""
+    document = np.concatenate(parts)
+    return document[1:] if len(document) and document[0] == eot else document
+
+
+def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
+    for stretch in _stretches(tokens):
+        for start in range(0, len(stretch) - BLOCK + 1, BLOCK):
+            yield stretch[start : start + BLOCK]
+
+
+def _hash(part: np.ndarray) -> int:
+    """64 bits of a document, the same whatever the format it is kept in."""
+    return int.from_bytes(hashlib.blake2b(part.astype("<u4").tobytes(), digest_size=8).digest(), "little")
