@@ -18,6 +18,7 @@ from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.sample import sample
 from gpt2.cli.train import fill_in, train
+from gpt2.data.sources import STANDARD_INPUT
 from gpt2.errors import UserError
 
 EXIT_BAD_INPUT = 2
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     try:
-        result = make_app()(arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except UserError as error:

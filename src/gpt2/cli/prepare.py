@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from gpt2.data.sources import STANDARD_INPUT
+from gpt2.errors import UserError
 from gpt2.runlog.console import note
 
 
@@ -14,6 +16,7 @@ def prepare(
     tokenizer: Literal["char", "byte", "gpt2", "bpe"] | None = None,
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
+    field: str = "text",
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
     overwrite: bool = False,
 ) -> None:
@@ -22,7 +25,8 @@ def prepare(
     Parameters
     ----------
     sources
-        A corpus by name (shakespeare_char, shakespeare, pystdlib), or text files and folders.
+        A corpus by name (shakespeare_char, shakespeare, pystdlib), or files and folders: text, .jsonl, .parquet,
+        compressed or not (.gz, .xz, .bz2, .zst); - is standard input.
     out
         Folder to make. Default: data/ and the name of the corpus or of the first source.
     tokenizer
@@ -32,6 +36,8 @@ def prepare(
         Ids of a bpe tokenizer. Default: the corpus's own, else 4096.
     val_fraction
         Share of the text kept for validation.
+    field
+        Where .jsonl and .parquet have the text of a document.
     from_
         A local copy of a corpus that would be downloaded.
     overwrite
@@ -39,7 +45,9 @@ def prepare(
     """
     from gpt2.data.prepare import prepare as run
 
-    folder = out or Path("data") / Path(sources[0]).resolve().stem
+    if out is None and sources[0] == STANDARD_INPUT:
+        raise UserError("text from standard input needs a place: give --out")
+    folder = out or Path("data") / Path(sources[0]).resolve().name.split(".")[0]
     run(
         *sources,
         out=folder,
@@ -47,6 +55,7 @@ def prepare(
         vocab_size=vocab_size,
         val_fraction=val_fraction,
         given=from_,
+        field=field,
         overwrite=overwrite,
         note=note,
     )

@@ -10,6 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from gpt2.data.corpora import CORPORA
+from gpt2.data.sources import documents as read_documents
+from gpt2.data.sources import find_files
 from gpt2.errors import UserError
 from gpt2.files import publish, sha256
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
@@ -19,21 +21,6 @@ REPLACEMENT = ".new"
 """Where the dataset that replaces another one grows, inside its folder."""
 DEFAULT_VOCAB_SIZE = 4096
 TOKENIZERS = ("char", "byte", "gpt2", "bpe")
-TEXT_SUFFIXES = {
-    ".txt",
-    ".md",
-    ".rst",
-    ".py",
-    ".c",
-    ".h",
-    ".cpp",
-    ".js",
-    ".ts",
-    ".java",
-    ".go",
-    ".rs",
-    ".tex",
-}
 CHUNK = 1 << 20
 """Characters encoded at a time, cut at a line's end so that the tokens are those of the whole text."""
 
@@ -45,11 +32,13 @@ def prepare(
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     given: Path | None = None,
+    field: str = "text",
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Tokenise a corpus by name, or files and folders of text, into the dataset folder `out`; returns it.
 
+    Files are text, or JSON lines or Parquet with the text of a document in `field` of each row; see `data.sources`.
     tokenizer: `char`, `byte`, `gpt2` or `bpe`, which is trained here to `vocab_size` ids (4,096 unless
     given). A single text is split by characters, its end going to validation, as nanoGPT does. From many
     documents every so-manieth whole one goes to validation, and each is followed by end-of-text where the
@@ -74,17 +63,18 @@ def prepare(
     else:
         if given is not None:
             raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
-        files = [file for source in sources for file in _text_files(Path(source))]
+        files = [file for source in sources for file in find_files(str(source))]
     tokenizer = tokenizer or "gpt2"
     if tokenizer not in TOKENIZERS:
         raise UserError(f"no tokenizer {tokenizer!r}; choose from {', '.join(TOKENIZERS)}")
 
-    documents = [_read(file) for file in files]
+    documents = [text for file in files for text in read_documents(file, field)]
     splits = dict(zip(("train", "val"), _split(documents, val_fraction), strict=True))
     encoder = _make_tokenizer(tokenizer, DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size, documents, splits)
     if encoder.vocab_size > 1 << 16:
         raise UserError(f"a vocabulary of {encoder.vocab_size} ids does not fit uint16 tokens; use at most 65536")
-    note(f"{len(files)} files, {sum(map(len, documents)):,} characters; {tokenizer}, {encoder.vocab_size} ids")
+    size = f"{len(documents):,} documents, {sum(map(len, documents)):,} characters"
+    note(f"{len(files)} files, {size}; {tokenizer}, {encoder.vocab_size} ids")
 
     staged = out / REPLACEMENT if out.is_dir() and any(out.iterdir()) else out
     if staged != out and staged.exists():
@@ -113,26 +103,6 @@ def prepare(
             (staged / name).replace(out / name)
         staged.rmdir()
     return out
-
-
-def _text_files(source: Path) -> list[Path]:
-    """The file itself, or the text files of a folder by path."""
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UserError(f"no corpus, file or folder {str(source)!r}; corpora by name: {', '.join(CORPORA)}")
-    files = sorted(p for p in source.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
-    if not files:
-        raise UserError(f"{source} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))})")
-    return files
-
-
-def _read(file: Path) -> str:
-    try:
-        with file.open(encoding="utf-8", newline="") as f:  # newline="": what is in the file, byte for byte
-            return f.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it or leave it out") from None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Documents out of files of every kind."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt2.data.dataset import open_dataset
+from gpt2.data.prepare import prepare
+from gpt2.data.sources import documents, find_files
+from gpt2.errors import UserError
+from gpt2.tokenizers import decode
+
+TEXTS = ["one\nline", "", "naïve ☕\r\n", "日本"]
+JSONL = "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(TEXTS)).encode() + b"\n\n"
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+def test_json_lines_and_text_are_read_compressed_or_not(suffix: str, tmp_path: Path) -> None:
+    rows, text = tmp_path / f"a.jsonl{suffix}", tmp_path / f"b.txt{suffix}"
+    rows.write_bytes(COMPRESSORS[suffix](JSONL))
+    text.write_bytes(COMPRESSORS[suffix](TEXTS[2].encode()))
+    assert list(documents(rows)) == TEXTS
+    assert list(documents(text)) == [TEXTS[2]]
+    assert find_files(str(tmp_path)) == [rows, text]
+
+
+def test_zstandard(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="needs zstandard")
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(JSONL))
+    assert list(documents(tmp_path / "a.jsonl.zst")) == TEXTS
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow")
+    parquet.write_table(pyarrow.table({"body": TEXTS, "id": range(4)}), tmp_path / "a.parquet")
+    assert list(documents(tmp_path / "a.parquet", "body")) == TEXTS
+    with pytest.raises(UserError, match=r"no column 'text' \(it has body, id\); name another with --field"):
+        list(documents(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match="holds int, not text"):
+        list(documents(tmp_path / "a.parquet", "id"))
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-30])
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        list(documents(tmp_path / "b.parquet", "body"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", b'{"body": "x", "id": 1}', r"line 1: no text in 'text' \(it has body, id\)"),
+        ("a.jsonl", b'{"text": 3}', "line 1: no text in 'text'"),
+        ("a.jsonl", b"[1, 2]", "it has list"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
+        ("a.txt", b"abc\xff", r"a.txt is not UTF-8 text \(byte 3\)"),
+        ("a.txt.gz", b"no gzip", "a.txt.gz cannot be read"),
+        ("a.jsonl.xz", lzma.compress(JSONL * 100)[:-20], "a.jsonl.xz cannot be read"),
+        ("a.jsonl.gz", gzip.compress(JSONL * 100)[:-20], "a.jsonl.gz cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(documents(tmp_path / name))
+
+
+def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"body": f"document {i}"}) for i in range(40)]
+    Path("mine.v1.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    status, _, err = gpt2_command("prepare", "mine.v1.jsonl.gz", "--field=body", "--tokenizer=byte")
+    assert status == 0, err
+    assert "1 files, 40 documents" in err
+    data = open_dataset("mine")
+    texts = [decode(data.tokenizer, data.splits[name][:].tolist()) for name in ("train", "val")]
+    found = "".join(texts).split("<|endoftext|>")[:-1]
+    assert sorted(found) == sorted(f"document {i}" for i in range(40))
+
+
+def test_standard_input_is_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some words to learn from\n" * 20)))
+    data = open_dataset(str(prepare("/dev/stdin", out=tmp_path / "d", tokenizer="byte")))
+    assert sum(len(tokens) for tokens in data.splits.values()) == 500
+    status, _, err = gpt2_command("prepare", "-", "--tokenizer=byte")
+    assert status == 2
+    assert "give --out" in err
