@@ -16,6 +16,7 @@ from gpt2.data.prepare import prepare
 from gpt2.data.sources import documents, find_files
 from gpt2.errors import UserError
 from gpt2.tokenizers import decode
+from gpt2.training.loop import train
 
 TEXTS = ["one\nline", "", "naïve ☕\r\n", "日本"]
 JSONL = "\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(TEXTS)).encode() + b"\n\n"
@@ -98,3 +99,17 @@ def test_standard_input_is_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     status, _, err = gpt2_command("prepare", "-", "--tokenizer=byte")
     assert status == 2
     assert "give --out" in err
+
+
+def test_text_can_be_prepared_with_a_models_own_tokenizer(tiny, tmp_path: Path, gpt2_command, monkeypatch) -> None:
+    """So that a model whose BPE was trained on other text can be fine-tuned on this one."""
+    monkeypatch.chdir(tmp_path)
+    Path("first.txt").write_text("the cat sat on the mat and the dog ran over the hill\n" * 40)
+    Path("second.txt").write_text("a hat and a cat and a rat ran\n" * 40)
+    assert gpt2_command("prepare", "first.txt", "--tokenizer=bpe", "--vocab_size=280", "--out=first")[0] == 0
+    train(tiny(out_dir="run", dataset="first", max_iters=1))
+    for i, name in enumerate(("run", "first", "first/dataset.json")):
+        status, _, err = gpt2_command("prepare", "second.txt", f"--tokenizer={name}", f"--out=second{i}")
+        assert status == 0, err
+        assert open_dataset(f"second{i}").tokenizer.to_json() == open_dataset("first").tokenizer.to_json()
+    train(tiny(out_dir="tuned", init_from="run", dataset="second0", max_iters=1))

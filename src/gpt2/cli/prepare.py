@@ -1,7 +1,7 @@
 """`gpt2 prepare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -9,11 +9,14 @@ from gpt2.data.sources import STANDARD_INPUT
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
 
+if TYPE_CHECKING:
+    from gpt2.tokenizers import Tokenizer
+
 
 def prepare(
     *sources: Annotated[str, Parameter(required=True)],
     out: Path | None = None,
-    tokenizer: Literal["char", "byte", "gpt2", "bpe"] | None = None,
+    tokenizer: str | None = None,
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     field: str = "text",
@@ -30,8 +33,8 @@ def prepare(
     out
         Folder to make. Default: data/ and the name of the corpus or of the first source.
     tokenizer
-        char, byte, gpt2 (OpenAI's 50,257 tokens) or bpe (trained on this text). Default: the corpus's own,
-        else gpt2.
+        char, byte, gpt2 (OpenAI's 50,257 tokens), bpe (trained on this text), or one there is already: the folder of
+        a model or a dataset, or a tokenizer.json. Default: the corpus's own, else gpt2.
     vocab_size
         Ids of a bpe tokenizer. Default: the corpus's own, else 4096.
     val_fraction
@@ -43,6 +46,7 @@ def prepare(
     overwrite
         Replace the dataset already in out.
     """
+    from gpt2.data.prepare import TOKENIZERS
     from gpt2.data.prepare import prepare as run
 
     if out is None and sources[0] == STANDARD_INPUT:
@@ -51,7 +55,7 @@ def prepare(
     run(
         *sources,
         out=folder,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if tokenizer is None or tokenizer in TOKENIZERS else existing_tokenizer(tokenizer),
         vocab_size=vocab_size,
         val_fraction=val_fraction,
         given=from_,
@@ -60,3 +64,13 @@ def prepare(
         note=note,
     )
     note(f"wrote {folder}; train on it with --dataset={folder}")
+
+
+def existing_tokenizer(name: str) -> "Tokenizer":
+    """The tokenizer of a model, a dataset or a file."""
+    from gpt2.data.prepare import TOKENIZERS
+    from gpt2.formats.open import named_tokenizer
+
+    if not Path(name).exists():
+        raise UserError(f"no tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}, or name a model or a dataset")
+    return named_tokenizer(name)

@@ -52,7 +52,7 @@ class Dataset:
         if description != self.tokenizer.to_json():
             raise UserError(
                 f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
-                f"{whose} uses another {description['kind']} tokenizer; prepare the text again with that one"
+                f"{whose} uses another {description['kind']} tokenizer; prepare the text again with --tokenizer=MODEL"
             )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:

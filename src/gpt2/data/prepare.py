@@ -28,7 +28,7 @@ CHUNK = 1 << 20
 def prepare(
     *sources: str | Path,
     out: Path,
-    tokenizer: str | None = None,
+    tokenizer: str | Tokenizer | None = None,
     vocab_size: int | None = None,
     val_fraction: float = 0.1,
     given: Path | None = None,
@@ -40,10 +40,10 @@ def prepare(
 
     Files are text, or JSON lines or Parquet with the text of a document in `field` of each row; see `data.sources`.
     tokenizer: `char`, `byte`, `gpt2` or `bpe`, which is trained here to `vocab_size` ids (4,096 unless
-    given). A single text is split by characters, its end going to validation, as nanoGPT does. From many
-    documents every so-manieth whole one goes to validation, and each is followed by end-of-text where the
-    tokenizer has it. `given` is a local copy of a corpus that would be downloaded. `note` receives lines
-    about progress. Raises UserError.
+    given), or one there is already. A single text is split by characters, its end going to validation, as
+    nanoGPT does. From many documents every so-manieth whole one goes to validation, and each is followed by
+    end-of-text where the tokenizer has it. `given` is a local copy of a corpus that would be downloaded.
+    `note` receives lines about progress. Raises UserError.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1, for example 0.1")
@@ -65,7 +65,7 @@ def prepare(
             raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
         files = [file for source in sources for file in find_files(str(source))]
     tokenizer = tokenizer or "gpt2"
-    if tokenizer not in TOKENIZERS:
+    if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
         raise UserError(f"no tokenizer {tokenizer!r}; choose from {', '.join(TOKENIZERS)}")
 
     documents = [text for file in files for text in read_documents(file, field)]
@@ -74,7 +74,7 @@ def prepare(
     if encoder.vocab_size > 1 << 16:
         raise UserError(f"a vocabulary of {encoder.vocab_size} ids does not fit uint16 tokens; use at most 65536")
     size = f"{len(documents):,} documents, {sum(map(len, documents)):,} characters"
-    note(f"{len(files)} files, {size}; {tokenizer}, {encoder.vocab_size} ids")
+    note(f"{len(files)} files, {size}; {encoder.kind}, {encoder.vocab_size} ids")
 
     staged = out / REPLACEMENT if out.is_dir() and any(out.iterdir()) else out
     if staged != out and staged.exists():
@@ -133,7 +133,11 @@ def _split(documents: list[str], fraction: float) -> tuple[list[Piece], list[Pie
     raise AssertionError("the cut lies inside the text")
 
 
-def _make_tokenizer(kind: str, vocab_size: int, documents: list[str], splits: dict[str, list[Piece]]) -> Tokenizer:
+def _make_tokenizer(
+    kind: str | Tokenizer, vocab_size: int, documents: list[str], splits: dict[str, list[Piece]]
+) -> Tokenizer:
+    if not isinstance(kind, str):
+        return kind
     match kind:
         case "char":
             return CharTokenizer.train("".join(set().union(*map(set, documents))))

@@ -41,14 +41,22 @@ def open_model(name: str, tokenizer: str | None = None) -> Source:
     source = _open(name)
     if tokenizer is None:
         return source
-    is_model = any(recognises(Path(tokenizer)) for recognises, _ in FOLDERS)
-    given = _open(tokenizer).tokenizer if is_model else open_tokenizer(tokenizer)
+    given = named_tokenizer(tokenizer)
     if given.vocab_size > source.config.vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer} has {given.vocab_size} ids, more than the {source.config.vocab_size} of "
             f"{source.origin}"
         )
     return replace(source, find_tokenizer=lambda: given)
+
+
+def named_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, or the folder of a dataset or a model.
+
+    Raises UserError for what is none of these.
+    """
+    is_model = any(recognises(Path(name)) for recognises, _ in FOLDERS)
+    return _open(name).tokenizer if is_model else open_tokenizer(name)
 
 
 def _open(name: str) -> Source:
