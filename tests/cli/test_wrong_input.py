@@ -104,6 +104,7 @@ WRONG = [
     ("sample r --num_samples=0", "num_samples"),
     ("prepare", "SOURCES"),
     ("prepare nowhere.txt", "nowhere.txt"),
+    ("prepare shakespear", "corpora by name: shakespeare_char"),
     ("prepare empty", "no text files"),
     ("prepare latin.txt --tokenizer=char", "not UTF-8"),
     ("prepare a_file --tokenizer=word", "word"),

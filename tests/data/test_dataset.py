@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_shards import save_bare, save_llmc, save_npy
+from test_shards import save_bare, save_llama3, save_llmc, save_npy
 
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
@@ -88,6 +88,12 @@ def test_each_projects_folder_is_read(save, gpt2_vocabulary: None, tmp_path: Pat
     assert data.tokenizer.kind == "gpt2"
     assert data.splits["train"][:].tolist() == list(range(50, 200))
     assert data.splits["val"][:].tolist() == list(range(50))
+
+
+def test_llama_3s_tokens_are_not_taken_for_gpt2s(tmp_path: Path) -> None:
+    save_llama3(tmp_path / "x_train_0", range(50))
+    with pytest.raises(UserError, match=r"x_train_0\.bin holds tokens of Llama 3"):
+        open_dataset(str(tmp_path))
 
 
 def test_files_and_globs_are_datasets(gpt2_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

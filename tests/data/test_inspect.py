@@ -11,6 +11,7 @@ from gpt2.data.dataset import Dataset
 from gpt2.data.inspect import inspect
 from gpt2.data.inspect_page import page
 from gpt2.data.shards import Tokens, open_shard
+from gpt2.errors import UserError
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer
 
 EOT = 256
@@ -57,6 +58,11 @@ def test_without_end_of_text_blocks_are_compared(tmp_path: Path) -> None:
     assert (split.duplicates, report.overlap) == (1, 1)
     assert len(split.excerpts) == 10
     assert split.excerpts[0] == "abcdefgh" * 6
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="token id 300, but the vocabulary has 257"):
+        inspect(made_of(tmp_path, save_bare, [1, 2, 300], [1]))
 
 
 def test_the_page_holds_everything_and_lets_no_markup_in(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
         fingerprint |= hashes
     elif (folder / "meta.pkl").is_file():
         tokenizer = read_meta(folder / "meta.pkl")
+    elif foreign := next((s.path for tokens in splits.values() for s in tokens.shards if s.is_llama3), None):
+        raise UserError(f"{foreign} holds tokens of Llama 3; prepare its text for GPT-2 with gpt2 prepare")
     else:
         tokenizer = gpt2_tokenizer()  # as nanoGPT, llm.c and build-nanogpt have it
     for tokens in splits.values():

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt2.data.dataset import Dataset
 from gpt2.data.shards import Tokens
+from gpt2.errors import UserError
 from gpt2.tokenizers import Tokenizer, decode
 
 STRETCH = 1 << 20
@@ -81,7 +82,9 @@ def inspect(dataset: Dataset) -> DatasetReport:
 def _inspect_split(tokens: Tokens, tokenizer: Tokenizer) -> SplitReport:
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for stretch in _stretches(tokens):
-        counts += np.bincount(stretch.astype(np.int64), minlength=tokenizer.vocab_size)
+        if (largest := int(stretch.max())) >= len(counts):  # opening looks at part of a large dataset only
+            raise UserError(f"the data holds token id {largest}, but the vocabulary has {len(counts)} ids")
+        counts += np.bincount(stretch.astype(np.int64), minlength=len(counts))
     eot = tokenizer.eot if tokenizer.eot is not None and counts[tokenizer.eot] else None
     parts = _documents(tokens, eot) if eot is not None else _blocks(tokens)
     measured = [(len(part), _hash(part)) for part in parts]

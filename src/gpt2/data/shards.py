@@ -33,6 +33,11 @@ class Shard:
     count: int
     """Tokens."""
 
+    @property
+    def is_llama3(self) -> bool:
+        """Whether its header says Llama 3's tokens, as far as nothing beside it says otherwise."""
+        return self.kind == "llmc" and self.dtype == "<u4"
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """The tokens from `start` up to `stop`. Raises UserError where the file has become shorter.
 

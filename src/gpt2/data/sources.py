@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
+from gpt2.data.corpora import CORPORA
 from gpt2.errors import UserError, first_line
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
@@ -38,7 +39,9 @@ def find_files(source: str) -> list[Path]:
     if source == STANDARD_INPUT or path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"no file or folder {source!r}; name text, .jsonl or .parquet, or - for standard input")
+        raise UserError(
+            f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
+        )
     files = sorted(p for p in path.rglob("*") if _kind(p) in {*TEXT_SUFFIXES, ".jsonl", ".parquet"} and p.is_file())
     if not files:
         raise UserError(f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet)")
