@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import tokenizers
@@ -100,6 +100,54 @@ def test_gpt2s_tokens(gpt2_vocabulary: None, text: str, ids: list[int]) -> None:
     assert decode(tokenizer, ids) == text
     assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
     assert from_json(tokenizer.to_json()).encode(text) == ids  # needs no cache and no network
+
+
+CONTRACTIONS = ["'s", "'d", "'m", "'t", "'ll", "'ve", "'re", "'S", "'LL", "'"]
+AWKWARD = "".join(
+    [
+        " \n\t\r\x0b\x1c\x85\u00a0\u2028\u3000\u200b",  # whitespace of many kinds, and what only looks like it
+        "’sdmtlvre019٣½Ⅷ!?.,-—<|>_#",
+        "aZéßñ\u0301\u20dd日本ไท☕😀\u200d👩\ufe0f",
+    ]
+)
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+ANY_TEXT = st.lists(st.sampled_from([*CONTRACTIONS, *AWKWARD]) | CHARACTERS).map("".join)
+
+
+def test_the_faster_pattern_splits_as_gpt2s(gpt2_vocabulary: None) -> None:
+    import tiktoken
+
+    theirs, ours = tiktoken.get_encoding("gpt2"), tokenizers.gpt2_tokenizer()
+    assert ours.pattern == tokenizers.GPT2_PATTERN == theirs._pat_str
+
+    @settings(max_examples=1000)
+    @given(ANY_TEXT)
+    def splits_alike(text: str) -> None:
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+
+    splits_alike()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(space * 100_000 + end for space in (" ", "\n", "\u00a0") for end in ("", "a", "!", "\n")),
+        "a" * 100_000,
+        "".join(chr(33 + 7 * i % 15) for i in range(20_000)),
+    ],
+    ids=lambda text: f"{text[:2]!r}…{text[-1]!r}",
+)
+def test_long_runs_are_split_as_gpt2s(text: str, gpt2_vocabulary: None) -> None:
+    import tiktoken
+
+    assert tokenizers.gpt2_tokenizer().encode(text) == tiktoken.get_encoding("gpt2").encode_ordinary(text)
+
+
+def test_training_learns_the_same_with_either_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [PROSE, "  I'll  see\n\n\t you're 12 345!?\r\n" * 30, AWKWARD * 5 + " " * 1000 + "a", PROSE.upper()]
+    faster = train_bpe(texts, 700)
+    monkeypatch.setattr(tokenizers, "_FAST_GPT2_PATTERN", tokenizers.GPT2_PATTERN)
+    assert train_bpe(texts, 700).tokens == faster.tokens
 
 
 def test_without_gpt2s_vocabulary_the_error_names_both_files(

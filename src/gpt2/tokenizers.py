@@ -14,6 +14,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pre-split of text into words (openai/gpt-2, encoder.py), in the form tiktoken ships it.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# The same cuts, sooner: the regex engine of tiktoken and rustbpe backtracks only where there is look-around, and what
+# has none stands in one group here. (Only one whitespace before something printable gets as far as the last part.)
+_FAST_GPT2_PATTERN = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
 GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
@@ -123,7 +126,7 @@ class BPETokenizer:
         self.vocab_size = len(tokens) + 1
         self.encoding = tiktoken.Encoding(
             kind,
-            pat_str=pattern,
+            pat_str=_FAST_GPT2_PATTERN if pattern == GPT2_PATTERN else pattern,
             mergeable_ranks={token: i + (i >= self.eot) for i, token in enumerate(tokens)},
             special_tokens={END_OF_TEXT: self.eot},
         )
@@ -173,7 +176,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     except ImportError:
         return BPETokenizer(_train_with_hugging_face(texts, vocab_size - 1), GPT2_PATTERN)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=GPT2_PATTERN)
+    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=_FAST_GPT2_PATTERN)
     return BPETokenizer([bytes(token) for token, _ in trainer.get_mergeable_ranks()], GPT2_PATTERN)
 
 
