@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,17 @@ from gpt2.errors import UserError
 from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, decode, from_json, train_bpe
 
 PROSE = "Once upon a midnight dreary, while I pondered, weak and weary,\nover many a quaint volume. " * 40
+
+CONTRACTIONS = ["'s", "'d", "'m", "'t", "'ll", "'ve", "'re", "'S", "'LL", "'"]
+AWKWARD = "".join(
+    [
+        " \n\t\r\x0b\x1c\x85\u00a0\u2028\u3000\u200b",  # whitespace of many kinds, and what only looks like it
+        "’sdmtlvre019٣½Ⅷ!?.,-—<|>_#",
+        "aZéßñ\u0301\u20dd日本ไท☕😀\u200d👩\ufe0f",
+    ]
+)
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+ANY_TEXT = st.lists(st.sampled_from([*CONTRACTIONS, *AWKWARD]) | CHARACTERS).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +72,41 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
         train_bpe([PROSE], 256)
 
 
+@pytest.mark.parametrize("kind", ["char", "byte", "gpt2", "bpe"])
+def test_an_array_holds_the_same_ids(kind: str, bpe: BPETokenizer, request: pytest.FixtureRequest) -> None:
+    if kind == "gpt2":
+        request.getfixturevalue("gpt2_vocabulary")
+    known = sorted({*AWKWARD, *"".join(CONTRACTIONS), *"<|endoftext|>", *"\ud83d\ude00"})
+    makers = {"char": lambda: CharTokenizer("".join(known)), "byte": ByteTokenizer, "gpt2": tokenizers.gpt2_tokenizer}
+    tokenizer = makers.get(kind, lambda: bpe)()
+    pieces = st.sampled_from([*known, *CONTRACTIONS, "<|endoftext|>"])  # halves of surrogate pairs among them
+
+    @given(st.lists(pieces if kind == "char" else pieces | st.characters()).map("".join))
+    def alike(text: str) -> None:
+        array = tokenizer.encode_array(text)
+        assert (array.dtype, array.ndim) == (np.uint32, 1)
+        assert array.tolist() == tokenizer.encode(text)
+
+    alike()
+    assert tokenizer.encode_array("").tolist() == []
+
+
+@pytest.mark.parametrize("text", ["\x00", "cafés", "日", "\U0010ffff", "f\ud800", "caféß"])
+def test_arrays_and_lists_refuse_the_same_characters(text: str) -> None:
+    tokenizer = CharTokenizer("acfs")
+    with pytest.raises(UserError) as expected:
+        tokenizer.encode(text)
+    with pytest.raises(UserError) as found:
+        tokenizer.encode_array(text)
+    assert str(found.value) == str(expected.value)
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(bpe: BPETokenizer) -> None:
+    for tokenizer in (ByteTokenizer(), bpe):
+        for specials in (False, True):
+            assert decode(tokenizer, tokenizer.encode("a\ud800b \ud83d\ude00", specials)) == "a\ufffdb 😀"
+
+
 def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
     for tokenizer in (ByteTokenizer(), bpe):
         ids = tokenizer.encode("a<|endoftext|>b", specials=True)
@@ -100,18 +147,6 @@ def test_gpt2s_tokens(gpt2_vocabulary: None, text: str, ids: list[int]) -> None:
     assert decode(tokenizer, ids) == text
     assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
     assert from_json(tokenizer.to_json()).encode(text) == ids  # needs no cache and no network
-
-
-CONTRACTIONS = ["'s", "'d", "'m", "'t", "'ll", "'ve", "'re", "'S", "'LL", "'"]
-AWKWARD = "".join(
-    [
-        " \n\t\r\x0b\x1c\x85\u00a0\u2028\u3000\u200b",  # whitespace of many kinds, and what only looks like it
-        "’sdmtlvre019٣½Ⅷ!?.,-—<|>_#",
-        "aZéßñ\u0301\u20dd日本ไท☕😀\u200d👩\ufe0f",
-    ]
-)
-CHARACTERS = st.characters(exclude_categories=["Cs"])
-ANY_TEXT = st.lists(st.sampled_from([*CONTRACTIONS, *AWKWARD]) | CHARACTERS).map("".join)
 
 
 def test_the_faster_pattern_splits_as_gpt2s(gpt2_vocabulary: None) -> None:

@@ -6,9 +6,12 @@ A tokenizer travels with the data and the model it belongs to as a JSON object; 
 import base64
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -45,6 +48,10 @@ class Tokenizer(Protocol):
         """Token ids of `text`. With `specials`, `<|endoftext|>` in it is the token and not thirteen letters."""
         ...
 
+    def encode_array(self, text: str) -> "np.ndarray":
+        """`encode(text)` as uint32 (tokens,), which may be read-only, and without a Python object for each id."""
+        ...
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes the tokens stand for; a character may be split over several tokens."""
         ...
@@ -52,6 +59,15 @@ class Tokenizer(Protocol):
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal tokenizer."""
         ...
+
+
+def _whole(text: str) -> str:
+    """The text as UTF-8 can hold it and as tiktoken reads it: halves of surrogate pairs joined, or else U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class CharTokenizer:
@@ -73,11 +89,32 @@ class CharTokenizer:
         try:
             return [self._ids[c] for c in text]
         except KeyError as error:
-            c = error.args[0]
-            raise UserError(
-                f"the text has the character {c!r} (U+{ord(c):04X}), which is not among the "
-                f"{self.vocab_size} characters this tokenizer was made from; leave it out"
-            ) from None
+            raise self._unknown(error.args[0]) from None
+
+    def encode_array(self, text: str) -> "np.ndarray":
+        import numpy as np
+
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        ids = self._table[np.minimum(points, len(self._table) - 1)]
+        if (unknown := ids == self.vocab_size).any():
+            raise self._unknown(text[int(unknown.argmax())])
+        return ids
+
+    @functools.cached_property
+    def _table(self) -> "np.ndarray":
+        """Ids by code point, uint32: `vocab_size` for one that has none, as has the last, which no character has."""
+        import numpy as np
+
+        table = np.full(max(map(ord, self.characters), default=0) + 2, self.vocab_size, dtype=np.uint32)
+        for c, i in self._ids.items():
+            table[ord(c)] = i
+        return table
+
+    def _unknown(self, c: str) -> UserError:
+        return UserError(
+            f"the text has the character {c!r} (U+{ord(c):04X}), which is not among the "
+            f"{self.vocab_size} characters this tokenizer was made from; leave it out"
+        )
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return "".join(self.characters[i] for i in ids).encode()
@@ -95,12 +132,17 @@ class ByteTokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         if not specials:
-            return list(text.encode())
-        first, *rest = text.split(END_OF_TEXT)
+            return list(_whole(text).encode())
+        first, *rest = _whole(text).split(END_OF_TEXT)
         ids = list(first.encode())
         for part in rest:
             ids += [self.eot, *part.encode()]
         return ids
+
+    def encode_array(self, text: str) -> "np.ndarray":
+        import numpy as np
+
+        return np.frombuffer(_whole(text).encode(), dtype=np.uint8).astype(np.uint32)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(END_OF_TEXT.encode() if i == self.eot else bytes([i]) for i in ids)
@@ -133,6 +175,9 @@ class BPETokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         return self.encoding.encode(text, allowed_special="all") if specials else self.encoding.encode_ordinary(text)
+
+    def encode_array(self, text: str) -> "np.ndarray":
+        return self.encoding.encode_to_numpy(_whole(text), disallowed_special=())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self.encoding.decode_bytes(ids)
