@@ -1,5 +1,7 @@
 import hashlib
+import itertools
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.data import prepare as prepare_module
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
+from gpt2.data.sources import pieces
 from gpt2.errors import UserError
 from gpt2.tokenizers import decode, train_bpe
 
@@ -57,24 +59,36 @@ def test_many_documents_are_split_whole_and_end_with_end_of_text(tmp_path: Path)
     assert texts["train"].count("<|endoftext|>") == 36
 
 
-def test_tokens_do_not_depend_on_where_the_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(st.text(alphabet="ab \n\t'1.é\x1c\u3000"), st.integers(1, 5), st.sampled_from([None, "\n\n", "<|endoftext|>"]))
+def test_tokens_do_not_depend_on_where_the_text_is_cut(text: str, chunk: int, separator: str | None) -> None:
     tokenizer = train_bpe(["a few words  and\n\n  some spaces \n" * 20], 280)
-    monkeypatch.setattr(prepare_module, "CHUNK", 3)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.txt"
+        file.write_bytes(text.encode())
+        parts = list(pieces(file, separator=separator, chunk=chunk))
+    assert "".join(p.text for p in parts) == text
+    documents = [d + (separator or "") for d in text.split(separator)] if separator else [text]
+    if separator:
+        documents[-1] = documents[-1].removesuffix(separator)
+        documents = documents if documents[-1] else documents[:-1]
+    found = itertools.groupby(zip(parts, itertools.accumulate(p.starts for p in parts), strict=True), lambda x: x[1])
+    for (_, own), document in zip(found, documents, strict=True):
+        own = [p for p, _ in own]
+        assert [p.ends for p in own] == [False] * (len(own) - 1) + [True]
+        assert [i for p in own for i in tokenizer.encode(p.text)] == tokenizer.encode(document)
 
-    @given(st.text(alphabet="ab \n\t'1.é"))
-    def equal(text: str) -> None:
-        chunks = list(prepare_module._chunks(text))
-        assert "".join(chunks) == text
-        assert [i for c in chunks for i in tokenizer.encode(c)] == tokenizer.encode(text)
 
-    equal()
-    assert len(list(prepare_module._chunks("some\nlines\nof\ntext\n" * 3))) > 3
+def test_long_text_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some\nlines\nof\ntext\n" * 3)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "some lines of text " * 3}))
+    assert len(list(pieces(tmp_path / "a.txt", chunk=5))) > 3
+    assert len(list(pieces(tmp_path / "a.jsonl", chunk=12))) > 3
 
 
-def test_the_standard_library_is_found_in_a_fixed_order(tmp_path: Path) -> None:
-    files = CORPORA["pystdlib"].documents(tmp_path, None)
+def test_the_standard_library_is_found_in_a_fixed_order() -> None:
+    files = [Path(i.name) for i in CORPORA["pystdlib"].inputs(None)]
     assert len(files) > 300
-    assert files == CORPORA["pystdlib"].documents(tmp_path, None)
+    assert files == [Path(i.name) for i in CORPORA["pystdlib"].inputs(None)]
     assert not any("site-packages" in f.parts or "test" in f.parts for f in files)
 
 
@@ -91,7 +105,8 @@ def test_description_counts_what_was_written(dataset: Path, text: str) -> None:
     for split in ("train", "val"):
         content = (dataset / f"{split}.bin").read_bytes()
         assert description["tokens"][split] == len(np.frombuffer(content, dtype="<u2"))
-        assert description["sha256"][split] == hashlib.sha256(content).hexdigest()
+        [file] = description["files"][split]
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
     assert sum(description["bytes"].values()) == len(text.encode())
 
 

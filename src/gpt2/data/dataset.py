@@ -1,18 +1,20 @@
-"""A prepared dataset: a folder with `train.bin`, `val.bin` and `dataset.json`, or one of nanoGPT's."""
+"""A dataset: a folder with token files and the `dataset.json` that `prepare` wrote, or files of another project's."""
 
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora
 from gpt2.data.nanogpt_meta import read_meta
-from gpt2.data.prepare import FORMAT, REPLACEMENT, prepare
+from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
-from gpt2.errors import UserError
+from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
+from gpt2.errors import UserError, first_line
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
 SPLIT_NAME = re.compile(r"(?:^|[_.-])(train|val)[_.-]")
@@ -30,7 +32,7 @@ class Dataset:
     """`train` and `val`, or one of them."""
     tokenizer: Tokenizer
     fingerprint: dict[str, str]
-    """SHA-256 of each split's file as it was prepared; its length where that was not recorded."""
+    """Of each split: SHA-256 of its files as they were prepared; its length where that was not recorded."""
 
     def split(self, name: str, block_size: int) -> Tokens:
         """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
@@ -91,10 +93,11 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
 
 def _open_folder(folder: Path) -> Dataset:
     """A folder that `prepare` made, or one with shards of another project's."""
-    if (folder / "dataset.json").is_file():
-        files = [folder / f"{split}.bin" for split in ("train", "val")]
-    elif (folder / REPLACEMENT).exists():
-        raise UserError(f"{folder} was being replaced when that was interrupted; prepare the dataset again")
+    described = _described(folder)
+    if described is not None:
+        files = [folder / name for name in described.files]
+    elif (folder / STAGING).exists():
+        raise UserError(f"{folder} is not whole: its preparation was interrupted; run the same gpt2 prepare again")
     else:
         files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and SPLIT_NAME.search(p.name))
     if not files:
@@ -106,24 +109,23 @@ def _open_folder(folder: Path) -> Dataset:
 
 
 def _open_files(path: Path, files: list[Path]) -> Dataset:
-    """Shards whose names say their split; a file that says none is for training."""
+    """Shards whose splits a dataset.json says, or their names; a file that says none is for training."""
     folder = files[0].parent
+    described = _described(folder)
+    known = described.files if described else {}
     shards: dict[str, list[Shard]] = {}
     for file in files:
-        found = SPLIT_NAME.search(file.name)
-        shards.setdefault(found[1] if found else "train", []).append(open_shard(file))
+        shard, found = open_shard(file), SPLIT_NAME.search(file.name)
+        split = known[file.name].split if file.name in known else found[1] if found else "train"
+        if file.name in known and shard.count != known[file.name].tokens:
+            raise UserError(
+                f"{file} has {shard.count} tokens where {DESCRIPTION} says {known[file.name].tokens}; "
+                "it is damaged: prepare the dataset again"
+            )
+        shards.setdefault(split, []).append(shard)
     splits = {name: Tokens(found) for name, found in shards.items()}
-    fingerprint = {name: f"{len(tokens)} tokens" for name, tokens in splits.items()}
-    description = folder / "dataset.json"
-    if description.is_file():
-        tokenizer, counts, hashes = _described(description)
-        for name, tokens in splits.items():
-            if len(tokens) != counts[name]:
-                raise UserError(
-                    f"{folder / name}.bin has {len(tokens)} tokens where {description} says {counts[name]}; "
-                    "it is damaged: prepare the dataset again"
-                )
-        fingerprint |= hashes
+    if described:
+        tokenizer = described.tokenizer
     elif (folder / "meta.pkl").is_file():
         tokenizer = read_meta(folder / "meta.pkl")
     elif foreign := next((s.path for tokens in splits.values() for s in tokens.shards if s.is_llama3), None):
@@ -132,16 +134,50 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
         tokenizer = gpt2_tokenizer()  # as nanoGPT, llm.c and build-nanogpt have it
     for tokens in splits.values():
         check_ids(tokens, tokenizer.vocab_size)
+    fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()}
     return Dataset(path, splits, tokenizer, fingerprint)
 
 
-def _described(path: Path) -> tuple[Tokenizer, dict[str, int], dict[str, str]]:
-    """Tokenizer, tokens and SHA-256 of each split, from a dataset.json. Raises UserError."""
+def _fingerprint(tokens: Tokens, known: Mapping[str, "DescribedFile"]) -> str:
+    """SHA-256 of a split's only file, or of the SHA-256s of its files; its length where they are not known."""
+    hashes = [known[shard.path.name].sha256 for shard in tokens.shards if shard.path.name in known]
+    if len(hashes) < len(tokens.shards):
+        return f"{len(tokens)} tokens"
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DescribedFile:
+    """What dataset.json says of a file."""
+
+    split: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a dataset.json says."""
+
+    tokenizer: Tokenizer
+    files: dict[str, DescribedFile]
+    """By name."""
+
+
+def _described(folder: Path) -> Description | None:
+    """The dataset.json of a folder; None where there is none. Raises UserError for a damaged one."""
+    path = folder / DESCRIPTION
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
             raise UserError(f"{path} has format {value['format']!r}, not {FORMAT!r}; prepare it again")
-        counts = {split: int(value["tokens"][split]) for split in ("train", "val")}
-        return from_json(value["tokenizer"]), counts, dict(value["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); prepare the dataset again") from None
+        files = {
+            Path(file["name"]).name: DescribedFile(split, int(file["tokens"]), str(file["sha256"]))
+            for split in ("train", "val")
+            for file in value["files"].get(split, [])
+        }
+        return Description(from_json(value["tokenizer"]), files)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); prepare the dataset again") from None

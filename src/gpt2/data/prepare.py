@@ -1,28 +1,37 @@
-"""Text to token files: `train.bin` and `val.bin` in nanoGPT's format, `dataset.json` beside them."""
+"""Text to token files, in the formats of nanoGPT, llm.c and build-nanogpt, and `dataset.json` beside them.
 
-import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+One road: files → pieces of documents (`sources`) → the split each goes to (`Split`) → tokens (`encode`) → files
+(`writers`), with a journal of how far that has come (`staging`). What is held in memory does not grow with the text.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-import numpy as np
-
-from gpt2.data.corpora import CORPORA
-from gpt2.data.sources import documents as read_documents
-from gpt2.data.sources import find_files
+from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
+from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files
+from gpt2.data.staging import Staging, digest, staging
+from gpt2.data.text import Mark, Split, Text
+from gpt2.data.tokenise import Job, tokenise
+from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
-from gpt2.files import publish, sha256
-from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
+from gpt2.tokenizers import (
+    GPT2_PATTERN,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    from_json,
+    gpt2_tokenizer,
+    train_bpe,
+)
 
-FORMAT = "gpt2 dataset 1"
-REPLACEMENT = ".new"
-"""Where the dataset that replaces another one grows, inside its folder."""
 DEFAULT_VOCAB_SIZE = 4096
+DEFAULT_VAL_FRACTION = 0.1
 TOKENIZERS = ("char", "byte", "gpt2", "bpe")
-CHUNK = 1 << 20
-"""Characters encoded at a time, cut at a line's end so that the tokens are those of the whole text."""
 
 
 def prepare(
@@ -30,144 +39,214 @@ def prepare(
     out: Path,
     tokenizer: str | Tokenizer | None = None,
     vocab_size: int | None = None,
-    val_fraction: float = 0.1,
-    given: Path | None = None,
+    format: str = "nanogpt",
+    name: str | None = None,
+    shard_size: int | None = None,
+    val: Sequence[str | Path] = (),
+    val_fraction: float | None = None,
+    val_tokens: int | None = None,
     field: str = "text",
+    separator: str | None = None,
+    part: tuple[int, int] = (1, 1),
+    workers: int = 1,
+    given: Path | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int, int], None] = lambda read, total, tokens: None,
 ) -> Path:
     """Tokenise a corpus by name, or files and folders of text, into the dataset folder `out`; returns it.
 
-    Files are text, or JSON lines or Parquet with the text of a document in `field` of each row; see `data.sources`.
-    tokenizer: `char`, `byte`, `gpt2` or `bpe`, which is trained here to `vocab_size` ids (4,096 unless
-    given), or one there is already. A single text is split by characters, its end going to validation, as
-    nanoGPT does. From many documents every so-manieth whole one goes to validation, and each is followed by
-    end-of-text where the tokenizer has it. `given` is a local copy of a corpus that would be downloaded.
-    `note` receives lines about progress. Raises UserError.
+    tokenizer: `char`, `byte`, `gpt2` or `bpe`, which is trained here to `vocab_size` ids (4,096 unless given), or
+    one there is already. format: `nanogpt` (train.bin and val.bin, end-of-text after each of several documents),
+    `llmc` or `npy` (shards of `shard_size` tokens called after `name`, end-of-text before each document). field,
+    separator: see `sources.pieces`.
+
+    Validation gets the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1): every so-manieth
+    whole document, and of a few documents the end of the text, cut by characters as nanoGPT does.
+
+    part: `(i, n)` does the i-th of n parts of the files, for `data.join`. workers: processes that encode; the result
+    does not depend on it. given: a local copy of a corpus that would be downloaded.
+
+    Killed and called again, it goes on where it was. `note` receives lines, `progress` the bytes read, those there
+    are to read, and the tokens written. Raises UserError.
     """
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1, for example 0.1")
-    if (out / "dataset.json").exists():
-        if not overwrite:
-            raise UserError(f"{out} already holds a dataset; choose another --out, or --overwrite to make it anew")
-    elif out.exists() and not (out / REPLACEMENT).is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and holds no dataset; choose another --out, so that nothing in it is lost")
-    named = [str(source) for source in sources if str(source) in CORPORA]
-    if named and len(sources) > 1:
-        raise UserError(f"the corpus {named[0]} is prepared alone; leave the other sources out")
-    if named:
-        corpus = CORPORA[named[0]]
-        files = corpus.documents(out.parent / ".downloads", given)
-        tokenizer = tokenizer or corpus.tokenizer
-        vocab_size = vocab_size if vocab_size is not None else corpus.vocab_size
-    else:
-        if given is not None:
-            raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
-        files = [file for source in sources for file in find_files(str(source))]
-    tokenizer = tokenizer or "gpt2"
-    if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
-        raise UserError(f"no tokenizer {tokenizer!r}; choose from {', '.join(TOKENIZERS)}")
+    if not sources:
+        raise UserError("nothing to prepare; name a corpus, or files and folders of text")
+    corpus, inputs = _find(sources, val, given)
+    chosen: dict[str, Any] = {"name": default_name(sources[0])}
+    if corpus:
+        chosen |= {**corpus.settings, **corpus.settings_of.get(format, {})}
+    if val_fraction is not None or val_tokens is not None:
+        chosen = {key: value for key, value in chosen.items() if key not in ("val_fraction", "val_tokens")}
+    asked = {"name": name, "shard_size": shard_size, "separator": separator}
+    asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
+    chosen |= {key: value for key, value in asked.items() if value is not None}
+    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
+    if vocab_size is None:
+        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
+    _check(chosen, format, kind, inputs, part, workers)
+    is_large = corpus is not None and corpus.is_large
+    if is_large and kind in ("char", "bpe"):
+        raise UserError(f"{sources[0]} is read only once, which makes no {kind} tokenizer; name one there is already")
 
-    documents = [text for file in files for text in read_documents(file, field)]
-    splits = dict(zip(("train", "val"), _split(documents, val_fraction), strict=True))
-    encoder = _make_tokenizer(tokenizer, DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size, documents, splits)
-    if encoder.vocab_size > 1 << 16:
-        raise UserError(f"a vocabulary of {encoder.vocab_size} ids does not fit uint16 tokens; use at most 65536")
-    size = f"{len(documents):,} documents, {sum(map(len, documents)):,} characters"
-    note(f"{len(files)} files, {size}; {encoder.kind}, {encoder.vocab_size} ids")
-
-    staged = out / REPLACEMENT if out.is_dir() and any(out.iterdir()) else out
-    if staged != out and staged.exists():
-        shutil.rmtree(staged)  # a replacement that was killed
-    with publish(staged) as folder:
-        folder.mkdir()
-        counts = {}
-        for split, pieces in splits.items():
-            with (folder / f"{split}.bin").open("wb") as file:
-                counts[split] = sum(_write(file, encoder, piece) for piece in pieces)
-            note(f"{split}: {counts[split]:,} tokens")
-        description = {
-            "format": FORMAT,
-            "source": " ".join(map(str, sources)),
-            "documents": len(documents),
-            "tokens": counts,
-            "bytes": {split: sum(len(p.text.encode()) for p in pieces) for split, pieces in splits.items()},
-            "sha256": {split: sha256(folder / f"{split}.bin") for split in splits},
-            "vocab_size": encoder.vocab_size,
-            "tokenizer": encoder.to_json(),
-        }
-        (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    if staged != out:
-        (out / "dataset.json").unlink(missing_ok=True)  # until all are in place there is no dataset
-        for name in ("train.bin", "val.bin", "dataset.json"):
-            (staged / name).replace(out / name)
-        staged.rmdir()
+    recipe = {
+        "inputs": [(Path(i.name).name, i.size, i.split) for i in inputs],
+        "settings": [chosen, format, field],
+        "tokenizer": [kind, vocab_size] if isinstance(kind, str) else kind.to_json(),
+    }
+    here = {"paths": [(i.name, i.version) for i in inputs], "part": part}
+    with staging(out, recipe | here, overwrite) as place:
+        if not place.is_whole:
+            has_own_pattern = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
+            text = Text(
+                inputs,
+                place.folder,
+                field,
+                chosen.get("separator"),
+                corpus.heading if corpus else None,
+                MAX_CHUNK if has_own_pattern else CHUNK,  # where text may be cut is known of GPT-2's pattern only
+                part,
+            )
+            survey = _survey(text, chosen, wants_alphabet=kind == "char", is_large=is_large)
+            encoder = _make_tokenizer(kind, vocab_size, place, text, survey)
+            layout = _layout(format, chosen, encoder)
+            note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+            about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
+            job = Job(place, text, survey.split, survey.is_single, encoder, layout, about)
+            for split, tokens in tokenise(job, workers, progress).items():
+                note(f"{split}: {tokens:,} tokens")
+        place.move_into_place()
     return out
 
 
+def default_name(source: str | Path) -> str:
+    """What the dataset of a source is called unless the user says otherwise."""
+    return "stdin" if str(source) == STANDARD_INPUT else Path(source).resolve().name.split(".")[0]
+
+
+def _find(
+    sources: Sequence[str | Path], val: Sequence[str | Path], given: Path | None
+) -> tuple[Corpus | None, list[Input]]:
+    """The corpus that is named, if one is, and the files of all sources in order. Raises UserError."""
+    named = [str(source) for source in sources if str(source) in CORPORA]
+    if named and (len(sources) > 1 or val):
+        raise UserError(f"the corpus {named[0]} is prepared alone; leave the other sources out")
+    if named:
+        corpus = CORPORA[named[0]]
+        return corpus, corpus.inputs(given)
+    if given is not None:
+        raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
+    found = [i for source in sources for i in _files(str(source), "train" if val else None)]
+    return None, found + [i for source in val for i in _files(str(source), "val")]
+
+
+def _files(source: str, split: str | None) -> list[Input]:
+    if source == STANDARD_INPUT:
+        return [replace(standard_input(), split=split)]
+    if not Path(source).exists():
+        raise UserError(
+            f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
+        )
+    return [local(path, split) for path in find_files(source)]
+
+
+def _check(
+    chosen: dict[str, Any],
+    format: str,
+    kind: str | Tokenizer,
+    inputs: Sequence[Input],
+    part: tuple[int, int],
+    workers: int,
+) -> None:
+    """Raise UserError for settings that cannot work or contradict each other."""
+    if format not in FORMATS:
+        raise UserError(f"no format {format!r}; choose from {', '.join(FORMATS)}")
+    if isinstance(kind, str) and kind not in TOKENIZERS:
+        raise UserError(f"no tokenizer {kind!r}; choose from {', '.join(TOKENIZERS)}")
+    fraction, tokens = chosen.get("val_fraction"), chosen.get("val_tokens")
+    if any(i.split for i in inputs) + (fraction is not None) + (tokens is not None) > 1:
+        raise UserError("validation text is given in two ways; keep one of --val, --val_tokens and --val_fraction")
+    if fraction is not None and not 0 < fraction < 1:
+        raise UserError(f"val_fraction is {fraction}; it must lie between 0 and 1, for example 0.1")
+    if tokens is not None and tokens < 1:
+        raise UserError(f"val_tokens is {tokens}; it must be at least 1")
+    if workers < 1:
+        raise UserError(f"workers is {workers}; it must be at least 1")
+    if chosen.get("separator") == "":
+        raise UserError("the separator is empty; leave --separator out")
+    size = chosen.get("shard_size")
+    if format == "nanogpt" and size:
+        raise UserError("nanoGPT reads one file a split; leave --shard_size out, or choose --format=llmc or npy")
+    if size is not None and size < 0:
+        raise UserError(f"shard_size is {size}; it must be a number of tokens, or 0 for one file a split")
+    if not chosen["name"] or "/" in chosen["name"]:
+        raise UserError(f"the name {chosen['name']!r} cannot begin a file's name; give another --name")
+    i, n = part
+    if not 1 <= i <= n:
+        raise UserError(f"part {i}/{n} is none; parts count from 1/{n} to {n}/{n}")
+    if n > len(inputs):
+        raise UserError(
+            f"{len(inputs)} files cannot be shared by {n} machines; split them further, or use fewer parts"
+        )
+
+
 @dataclass(frozen=True)
-class Piece:
-    """A document, or a part of one; `ends` where end-of-text follows."""
+class Survey:
+    """What has to be known of the text before any of it is tokenised."""
 
-    text: str
-    ends: bool
-
-
-def _split(documents: list[str], fraction: float) -> tuple[list[Piece], list[Piece]]:
-    """Whole documents for validation where there are enough of them, else the end of the text."""
-    pieces = [Piece(text, ends=len(documents) > 1) for text in documents]
-    if len(pieces) * fraction >= 2:
-        chosen = [int((i + 1) * fraction) > int(i * fraction) for i in range(len(pieces))]
-        train = [p for p, is_val in zip(pieces, chosen, strict=True) if not is_val]
-        return train, [p for p, is_val in zip(pieces, chosen, strict=True) if is_val]
-    total = sum(map(len, documents))
-    cut = int(total * (1 - fraction))
-    if not 0 < cut < total:
-        raise UserError(f"the text has {total} characters, too few to train and validate on; give more")
-    start = 0
-    for i, piece in enumerate(pieces):
-        if cut < start + len(piece.text):
-            head, tail = piece.text[: cut - start], piece.text[cut - start :]
-            return [*pieces[:i], *([Piece(head, False)] if head else [])], [Piece(tail, piece.ends), *pieces[i + 1 :]]
-        start += len(piece.text)
-    raise AssertionError("the cut lies inside the text")
+    split: Split
+    is_single: bool
+    """Whether it is one document."""
+    alphabet: str
+    """Its characters, where they are wanted."""
 
 
-def _make_tokenizer(
-    kind: str | Tokenizer, vocab_size: int, documents: list[str], splits: dict[str, list[Piece]]
-) -> Tokenizer:
+def _survey(text: Text, chosen: dict[str, Any], wants_alphabet: bool, is_large: bool) -> Survey:
+    """Read as much of the text, of all parts, as decides how it is split. Raises UserError."""
+    tokens, fraction = chosen.get("val_tokens", 0), chosen.get("val_fraction", DEFAULT_VAL_FRACTION)
+    is_by_documents = not tokens and not any(i.split for i in text.inputs)
+    split = Split(tokens=tokens) if tokens else Split(fraction)
+    if is_large:
+        return Survey(split, is_single=False, alphabet="")
+    enough = math.ceil(2 / fraction) if is_by_documents else 2
+    mark, alphabet = Mark(), set[str]()
+    for place, mark in replace(text, part=(1, 1)).read():
+        if wants_alphabet:
+            alphabet.update(place.piece.text)
+        elif mark.documents >= enough:
+            break
+    if is_by_documents and mark.documents < enough:
+        split = Split(cut=int(mark.characters * (1 - fraction)))
+        if text.part[1] > 1:
+            raise UserError(f"{mark.documents} documents are too few to share between machines; leave --part out")
+    return Survey(split, mark.documents == 1, "".join(sorted(alphabet)))
+
+
+def _make_tokenizer(kind: str | Tokenizer, vocab_size: int, place: Staging, text: Text, survey: Survey) -> Tokenizer:
+    """The tokenizer that is asked for. A BPE is trained on the training text of all parts, once."""
     if not isinstance(kind, str):
         return kind
     match kind:
         case "char":
-            return CharTokenizer.train("".join(set().union(*map(set, documents))))
+            return CharTokenizer(survey.alphabet)
         case "byte":
             return ByteTokenizer()
         case "gpt2":
             return gpt2_tokenizer()
-        case _:
-            return train_bpe((piece.text for piece in splits["train"]), vocab_size)
+    if "tokenizer" not in place.journal:
+        everything = replace(text, part=(1, 1)).read()
+        assigned = itertools.chain.from_iterable(survey.split(where) for where, _ in everything)
+        trained = train_bpe((piece.text for name, piece in assigned if name != "val"), vocab_size)
+        place.record(tokenizer=trained.to_json())
+    return from_json(place.journal["tokenizer"])
 
 
-def _write(file: BinaryIO, tokenizer: Tokenizer, piece: Piece) -> int:
-    """Append the tokens of one document or part; returns how many."""
-    count = 0
-    for chunk in _chunks(piece.text):
-        ids = np.array(tokenizer.encode(chunk), dtype="<u2")
-        file.write(ids.tobytes())
-        count += len(ids)
-    if piece.ends and tokenizer.eot is not None:
-        file.write(np.array([tokenizer.eot], dtype="<u2").tobytes())
-        count += 1
-    return count
-
-
-def _chunks(text: str) -> Iterator[str]:
-    """Cut text where GPT-2's pre-split always cuts: between a printable character and the newline after it."""
-    start = 0
-    while start < len(text):
-        end = start + CHUNK
-        while end < len(text) and not (text[end] == "\n" and not text[end - 1].isspace()):
-            end += 1
-        yield text[start:end]
-        start = end
+def _layout(format: str, chosen: dict[str, Any], tokenizer: Tokenizer) -> Layout:
+    is_wide = tokenizer.vocab_size > 1 << 16
+    if is_wide and format == "nanogpt":
+        raise UserError(
+            f"a vocabulary of {tokenizer.vocab_size} ids does not fit nanoGPT's uint16 tokens; use at most 65536, "
+            "or --format=npy"
+        )
+    shard_size = chosen.get("shard_size", FORMATS[format].shard_size)
+    return Layout(format, chosen["name"], shard_size, "<u4" if is_wide else "<u2")

@@ -1,32 +1,55 @@
-"""Documents out of files of any kind: text, JSON lines, Parquet, compressed or not, or standard input."""
+"""Documents out of files of any kind: text, JSON lines, Parquet, compressed or not. One piece at a time."""
 
 import bz2
+import codecs
 import gzip
+import io
 import json
 import lzma
-import sys
+import re
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
-from gpt2.data.corpora import CORPORA
 from gpt2.errors import UserError, first_line
+from gpt2.tokenizers import END_OF_TEXT
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
 STANDARD_INPUT = "/dev/stdin"
+CHUNK = 1 << 20
+"""Characters of a piece, about; a longer document comes in several."""
+MAX_CHUNK = 1 << 26
+"""Characters that may come without a place to cut; what has none is no text, and memory has an end."""
+MAX_LINE = 1 << 27
+"""Bytes of a line of JSON."""
+LAST_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+"""Up to the last place where GPT-2's pre-split always cuts: before white space that follows something else."""
 
 
-def _open_zst(path: Path) -> IO[bytes]:
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of a long one."""
+
+    text: str
+    starts: bool = True
+    """Whether a document begins with it."""
+    ends: bool = True
+    """Whether the document ends with it."""
+    read: int = 0
+    """Bytes read of the file so far, which may be compressed."""
+
+
+def _open_zst(file: BinaryIO) -> IO[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"reading {path} needs zstandard; pip install zstandard") from None
-    return zstandard.open(path, "rb")
+        raise UserError("reading .zst needs zstandard; pip install zstandard") from None
+    return io.BufferedReader(zstandard.open(file, "rb"))  # it has no readline of its own
 
 
-COMPRESSED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.GzipFile,
+COMPRESSED: dict[str, Callable[[Any], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".xz": lzma.LZMAFile,
     ".bz2": bz2.BZ2File,
     ".zst": _open_zst,
@@ -36,35 +59,39 @@ COMPRESSED: dict[str, Callable[[Path], Any]] = {
 def find_files(source: str) -> list[Path]:
     """The file `source` itself, or all of a folder that this module reads, by path. Raises UserError for none."""
     path = Path(source)
-    if source == STANDARD_INPUT or path.is_file():
+    if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(
-            f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
-        )
+        raise UserError(f"no file or folder {source!r} with text to read")
     files = sorted(p for p in path.rglob("*") if _kind(p) in {*TEXT_SUFFIXES, ".jsonl", ".parquet"} and p.is_file())
     if not files:
         raise UserError(f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet)")
     return files
 
 
-def documents(file: Path, field: str = "text") -> Iterator[str]:
-    """The documents of one file, one at a time.
+def pieces(file: Path, field: str = "text", separator: str | None = None, chunk: int = CHUNK) -> Iterator[Piece]:
+    """The documents of one file in order, each whole or in parts of about `chunk` characters.
 
-    Of `.jsonl` and `.parquet`, the text in `field` of each row; any other file is one document of UTF-8 text. All but
-    `.parquet` may be compressed (.gz, .xz, .bz2, .zst). Raises UserError for what cannot be read, with its line.
+    Of `.jsonl` and `.parquet`, the text in `field` of each row. Any other file is UTF-8 text: one document, or with
+    a `separator` those that end with it; it stays in the text, but for `<|endoftext|>`, which stands for its token.
+    All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst). A part is cut off where the tokens of GPT-2's BPE
+    cannot reach across. Raises UserError for what cannot be read, with its line.
     """
     if _kind(file) == ".parquet":
-        yield from _parquet(file, field)
+        for text, read in _parquet(file, field):
+            yield from _parts(text, read, chunk)
         return
     try:
-        with closing(_open(file)) as stream:
+        with file.open("rb") as raw:
+            stream = COMPRESSED[file.suffix](raw) if file.suffix in COMPRESSED else raw
             if _kind(file) == ".jsonl":
-                for number, line in enumerate(stream, start=1):
+                for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE), b""), start=1):
                     if line.strip():
-                        yield _field_of(line, field, f"{file}, line {number}")
+                        yield from _parts(_field_of(line, field, f"{file}, line {number}"), raw.tell(), chunk)
             else:
-                yield _decoded(stream.read(), str(file))
+                texts = _decoded(stream, raw, file, min(chunk, CHUNK))
+                documents = _separated(texts, separator, chunk, file) if separator else _running(texts, chunk, file)
+                yield from documents
     except UserError:
         raise
     except Exception as error:  # each decompressor raises its own kinds
@@ -76,20 +103,69 @@ def _kind(file: Path) -> str:
     return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
 
 
-def _open(file: Path) -> IO[bytes]:
-    if str(file) == STANDARD_INPUT:
-        return sys.stdin.buffer
-    return COMPRESSED[file.suffix](file) if file.suffix in COMPRESSED else file.open("rb")
+def _parts(text: str, read: int, chunk: int) -> Iterator[Piece]:
+    """A document in memory, in parts where it is long."""
+    starts = True
+    while len(text) > chunk and (cut := _last_cut(text[:chunk])):
+        yield Piece(text[:cut], starts, False, read)
+        text, starts = text[cut:], False
+    yield Piece(text, starts, True, read)
 
 
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text (byte {error.start}); convert it or leave it out") from None
+def _last_cut(text: str) -> int:
+    """Where text can be cut in two without changing its tokens, as late as possible; 0 where nowhere."""
+    found = LAST_CUT.match(text)
+    return found.end() if found else 0
+
+
+def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterator[tuple[str, int]]:
+    """A stream of UTF-8 as text, `size` bytes at a time, and the bytes read of its file so far. Raises UserError."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0
+    while True:
+        block = stream.read(size)
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            at = done - pending + error.start
+            raise UserError(f"{file} is not UTF-8 text (byte {at}); convert it or leave it out") from None
+        yield text, raw.tell()
+        if not block:
+            return
+        done += len(block)
+
+
+def _running(texts: Iterator[tuple[str, int]], chunk: int, file: Path) -> Iterator[Piece]:
+    """The parts of one long document."""
+    held, starts, read = "", True, 0
+    for text, read in texts:
+        held += text
+        if len(held) > chunk and (cut := _last_cut(held)):
+            yield Piece(held[:cut], starts, False, read)
+            held, starts = held[cut:], False
+        if len(held) > max(MAX_CHUNK, chunk):
+            raise UserError(f"{file} has {len(held):,} characters without a space or a line's end; is it text?")
+    yield Piece(held, starts, True, read)
+
+
+def _separated(texts: Iterator[tuple[str, int]], separator: str, chunk: int, file: Path) -> Iterator[Piece]:
+    """The documents of a text that end with `separator`."""
+    held, read = "", 0
+    kept = "" if separator == END_OF_TEXT else separator
+    for text, read in texts:
+        *whole, held = (held + text).split(separator)
+        for document in whole:
+            yield from _parts(document + kept, read, chunk)
+        if len(held) > MAX_CHUNK:
+            raise UserError(f"{file} has {len(held):,} characters without {separator!r}; leave --separator out")
+    if held:
+        yield from _parts(held, read, chunk)
 
 
 def _field_of(line: bytes, field: str, where: str) -> str:
+    if len(line) == MAX_LINE:
+        raise UserError(f"{where}: longer than {MAX_LINE:,} bytes; is it JSON lines?")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -104,21 +180,35 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     return row[field]
 
 
-def _parquet(file: Path, field: str) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"reading {file} needs pyarrow; pip install pyarrow") from None
+def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
+    """The texts of a table, and the bytes read of its file so far."""
+    import pyarrow
+    import pyarrow.parquet
+
+    size = file.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             if field not in table.schema_arrow.names:
                 found = ", ".join(table.schema_arrow.names[:8])
                 raise UserError(f"{file}: no column {field!r} (it has {found}); name another with --field")
+            rows = 0
             for batch in table.iter_batches(batch_size=256, columns=[field]):
+                rows += len(batch)
                 for value in batch.column(0):
                     if not isinstance(text := value.as_py(), str):
                         raise UserError(f"{file}: column {field!r} holds {type(text).__name__}, not text")
-                    yield text
+                    yield text, size * rows // table.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)}); fetch it again") from None
+
+
+def joined_at(heading: re.Pattern[str], rows: Iterator[Piece]) -> Iterator[Piece]:
+    """Rows that are lines of longer documents, each of which begins with a line that is a `heading`."""
+    held = None
+    for row in (row for row in rows if row.text):
+        starts = held is None or bool(heading.fullmatch(row.text))
+        if held is not None:
+            yield replace(held, ends=starts)
+        held = replace(row, starts=starts)
+    if held is not None:
+        yield replace(held, ends=True)

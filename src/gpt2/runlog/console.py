@@ -1,6 +1,7 @@
 """What a person watching a run sees: one live line on a terminal, plain lines elsewhere, all on stderr."""
 
 import sys
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,6 +53,62 @@ class RunConsole:
             self.live.update(self.task, completed=step, figures=format_step(values))
         else:
             self.note(f"step {step}/{self.total} · {format_step(values)} · eta {duration(eta_seconds)}")
+
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+
+class WorkConsole:
+    """Progress of work through a known number of bytes, counting what comes of it, with a rate and the time left."""
+
+    SECONDS = 10.0
+    """Between lines where there is no terminal."""
+
+    def __init__(self, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        self.unit = unit
+        self.console = Console(stderr=True, highlight=False)
+        self.started = self.told = monotonic()
+        self.at_start: tuple[int, int] | None = None
+        """Bytes and units when the work began, which an earlier process did."""
+        self.live: Progress | None = None
+        if self.console.is_terminal:
+            self.live = Progress(
+                TaskProgressColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("eta"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self.task = self.live.add_task("work", total=None, figures="", visible=False)
+
+    def progress(self, read: int, total: int, made: int) -> None:
+        """Show that `read` of `total` bytes are read and `made` units made of them."""
+        now = monotonic()
+        if self.at_start is None:
+            self.at_start, self.started = (read, made), now
+            return
+        seconds = max(now - self.started, 1e-9)
+        figures = f"{made:,} {self.unit} · {(made - self.at_start[1]) / seconds:,.0f} {self.unit}/s"
+        if self.live is not None:
+            self.live.update(self.task, completed=read, total=total, figures=figures, visible=True)
+        elif now - self.told >= self.SECONDS and read > self.at_start[0]:
+            left = (total - read) * seconds / (read - self.at_start[0])
+            self.note(f"{read / max(total, 1):.0%} · {figures} · eta {duration(left)}")
+            self.told = now
 
     def note(self, line: str) -> None:
         """Print a line that stays."""

@@ -1,0 +1,183 @@
+"""A preparation under way: text to batches to tokens to files, and what is written down of it."""
+
+import errno
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from gpt2.data.encode import BATCH, Batch, encode
+from gpt2.data.sources import Piece
+from gpt2.data.staging import Staging
+from gpt2.data.text import UNDIVIDED, Mark, Split, Text
+from gpt2.data.writers import FORMATS, Layout, SplitWriter, first_number
+from gpt2.errors import UserError
+from gpt2.tokenizers import Tokenizer
+
+RECORD_SECONDS = 10.0
+"""Work that a kill can cost, about."""
+PROBE = 4
+"""Batches after which the size of the result is estimated."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A preparation, once everything about it is decided."""
+
+    place: Staging
+    text: Text
+    split: Split
+    is_single: bool
+    """Whether the text is one document."""
+    tokenizer: Tokenizer
+    layout: Layout
+    about: dict[str, Any]
+    """What dataset.json also says."""
+
+    @property
+    def eot(self) -> str:
+        """Where end-of-text goes in a document: `first`, `last` or `none`."""
+        if FORMATS[self.layout.format].eot_first:
+            return "first"
+        return "none" if self.is_single else "last"
+
+    @property
+    def val_tokens(self) -> int:
+        """How many of the first tokens of this part are for validation."""
+        return self.split.tokens if self.text.part[0] == 1 else 0
+
+    def writers(self) -> dict[str, SplitWriter]:
+        """What writes each split."""
+        first = first_number(self.val_tokens, self.layout)
+        return {
+            "train": SplitWriter(self.place.folder, self.layout, "train", first),
+            "val": SplitWriter(self.place.folder, self.layout, "val"),
+        }
+
+
+@dataclass
+class Progress:
+    """What has been written, and the mark in the text up to which that is."""
+
+    writers: dict[str, SplitWriter]
+    text_bytes: dict[str, int]
+    mark: Mark
+
+    @property
+    def tokens(self) -> int:
+        return sum(writer.tokens for writer in self.writers.values())
+
+
+def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) -> dict[str, int]:
+    """Fill the staging folder with the whole dataset, from where its journal says that an earlier process came.
+
+    `progress` receives the bytes read, those there are to read, and the tokens written. Returns how many tokens each
+    split has. Raises UserError.
+    """
+    place, text = job.place, job.text
+    done = Progress(job.writers(), {"train": 0, "val": 0}, Mark(file=text.numbers.start))
+    if "mark" in place.journal:
+        done.mark, done.text_bytes = Mark(**place.journal["mark"]), place.journal["text_bytes"]
+        for name, writer in done.writers.items():
+            writer.restore(place.journal["splits"][name])
+    lengths = np.array(
+        [
+            0 if i == job.tokenizer.eot else len(job.tokenizer.decode_bytes([i]))
+            for i in range(job.tokenizer.vocab_size)
+        ]
+    )
+    total = text.size()
+    encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, job.eot, workers)
+    try:
+        first = list(itertools.islice(encoded, PROBE))
+        _check_disk(job, first, done, total)
+        recorded = monotonic()
+        for batch, tokens in itertools.chain(first, encoded):
+            is_full = False
+            for name, ids in _divided(tokens, done.writers["val"], job.val_tokens):
+                is_full |= done.writers[name].append(ids)
+                done.text_bytes[name] += int(lengths[ids].sum())
+            done.mark = batch.mark
+            progress(done.mark.read, total, done.tokens)
+            if is_full or monotonic() - recorded > RECORD_SECONDS:
+                _record(job, done)
+                recorded = monotonic()
+        for writer in done.writers.values():
+            writer.finish()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"the disk of {place.out} is full after {done.tokens:,} tokens; make room and run the same command "
+            "again: it goes on from there"
+        ) from None
+    finally:
+        encoded.close()
+        for writer in done.writers.values():
+            writer.abandon()
+    files = {name: writer.written for name, writer in done.writers.items() if writer.written}
+    if len(files) < 2 and text.part == (1, 1):
+        raise UserError(
+            f"the text has {done.mark.characters:,} characters, too few to train and validate on; give more, or "
+            "take less for validation"
+        )
+    about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
+    about |= {"part": text.part, "val_tokens": job.split.tokens}
+    return place.complete(files, job.layout, job.tokenizer, **job.about, **about)
+
+
+def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
+    """The text from `start` on, in portions that are worth handing to another process."""
+    held: list[tuple[str, Piece]] = []
+    size, mark = 0, start
+    for place, mark in text.read(start):
+        held += split(place)
+        size += len(place.piece.text)
+        if size >= BATCH:
+            yield Batch(held, mark)
+            held, size = [], 0
+    if held:
+        yield Batch(held, mark)
+
+
+def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The tokens of a batch by split, where the first `val_tokens` of the undivided ones are for validation."""
+    for name, ids in tokens.items():
+        if name == UNDIVIDED:
+            room = max(0, val_tokens - val.tokens)
+            yield "val", ids[:room]
+            yield "train", ids[room:]
+        else:
+            yield name, ids
+
+
+def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], done: Progress, total: int) -> None:
+    """Raise UserError where the first batches say that the disk will not hold all."""
+    if not first:
+        return
+    tokens = sum(len(ids) for _, encoded in first for ids in encoded.values())
+    read = first[-1][0].mark.read - done.mark.read
+    expected = tokens * (total - done.mark.read) // max(read, 1)
+    copies = sorted(job.text.inputs[n].size for n in job.text.numbers if job.text.inputs[n].copy)
+    needed = expected * np.dtype(job.layout.dtype).itemsize + sum(copies[-2:])
+    free = shutil.disk_usage(job.place.folder).free
+    if needed > free:
+        raise UserError(
+            f"{job.place.out} needs about {needed / 1e9:,.1f} GB for {expected:,} tokens, and its disk has "
+            f"{free / 1e9:,.1f} GB free; make room, or choose another --out"
+        )
+
+
+def _record(job: Job, done: Progress) -> None:
+    """Write down how far the files are good, and let go of what need not be read again."""
+    job.place.record(
+        mark=asdict(done.mark),
+        text_bytes=done.text_bytes,
+        splits={name: writer.state() for name, writer in done.writers.items()},
+    )
+    for number in range(job.text.numbers.start, done.mark.file):
+        job.text.discard(number)
