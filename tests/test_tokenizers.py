@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -115,11 +116,83 @@ def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
         assert decode(tokenizer, ids) == "a<|endoftext|>b"
 
 
+def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
+    specials = ("<|user|>", "[PAD]")
+    for eot in (None, 5):
+        tokenizer = BPETokenizer(bpe.tokens, bpe.pattern, eot=eot, specials=specials)
+        text = "Once<|user|> upon[PAD]<|endoftext|>"
+        ids = tokenizer.encode(text, specials=True)
+        once, upon = tokenizer.encode("Once"), tokenizer.encode(" upon")
+        assert tokenizer.vocab_size == 302
+        assert ids == [*once, 300, *upon, 301, tokenizer.eot]
+        assert decode(tokenizer, ids) == text
+        plain = tokenizer.encode(text)
+        assert not {300, 301, tokenizer.eot} & set(plain)
+        assert tokenizer.encode_array(text).tolist() == plain
+        assert decode(tokenizer, plain) == text
+
+
+@pytest.mark.parametrize(
+    ("specials", "message"),
+    [
+        (["<|a|>", ""], "empty"),
+        (["<|a|>", "<|b|>", "<|a|>"], r"'<\|a\|>' is there twice"),
+        (["<|endoftext|>"], r"there twice \(every BPE has <\|endoftext\|>\)"),
+        (["<|a|>b", "<|aa", "<|a|>"], r"'<\|a\|>b' begins with another, '<\|a\|>'"),
+        (["<|end"], "'<|endoftext|>' begins with another".replace("|", r"\|")),
+        (["a"], "'a' is an ordinary token"),
+        (["while"], "'while' is an ordinary token"),
+        (["Ġweary"], "'Ġweary' is an ordinary token"),  # as Hugging Face's files write " weary"
+        (["é"], "'é' is an ordinary token"),  # and the byte E9
+        (["日"], "'日' is an ordinary token"),
+        (["<\ud800>"], "not valid text"),
+    ],
+)
+def test_special_tokens_that_would_be_mistaken_are_refused(specials: list[str], message: str) -> None:
+    tokens = [*(bytes([b]) for b in range(256)), b"while", b" weary", "日".encode()]
+    with pytest.raises(UserError, match=message):
+        BPETokenizer(tokens, tokenizers.GPT2_PATTERN, specials=specials)
+    BPETokenizer(tokens, tokenizers.GPT2_PATTERN, specials=["a while", "é日", "<|a|>", "<|b|>"])
+
+
+def test_gpt2s_vocabulary_with_more_tokens_is_another(gpt2_vocabulary: None) -> None:
+    gpt2 = tokenizers.gpt2_tokenizer()
+    assert BPETokenizer(gpt2.tokens, gpt2.pattern, "gpt2", specials=["[PAD]"]).kind == "bpe"
+
+
+def test_training_leaves_room_for_special_tokens(bpe: BPETokenizer) -> None:
+    tokenizer = train_bpe([PROSE], 302, ["<|user|>", "[PAD]"])
+    assert (tokenizer.vocab_size, tokenizer.tokens, tokenizer.specials) == (302, bpe.tokens, ("<|user|>", "[PAD]"))
+    with pytest.raises(UserError, match="at least 259"):
+        train_bpe([PROSE], 258, ["<|user|>", "[PAD]"])
+
+
+def test_training_refuses_special_tokens_before_it_reads() -> None:
+    def texts() -> Iterator[str]:
+        raise AssertionError("read")
+        yield ""
+
+    with pytest.raises(UserError, match="there twice"):
+        train_bpe(texts(), 300, ["<|a|>", "<|a|>"])
+
+
+def test_descriptions_without_special_tokens_are_as_before(bpe: BPETokenizer) -> None:
+    assert bpe.to_json().keys() == {"kind", "pattern", "tokens"}
+
+
 def test_json_restores_an_equal_tokenizer(bpe: BPETokenizer) -> None:
-    for tokenizer in (CharTokenizer.train(PROSE), ByteTokenizer(), bpe):
+    special = BPETokenizer(bpe.tokens, bpe.pattern, specials=["<|user|>", "é日"])
+    for tokenizer in (CharTokenizer.train(PROSE), ByteTokenizer(), bpe, special):
         twin = from_json(json.loads(json.dumps(tokenizer.to_json())))
         assert twin.encode(PROSE) == tokenizer.encode(PROSE)
+        assert twin.to_json() == tokenizer.to_json()
         assert (twin.kind, twin.vocab_size, twin.eot) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eot)
+
+
+@pytest.mark.parametrize("specials", ["<|a|>", {"<|a|>": 1}, [1], None, ["<|a|>", "<|a|>"]])
+def test_json_with_no_special_tokens_is_refused(specials: object, bpe: BPETokenizer) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        from_json(bpe.to_json() | {"specials": specials})
 
 
 @pytest.mark.parametrize("value", [{}, {"kind": "word"}, {"kind": "char"}, {"kind": "bpe", "tokens": "?"}, [], None])

@@ -5,6 +5,7 @@ A tokenizer travels with the data and the model it belongs to as a JSON object; 
 
 import base64
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,8 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 # The same cuts, sooner: the regex engine of tiktoken and rustbpe backtracks only where there is look-around, and what
 # has none stands in one group here. (Only one whitespace before something printable gets as far as the last part.)
 _FAST_GPT2_PATTERN = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
+TEXTS_AT_A_TIME = 256
+"""Texts that training holds: enough to share among cores."""
 GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
@@ -45,7 +48,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Token ids of `text`. With `specials`, `<|endoftext|>` in it is the token and not thirteen letters."""
+        """Token ids of `text`. With `specials`, `<|endoftext|>` in it is the token and not thirteen letters; a BPE's
+        further special tokens likewise."""
         ...
 
     def encode_array(self, text: str) -> "np.ndarray":
@@ -154,23 +158,35 @@ class ByteTokenizer:
 class BPETokenizer:
     """Byte-level byte-pair encoding, run by tiktoken.
 
-    `tokens` are the bytes of each id in order, but for end-of-text, whose id is `eot`; by default the last.
-    `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for any other.
+    `tokens` are the bytes of each id in order, but for end-of-text, whose id is `eot`; by default the last. The ids
+    of `specials`, further special tokens, follow all of these. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for
+    any other. Raises UserError for special tokens that would be mistaken for others.
     """
 
-    def __init__(self, tokens: Sequence[bytes], pattern: str, kind: str = "bpe", eot: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        pattern: str,
+        kind: str = "bpe",
+        eot: int | None = None,
+        specials: Sequence[str] = (),
+    ) -> None:
         import tiktoken
 
-        self.kind = kind
+        if specials:
+            check_specials(specials, tokens)
+        self.kind = "bpe" if specials else kind  # with more ids a vocabulary is no longer OpenAI's
         self.pattern = pattern
         self.tokens = tokens
+        self.specials = tuple(specials)
         self.eot = len(tokens) if eot is None else eot
-        self.vocab_size = len(tokens) + 1
+        first = len(tokens) + 1
+        self.vocab_size = first + len(specials)
         self.encoding = tiktoken.Encoding(
-            kind,
+            self.kind,
             pat_str=_FAST_GPT2_PATTERN if pattern == GPT2_PATTERN else pattern,
             mergeable_ranks={token: i + (i >= self.eot) for i, token in enumerate(tokens)},
-            special_tokens={END_OF_TEXT: self.eot},
+            special_tokens={END_OF_TEXT: self.eot} | {special: first + i for i, special in enumerate(specials)},
         )
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
@@ -185,7 +201,27 @@ class BPETokenizer:
     def to_json(self) -> dict[str, Any]:
         tokens = " ".join(base64.b64encode(t).decode() for t in self.tokens)
         elsewhere = {} if self.eot == len(self.tokens) else {"eot": self.eot}
-        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **elsewhere}
+        specials = {"specials": list(self.specials)} if self.specials else {}
+        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **elsewhere, **specials}
+
+
+def check_specials(specials: Sequence[str], tokens: Iterable[bytes]) -> None:
+    """Raise UserError for special tokens that would be mistaken for each other, end-of-text or an ordinary token."""
+    for one, other in itertools.pairwise(sorted([END_OF_TEXT, *specials])):  # what begins with `one` comes next to it
+        if not one:
+            raise UserError("a special token is empty; give it a text, for example <|user|>")
+        if one == other:
+            raise UserError(f"the special token {one!r} is there twice (every BPE has {END_OF_TEXT}); leave one out")
+        if other.startswith(one):  # programs differ in which of them they then find
+            raise UserError(f"the special token {other!r} begins with another, {one!r}; change one of them")
+    # Hugging Face's files and GGUF name tokens by their printable text, llm.c's by their bytes: no two can share it
+    taken, byte_of = set(tokens), byte_of_character()
+    for special in specials:
+        if _whole(special) != special:
+            raise UserError(f"the special token {special!r} is not valid text (half a surrogate pair); change it")
+        printed = bytes(byte_of[c] for c in special) if byte_of.keys() >= set(special) else None
+        if special.encode() in taken or printed in taken:
+            raise UserError(f"the special token {special!r} is an ordinary token too; choose one such as <|user|>")
 
 
 @functools.cache
@@ -208,21 +244,29 @@ def gpt2_tokenizer() -> BPETokenizer:
     return BPETokenizer(tokens, encoding._pat_str, kind="gpt2")
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-    """Learn a byte-pair vocabulary of `vocab_size` ids, end-of-text among them, from `texts`.
+def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> BPETokenizer:
+    """Learn a byte-pair vocabulary of `vocab_size` ids, end-of-text and `specials` among them, from `texts`.
 
-    Trains with rustbpe, or with Hugging Face tokenizers where rustbpe is not installed. Raises UserError
-    for a size that cannot hold the 256 bytes and end-of-text.
+    Of the texts, which may be a stream, only some are held at a time. A text with too few pairs to join gives fewer
+    ids. Trains with rustbpe, or with Hugging Face tokenizers where rustbpe is not installed. Raises UserError for a
+    size that cannot hold the 256 bytes and the special tokens, and for special tokens that are mistaken for others.
     """
-    if vocab_size < 257:
-        raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least 257 ids")
+    least = 257 + len(specials)
+    if vocab_size < least:
+        raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least {least} ids")
+    check_specials(specials, (bytes([b]) for b in range(256)))  # before the time that training takes
+    size = vocab_size - 1 - len(specials)
     try:
         import rustbpe
     except ImportError:
-        return BPETokenizer(_train_with_hugging_face(texts, vocab_size - 1), GPT2_PATTERN)
-    trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - 1, pattern=_FAST_GPT2_PATTERN)
-    return BPETokenizer([bytes(token) for token, _ in trainer.get_mergeable_ranks()], GPT2_PATTERN)
+        tokens = _train_with_hugging_face(texts, size)
+    else:
+        trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
+        trainer.train_from_iterator(
+            iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN
+        )
+        tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
+    return BPETokenizer(tokens, GPT2_PATTERN, specials=specials)
 
 
 def _train_with_hugging_face(texts: Iterable[str], size: int) -> list[bytes]:
@@ -275,7 +319,10 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
                 tokens = [base64.b64decode(t) for t in value["tokens"].split(" ")]
                 if len(set(tokens)) < len(tokens) or not 0 <= value.get("eot", 0) <= len(tokens):
                     raise ValueError("not a vocabulary")
-                return BPETokenizer(tokens, value["pattern"], kind, value.get("eot"))
-    except (KeyError, TypeError, AttributeError, ValueError):
+                specials = value.get("specials", [])
+                if not isinstance(specials, list) or not all(isinstance(s, str) for s in specials):
+                    raise ValueError("not special tokens")
+                return BPETokenizer(tokens, value["pattern"], kind, value.get("eot"), specials)
+    except (KeyError, TypeError, AttributeError, ValueError, UserError):
         pass
     raise UserError("the tokenizer description cannot be read; prepare the dataset again")

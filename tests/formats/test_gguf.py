@@ -81,9 +81,16 @@ def test_a_file_of_llama_cpps_writer_is_read(tmp_path: Path) -> None:
     assert open_model(str(tmp_path / "m.gguf")).find_tokenizer() is None
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe", "char"])
+@pytest.mark.parametrize("kind", ["byte", "bpe", "specials", "late", "char"])
 def test_the_tokenizer_comes_back(kind: str, text: str, tmp_path: Path) -> None:
-    tokenizer = {"byte": ByteTokenizer(), "bpe": train_bpe([text], 300), "char": characters(33)}[kind]
+    bpe, specials = train_bpe([text], 300), ["<|user|>", "é日 <"]
+    tokenizer = {
+        "byte": ByteTokenizer(),
+        "bpe": bpe,
+        "specials": BPETokenizer(bpe.tokens, bpe.pattern, specials=specials),
+        "late": BPETokenizer(bpe.tokens, bpe.pattern, eot=3, specials=specials),
+        "char": characters(33),
+    }[kind]
     assert open_model(str(made(tmp_path, tokenizer=tokenizer))).tokenizer.to_json() == tokenizer.to_json()
 
 
@@ -123,6 +130,25 @@ def test_what_llama_cpp_does_otherwise_with_a_tokenizer_is_said(text: str, tmp_p
     bpe = BPETokenizer(train_bpe([text], 300).tokens, r"[a-z]+|[^a-z]")
     export(source_of(toy(vocab_size=300), bpe), "gguf", tmp_path / "b", notes.append)
     assert "splits text by GPT-2's pattern" in notes[0]
+
+
+def test_llama_cpp_is_told_which_tokens_are_special(text: str, tmp_path: Path) -> None:
+    path = made(tmp_path, tokenizer=train_bpe([text], 302, ["<|user|>", "é日 <"]))
+    fields = {name: field.contents() for name, field in library.GGUFReader(path).fields.items()}
+    assert fields["tokenizer.ggml.tokens"][-3:] == ["<|endoftext|>", "<|user|>", "é日 <"]
+    types = [library.TokenType.NORMAL] * 299 + [library.TokenType.CONTROL] * 3
+    assert fields["tokenizer.ggml.token_type"] == types
+    path.write_bytes(path.read_bytes().replace(b"<|user|>", b"<|endoft"))
+    assert open_model(str(path)).find_tokenizer() is None  # they would be mistaken for each other
+
+
+def test_control_tokens_that_end_the_list_are_special() -> None:
+    tokens = [gguf.printable(bytes([b])).encode() for b in range(256)] + [b"<|endoftext|>", b"<|user|>"]
+    metadata = {"tokenizer.ggml.model": b"gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 256}
+    metadata["tokenizer.ggml.token_type"] = [1] * 256 + [3, 3]
+    assert gguf._tokenizer(metadata).specials == ("<|user|>",)
+    metadata["tokenizer.ggml.token_type"] = [1] * 256 + [3, 1]
+    assert gguf._tokenizer(metadata).specials == ()
 
 
 @pytest.mark.parametrize("epsilon", [0.1, "small"])

@@ -199,7 +199,7 @@ def test_its_dtype_is_kept(tmp_path: Path) -> None:
     assert network.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bpe", "late", "byte", "char"])
+@pytest.mark.parametrize("kind", ["gpt2", "bpe", "late", "specials", "late specials", "byte", "char"])
 def test_auto_tokenizer_encodes_as_ours(kind: str, shared_data: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
     """1,000 lines of Shakespeare, and what is awkward, both ways; and ours is read back from its files."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -212,12 +212,16 @@ def test_auto_tokenizer_encodes_as_ours(kind: str, shared_data: Path, gpt2_vocab
             "don't I'LL 1234567",
             "a<|endoftext|>b",
             "日本\u00a0語",
+            "<|user|>Who's there?<|assistant|><|user|> a[PAD] <|a b|>\n<|users|>",
         ]
+    specials = ("<|user|>", "<|assistant|>", "[PAD]", "<|a b|>")
     trained = train_bpe([text[:200_000]], 600)
     tokenizer = {
         "gpt2": gpt2_tokenizer(),
         "bpe": trained,
         "late": BPETokenizer(trained.tokens, r"[a-z]+|[^a-z]", eot=3),  # another pattern, end-of-text not the last id
+        "specials": BPETokenizer(trained.tokens, GPT2_PATTERN, specials=specials),
+        "late specials": BPETokenizer(trained.tokens, GPT2_PATTERN, eot=3, specials=specials),
         "byte": ByteTokenizer(),
         "char": CharTokenizer.train(text),
     }[kind]
@@ -248,7 +252,13 @@ def test_the_older_pair_of_tokenizer_files_is_read(gpt2_vocabulary: None, tmp_pa
     [
         (lambda v: v.update(normalizer={"type": "NFC"}), "changes the text"),
         (lambda v: v["model"].update(type="Unigram"), "a Unigram model"),
-        (lambda v: v["added_tokens"].append({"id": 300, "content": "<pad>"}), "<pad>"),
+        (lambda v: v["added_tokens"].append({"id": 301, "content": "<pad>"}), "<pad> has the id 301, not 300"),
+        (lambda v: v["added_tokens"].append({"id": 300, "content": "<pad>", "lstrip": True}), "stands beside it"),
+        (
+            lambda v: v["added_tokens"].append({"id": 300, "content": "<|end"}),
+            r"hf/tokenizer.json holds no tokenizer .*begins with",
+        ),
+        (lambda v: v.update(added_tokens=[{"id": 300, "content": "<pad>"}]), "special tokens are <pad>, without"),
         (lambda v: v["pre_tokenizer"].update(add_prefix_space=True), "split as GPT-2's"),
         (lambda v: v["model"]["merges"].reverse(), "order of its ids"),
     ],
@@ -294,7 +304,7 @@ def assert_same_greedy(ours: GPT, network) -> None:
 def test_a_tokenizer_that_cannot_be_read_holds_up_only_who_needs_it(text: str, tiny, tmp_path: Path) -> None:
     export(source_of(toy(vocab_size=300), train_bpe([text], 300)), "hf", tmp_path / "hf", lambda line: None)
     values = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
-    values["added_tokens"].append({"id": 300, "content": "[PAD]"})
+    values["added_tokens"].append({"id": 305, "content": "[PAD]"})
     (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(values))
     source = open_model(str(tmp_path / "hf"))
     assert source.known_tokenizer is None

@@ -15,7 +15,7 @@ from gpt2.formats.export import export
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.formats.vocabulary import llmc_bytes
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import ByteTokenizer, gpt2_tokenizer, train_bpe
+from gpt2.tokenizers import ByteTokenizer, decode, gpt2_tokenizer, train_bpe
 
 
 def sha256(data: bytes) -> str:
@@ -116,6 +116,18 @@ def test_every_tokenizer_comes_back(kind: str, text: str, tmp_path: Path) -> Non
     tokenizer = {"byte": ByteTokenizer(), "bpe": train_bpe([text], 300), "char": characters(40)}[kind]
     llmc.write_tokenizer(tokenizer, tmp_path / "gpt2_tokenizer.bin")
     assert open_tokenizer(str(tmp_path / "gpt2_tokenizer.bin")).to_json() == tokenizer.to_json()
+
+
+def test_special_tokens_are_written_and_what_is_lost_is_said(text: str, tmp_path: Path) -> None:
+    notes: list[str] = []
+    tokenizer = train_bpe([text], 302, ["<|user|>", "[PAD]"])
+    export(source_of(toy(vocab_size=302), tokenizer), "llmc", tmp_path / "x", notes.append)
+    assert notes == [
+        "llm.c's tokenizer file does not say which tokens are special: <|user|>, [PAD] are ordinary ones for who "
+        "reads it"
+    ]
+    ids = tokenizer.encode("a<|user|>b[PAD]<|endoftext|>", specials=True)
+    assert decode(open_tokenizer(str(tmp_path / "x")), ids) == "a<|user|>b[PAD]<|endoftext|>"
 
 
 def test_samples_of_a_character_model_start_from_a_newline(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def open_file(path: Path) -> Source:
     def find_tokenizer() -> Tokenizer | None:
         try:
             return _tokenizer(metadata)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError):
             return None
 
     return Source(config, tensors, find_tokenizer, f"{path} (GGUF)")
@@ -114,13 +114,16 @@ def _stored(info: TensorInfo, path: Path, size: int) -> Stored:
 
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer in the metadata, where it is byte-level."""
+    """The tokenizer in the metadata, where it is byte-level. Control tokens that end the list are special."""
     if metadata["tokenizer.ggml.model"] != b"gpt2" or metadata.get("tokenizer.ggml.pre", b"gpt-2") != b"gpt-2":
         return None
     eot = metadata.get("tokenizer.ggml.eos_token_id")
     texts = [t.decode() for t in metadata["tokenizer.ggml.tokens"]]
-    tokens = [t.encode() if i == eot else bytes(BYTE_OF[c] for c in t) for i, t in enumerate(texts)]
-    return from_tokens(tokens, eot)
+    types, end = metadata.get("tokenizer.ggml.token_type", []), len(texts)
+    while len(types) == len(texts) and end > 0 and types[end - 1] == CONTROL and end - 1 != eot:
+        end -= 1
+    tokens = [t.encode() if i == eot else bytes(BYTE_OF[c] for c in t) for i, t in enumerate(texts[:end])]
+    return from_tokens(tokens, eot, specials=texts[end:])
 
 
 def write(model: GPT, extras: Extras, path: Path) -> None:
@@ -185,8 +188,10 @@ def _from_q8(data: Tensor) -> Tensor:
 
 def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) -> dict[str, Any]:
     tokens, pairs = [printable(t) for t in all_tokens(tokenizer)], _merges(tokenizer)
+    specials = tokenizer.specials if isinstance(tokenizer, BPETokenizer) else ()
+    control = dict(zip(range(len(tokens) - len(specials), len(tokens)), specials, strict=True))
     if tokenizer.eot is not None:
-        tokens[tokenizer.eot] = END_OF_TEXT
+        control[tokenizer.eot] = END_OF_TEXT
     values: dict[str, Any] = {
         "general.architecture": "gpt2",
         "general.name": name,
@@ -197,8 +202,8 @@ def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) ->
         EPSILON: 1e-5,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [CONTROL if i == tokenizer.eot else NORMAL for i in range(len(tokens))],
+        "tokenizer.ggml.tokens": [control.get(i, token) for i, token in enumerate(tokens)],
+        "tokenizer.ggml.token_type": [CONTROL if i in control else NORMAL for i in range(len(tokens))],
         "tokenizer.ggml.merges": [f"{printable(left)} {printable(right)}" for left, right in pairs],
         "tokenizer.ggml.add_bos_token": False,
     }

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt2.errors import UserError
 from gpt2.formats.vocabulary import BYTE_OF, from_tokens, merges, printable
 from gpt2.tokenizers import END_OF_TEXT, GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
@@ -12,7 +13,11 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 def from_tokenizer_json(values: dict[str, Any]) -> Tokenizer:
     """`tokenizer.json` of Hugging Face's tokenizers. Raises ValueError for one of another kind."""
-    model, added = values["model"], {t["content"]: t["id"] for t in values.get("added_tokens") or []}
+    model, added_tokens = values["model"], values.get("added_tokens") or []
+    added = {t["content"]: t["id"] for t in added_tokens}
+    for token in added_tokens:
+        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
+            raise ValueError(f"its special token {token['content']} depends on what stands beside it")
     if values.get("normalizer"):
         raise ValueError("it changes the text before splitting it")
     if model["type"] == "WordLevel" and not added:
@@ -47,15 +52,22 @@ def from_vocab_and_merges(vocab: dict[str, int], merges: list[str]) -> Tokenizer
 
 def _byte_level(vocab: dict[str, int], merges: list[str], pattern: str, added: dict[str, int]) -> Tokenizer:
     """A byte-level BPE whose merges make its tokens in the order of their ids. Raises ValueError for another."""
-    if set(added) != {END_OF_TEXT}:
-        raise ValueError(f"its special tokens are {', '.join(sorted(added)) or 'none'}, not {END_OF_TEXT} alone")
+    if END_OF_TEXT not in added:
+        raise ValueError(f"its special tokens are {', '.join(sorted(added)) or 'none'}, without {END_OF_TEXT}")
     eot = added[END_OF_TEXT]
-    by_id = {i: token for token, i in vocab.items() if i != eot}
+    specials = sorted(added.keys() - {END_OF_TEXT}, key=added.__getitem__)
+    by_id = {i: token for token, i in vocab.items() if token not in added}
+    for i, special in enumerate(specials, start=len(by_id) + 1):
+        if added[special] != i:
+            raise ValueError(f"its special token {special} has the id {added[special]}, not {i} after all others")
     tokens = [END_OF_TEXT.encode() if i == eot else _bytes(by_id[i]) for i in range(len(by_id) + 1)]
     joined = [m.replace(" ", "") for m in merges]
     if joined != [by_id[i] for i in sorted(by_id) if len(by_id[i]) > 1]:
         raise ValueError("its merges are not in the order of its ids")
-    return _known(from_tokens(tokens, eot, pattern))
+    try:
+        return _known(from_tokens(tokens, eot, pattern, specials))
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _bytes(token: str) -> bytes:
@@ -111,7 +123,7 @@ def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
         case ByteTokenizer():
             vocab, pairs, splitting = {printable(bytes([b])): b for b in range(256)}, [], {"use_regex": False}
         case BPETokenizer():
-            ids = (i for i in range(tokenizer.vocab_size) if i != tokenizer.eot)
+            ids = (i for i in range(len(tokenizer.tokens) + 1) if i != tokenizer.eot)
             vocab = {printable(t): i for t, i in zip(tokenizer.tokens, ids, strict=True)}
             pairs = [(printable(left), printable(right)) for left, right in merges(tokenizer)]
             splitting = {"use_regex": True}
@@ -122,9 +134,13 @@ def _parts(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, BPETokenizer) and tokenizer.pattern != GPT2_PATTERN:
         split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, {**byte_level, "use_regex": False}]}
-    end = {"id": tokenizer.eot, "content": END_OF_TEXT, "special": True, "normalized": False}
+    specials = tokenizer.specials if isinstance(tokenizer, BPETokenizer) else ()
+    added = {END_OF_TEXT: tokenizer.eot} | dict(
+        zip(specials, range(len(vocab) + 1, tokenizer.vocab_size), strict=True)
+    )
+    alone = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
     return {
-        "added_tokens": [end | {"single_word": False, "lstrip": False, "rstrip": False}],
+        "added_tokens": [{"id": i, "content": special, **alone} for special, i in added.items()],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,

@@ -15,7 +15,7 @@ from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.vocabulary import all_tokens, llmc_bytes
 from gpt2.model import GPT, PRESETS, GPTConfig
-from gpt2.tokenizers import Tokenizer
+from gpt2.tokenizers import BPETokenizer, Tokenizer
 
 HEADER_BYTES = 1024
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
@@ -195,6 +195,11 @@ def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 def write(model: GPT, extras: Extras, folder: Path) -> None:
     """Fill `folder` with the four files of llm.c's `--write_tensors`. Raises UserError."""
     name = stem(model.config)
+    if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.specials:
+        extras.note(
+            f"llm.c's tokenizer file does not say which tokens are special: {', '.join(extras.tokenizer.specials)} "
+            "are ordinary ones for who reads it"
+        )
     if extras.tokenizer is not None:
         with publish(folder / "gpt2_tokenizer.bin") as path:
             write_tokenizer(extras.tokenizer, path)

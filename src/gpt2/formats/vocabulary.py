@@ -30,30 +30,33 @@ def printable(token: bytes) -> str:
 
 
 def all_tokens(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of every id; end-of-text as its thirteen letters."""
+    """The bytes of every id; end-of-text as its thirteen letters, other special tokens as theirs."""
     return [
         END_OF_TEXT.encode() if i == tokenizer.eot else tokenizer.decode_bytes([i])
         for i in range(tokenizer.vocab_size)
     ]
 
 
-def from_tokens(tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PATTERN) -> Tokenizer | None:
-    """The tokenizer with these tokens; None where it is none of ours.
+def from_tokens(
+    tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PATTERN, specials: Sequence[str] = ()
+) -> Tokenizer | None:
+    """The tokenizer with these tokens, and after them these special ones; None where it is none of ours.
 
-    Byte-level BPE is known by having all 256 bytes, and taken to merge in the order of its ids.
+    Byte-level BPE is known by having all 256 bytes, and taken to merge in the order of its ids. Raises UserError for
+    special tokens that are mistaken for others.
     """
     rest = [t for i, t in enumerate(tokens) if i != eot]
     if len(set(rest)) < len(rest) or (eot is not None and tokens[eot] != END_OF_TEXT.encode()):
         return None
-    if eot == 256 and rest == [bytes([b]) for b in range(256)]:
+    if eot == 256 and not specials and rest == [bytes([b]) for b in range(256)]:
         return ByteTokenizer()
     if eot is not None and {bytes([b]) for b in range(256)} <= set(rest):
         is_gpt2 = len(tokens) == 50257 and max(map(len, tokens)) < 256
         is_gpt2 = is_gpt2 and hashlib.sha256(llmc_bytes(tokens, eot)).hexdigest() == GPT2_SHA256
         kind = "gpt2" if is_gpt2 else "bpe"
-        return BPETokenizer(rest, pattern, kind, None if eot == len(rest) else eot)
+        return BPETokenizer(rest, pattern, kind, None if eot == len(rest) else eot, specials)
     characters = [t.decode("utf-8", errors="ignore") for t in rest]
-    if eot is None and all(len(c) == 1 for c in characters):
+    if eot is None and not specials and all(len(c) == 1 for c in characters):
         return CharTokenizer("".join(characters))
     return None
 
