@@ -21,7 +21,7 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 # The same cuts, sooner: the regex engine of tiktoken and rustbpe backtracks only where there is look-around, and what
 # has none stands in one group here. (Only one whitespace before something printable gets as far as the last part.)
 _FAST_GPT2_PATTERN = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
-TEXTS_AT_A_TIME = 256
+TEXTS_AT_A_TIME = 64
 """Texts that training holds: enough to share among cores."""
 GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",

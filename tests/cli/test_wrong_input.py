@@ -38,6 +38,7 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     Path("float.toml").write_text("batch_size = 3.5\n")
     Path("latin.txt").write_bytes("é".encode("latin-1") * 100)
     Path("empty").mkdir()
+    Path("there.json").write_text("{}")
     export(open_model("r"), "nanogpt", Path("nano"), print)
     Path("nano/meta.pkl").unlink()
     return tmp_path
@@ -100,6 +101,23 @@ WRONG = [
     ("train TINY --dataset=d --seed=99999999999999999999999", "seed"),
     ("prepare r/log.jsonl --tokenizer=byte --out=r", "holds no dataset"),
     ("prepare mine.txt --tokenizer=bpe --vocab_size=0", "at least 257"),
+    ("tokenizer train", "SOURCES"),
+    ("tokenizer train nowhere.txt", "nowhere.txt"),
+    ("tokenizer train shakespeare", "shakespeare is a corpus by name"),
+    ("tokenizer train -", "save it to a file"),
+    ("tokenizer train latin.txt", "not UTF-8"),
+    ("tokenizer train mine.txt", "500 characters, enough for only"),
+    ("tokenizer train a_file --vocab_size=257", "1 characters, too few"),
+    ("tokenizer train mine.txt --vocab_size=256", "at least 257"),
+    ("tokenizer train mine.txt --vocab_size=258 --special_tokens <|a|> <|b|>", "at least 259"),
+    ("tokenizer train mine.txt --special_tokens <|a|> <|a|>", "there twice"),
+    ("tokenizer train mine.txt --vocab_size=3.5", "--vocab_size is 3.5"),
+    ("tokenizer train mine.txt --max_characters=0", "max_characters is 0"),
+    ("tokenizer train mine.txt --vocab_size=260 --out=nowhere/t.json", "no folder nowhere"),
+    ("tokenizer train mine.txt --vocab_size=260 --out=nowhere", "NAME.json"),
+    ("tokenizer train mine.txt --vocab_size=260 --out=d/vocab.json", "NAME.json"),
+    ("tokenizer train mine.txt --vocab_size=260 --out=d/dataset.json", "NAME.json"),
+    ("tokenizer train mine.txt --vocab_size=260 --out=there.json", "there.json already exists"),
     ("demo --smoke --out_dir=r", "already holds a run"),
     ("sample r --num_samples=0", "num_samples"),
     ("prepare", "SOURCES"),

@@ -17,6 +17,7 @@ from gpt2.cli.inspect import inspect
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.sample import sample
+from gpt2.cli.tokenizer import app as tokenizer_app
 from gpt2.cli.train import fill_in, train
 from gpt2.data.sources import STANDARD_INPUT
 from gpt2.errors import UserError
@@ -41,6 +42,7 @@ def make_app() -> cyclopts.App:
         app.command(command, help_format="markdown")
     app.command(import_, name="import", help_format="markdown")
     app.command(eval_app)
+    app.command(tokenizer_app)
     return app
 
 

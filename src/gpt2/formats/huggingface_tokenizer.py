@@ -85,8 +85,7 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
 
     A character model's tokenizer fails on characters it does not have, as ours does.
     """
-    parts = _parts(tokenizer)
-    _dump(folder / "tokenizer.json", {"version": "1.0", "truncation": None, "padding": None, **parts})
+    parts = write_json(tokenizer, folder / "tokenizer.json")
     config: dict[str, Any] = {
         "tokenizer_class": "GPT2Tokenizer" if tokenizer.kind == "gpt2" else "PreTrainedTokenizerFast",
         "model_max_length": block_size,
@@ -100,6 +99,13 @@ def write(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
         lines = "".join(f"{left} {right}\n" for left, right in parts["model"]["merges"])
         (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
     _dump(folder / "tokenizer_config.json", config)
+
+
+def write_json(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+    """Write `tokenizer.json`, which is the whole tokenizer, to `path`; returns what it says of the tokenizer."""
+    parts = _parts(tokenizer)
+    _dump(path, {"version": "1.0", "truncation": None, "padding": None, **parts})
+    return parts
 
 
 def _dump(path: Path, value: dict[str, Any]) -> None:
