@@ -69,6 +69,16 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
     return prepare(folder / "text.txt", out=folder / "prepared", tokenizer="char")
 
 
+@pytest.fixture(scope="session")
+def heeding(tmp_path_factory: pytest.TempPathFactory, text: str) -> dict[str, str | bool]:
+    """The settings of a run that heeds documents, most of them shorter than a row of `tiny`."""
+    folder, words, rng = tmp_path_factory.mktemp("documents"), iter(text.split()), random.Random(1)
+    for i in range(400):
+        (folder / f"{i}.txt").write_text(" ".join(next(words) for _ in range(rng.randint(1, 6))))
+    prepared = prepare(folder, out=folder.parent / f"{folder.name}_prepared", tokenizer="byte")
+    return {"dataset": str(prepared), "document_mask": True, "align_documents": True}
+
+
 @pytest.fixture
 def tiny(dataset: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     """Makes the configuration of a run of a second, with changes."""

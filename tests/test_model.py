@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gpt2.errors import UserError
@@ -131,6 +133,130 @@ def test_no_position_sees_a_later_one() -> None:
     before, after = model.hidden(IDX), model.hidden(changed)
     assert torch.equal(before[:, :-1], after[:, :-1])
     assert not torch.equal(before[:, -1], after[:, -1])
+
+
+def packed_model(flash: bool) -> GPT:
+    """A model for rows of 8 tokens, the same for either attention."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16, flash=flash)).double()
+
+
+def packed_rows(begins: list[list[bool]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids in which 0 stands where a document begins, and the number of each token's document."""
+    idx = torch.arange(1, 17).view(2, 8).masked_fill(torch.tensor(begins), 0)
+    return idx, torch.tensor([[sum(row[: t + 1]) for t in range(8)] for row in begins])
+
+
+def written_out(model: GPT, idx: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """Final hidden states of one row at a time, each position attending by itself, in float64."""
+
+    def norm(x: torch.Tensor, ln) -> torch.Tensor:
+        centred = x - x.mean()
+        return centred / torch.sqrt((centred**2).mean() + 1e-5) * ln.weight + ln.bias
+
+    t, head_size = model.transformer, model.config.n_embd // model.config.n_head
+    result = []
+    for row, numbers in zip(idx.tolist(), documents.tolist(), strict=True):
+        xs = [t.wte.weight[token] + t.wpe.weight[i] for i, token in enumerate(row)]
+        for block in t.h:
+            qkv = [block.attn.c_attn.weight @ norm(x, block.ln_1) + block.attn.c_attn.bias for x in xs]
+            qs, ks, vs = zip(*((p.view(3, -1, head_size)) for p in qkv), strict=True)
+            for i in range(len(xs)):
+                seen = [j for j in range(i + 1) if numbers[j] == numbers[i]]
+                heads = []
+                for h in range(model.config.n_head):
+                    powers = [torch.exp(qs[i][h] @ ks[j][h] / head_size**0.5) for j in seen]
+                    heads.append(sum(p * vs[j][h] for p, j in zip(powers, seen, strict=True)) / sum(powers))
+                xs[i] = xs[i] + block.attn.c_proj.weight @ torch.cat(heads) + block.attn.c_proj.bias
+            for i, x in enumerate(xs):
+                inner = block.mlp.c_fc.weight @ norm(x, block.ln_2) + block.mlp.c_fc.bias
+                gelu = inner / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+                xs[i] = x + block.mlp.c_proj.weight @ gelu + block.mlp.c_proj.bias
+        result.append(torch.stack([norm(x, t.ln_f) for x in xs]))
+    return torch.stack(result)
+
+
+PLACES = st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=2, max_size=2)
+BEGINS = [[t in places for t in range(8)] for places in ([], [0], [7], [3], [0, 7], [2, 3, 4], [0, 1], range(8))]
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("begins", BEGINS)
+@torch.no_grad()
+def test_documents_are_masked_as_worked_out_position_by_position(begins: list[bool], flash: bool) -> None:
+    model = packed_model(flash)
+    for p in model.parameters():
+        p.mul_(5)  # as initialised, attention is nearly even
+    idx, documents = packed_rows([begins, begins[::-1]])
+    expected = written_out(model, idx, documents)
+    assert torch.allclose(model.hidden(idx, documents=documents), expected, rtol=0, atol=1e-11)
+    _, loss = model(idx, idx.roll(-1, 1), documents=documents)
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(model.head(expected).flatten(0, 1), idx.roll(-1, 1).flatten()).item(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@given(begins=PLACES)
+@torch.no_grad()
+def test_a_document_sees_no_earlier_one(begins: list[list[bool]], flash: bool) -> None:
+    """Bit for bit, whatever the earlier ones hold; without the mask it does."""
+    model = packed_model(flash)
+    idx, documents = packed_rows(begins)
+    before, unmasked = model.hidden(idx, documents=documents), model.hidden(idx)
+    for number in range(1, int(documents.max()) + 1):
+        earlier, here = documents < number, documents == number
+        changed = torch.where(earlier, (idx + 1) % 20, idx)
+        assert torch.equal(model.hidden(changed, documents=documents)[here], before[here])
+        seen = here & earlier.any(dim=1, keepdim=True)  # a row may have none before this one
+        assert (model.hidden(changed)[seen] != unmasked[seen]).any(dim=-1).all()
+
+
+@given(begins=PLACES)
+def test_flash_and_explicit_attention_agree_on_documents(begins: list[list[bool]]) -> None:
+    """And so do their gradients."""
+    idx, documents = packed_rows(begins)
+    flash, explicit = packed_model(True), packed_model(False)
+    losses = [m(idx, idx.roll(-1, 1), documents=documents)[1] for m in (flash, explicit)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
+    for loss in losses:
+        loss.backward()
+    for (name, p), q in zip(flash.named_parameters(), explicit.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=0, atol=1e-6), name  # the loss is in float32
+
+
+def test_without_documents_attention_is_the_causal_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask would cost the fast path."""
+    asked = []
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *qkv, **how: asked.append(how) or attention(*qkv, **how)
+    )
+    model = packed_model(True)
+    idx, documents = packed_rows(BEGINS[3:5])
+    model(idx)
+    assert asked == [{"dropout_p": 0.0, "is_causal": True}] * 2
+    model(idx, documents=documents)
+    first, second = (how["attn_mask"] for how in asked[2:])
+    assert first is second  # made once for all layers
+    assert first.shape == (2, 1, 8, 8)
+
+
+def test_documents_do_not_go_with_a_cache() -> None:
+    model = packed_model(True)
+    idx, documents = packed_rows(BEGINS[3:5])
+    with pytest.raises(AssertionError, match="cache"):
+        model(idx, cache=KVCache(model.config, 2, torch.device("cpu"), torch.float64), documents=documents)
+
+
+def test_documents_can_be_compiled() -> None:
+    """In one graph; the rest of the compiler is PyTorch's, and is tried when a run begins."""
+    model = packed_model(True)
+    idx, documents = packed_rows(BEGINS[3:5])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for numbers in (documents, documents.flip(0)):
+        _, loss = compiled(idx, idx, documents=numbers)
+        assert loss.item() == pytest.approx(model(idx, idx, documents=numbers)[1].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("flash", [True, False])

@@ -116,22 +116,23 @@ class CausalSelfAttention(nn.Module):
         self.flash = config.flash
         self.layer = layer
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, nh, past + T, hs)
-        y = self.attend(q, k, v).transpose(1, 2).reshape(B, T, C)
+        y = self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of the last T positions over all of them; shapes as in `forward`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of the last T positions over all of them, causal without a mask; shapes as in `forward`."""
         T, S = q.size(2), k.size(2)
         dropout = self.dropout if self.training else 0.0
-        if self.flash and (T == S or T == 1):
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == S)
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        if mask is None:
+            if self.flash and (T == S or T == 1):
+                return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T == S)
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         if self.flash:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         scores = (q @ k.transpose(-2, -1)) / math.sqrt(q.size(-1))  # (B, nh, T, S)
@@ -160,8 +161,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -201,22 +202,29 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Score token ids.
 
         idx: int64 (B, T). targets: int64 (B, T), where -1 is ignored. With targets, returns the logits
         (B, T, V) and their mean cross-entropy in nats, a float32 scalar; without, the logits of the last
         position (B, 1, V) and None. With a cache, `idx` continues the positions already in it.
+
+        documents: int (B, T), the number of each position's document in its row; attention then stays inside a
+        document. Positions still count from the beginning of the row, as GPT-2's do. Not together with a cache.
         """
-        x = self.hidden(idx, cache)
+        x = self.hidden(idx, cache, documents)
         if targets is None:
             return self.head(x[:, [-1]]), None
         logits = self.head(x)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Final hidden states (B, T, C), after `ln_f`."""
         start = cache.length if cache is not None else 0
         end = start + idx.size(1)
@@ -224,8 +232,12 @@ class GPT(nn.Module):
         positions = torch.arange(start, end, device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
+        mask = None
+        if documents is not None:
+            assert cache is None, "a cache does not know the documents of its positions"
+            mask = (documents[:, None, :, None] == documents[:, None, None, :]).tril()  # (B, 1, T, T)
         for block in self.transformer.h:
-            x = block(x, cache)
+            x = block(x, cache, mask)
         if cache is not None:
             cache.length = end
         return self.transformer.ln_f(x)

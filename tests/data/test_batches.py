@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.data.batches import evaluation_starts, gather, permute, sample_starts
+from gpt2.data.batches import align, document_numbers, evaluation_starts, gather, permute, sample_starts
+from gpt2.data.shards import Tokens, open_shard
 from gpt2.errors import UserError
 
 ORDERS = ["random", "shuffled", "sequential"]
@@ -143,3 +146,47 @@ def test_targets_are_one_token_ahead() -> None:
     assert x.tolist() == [[0, 1, 2, 3], [100, 101, 102, 103]]
     assert y.tolist() == [[1, 2, 3, 4], [101, 102, 103, 104]]
     assert x.dtype == y.dtype == torch.int64
+
+
+def in_shards(folder: Path, *shards: list[int]) -> Tokens:
+    for i, ids in enumerate(shards):
+        np.array(ids, dtype="<u2").tofile(folder / f"{i}.bin")
+    return Tokens([open_shard(folder / f"{i}.bin") for i in range(len(shards))])
+
+
+@given(
+    shards=st.lists(st.lists(st.sampled_from([1, 2, 9]), min_size=1, max_size=12), min_size=1, max_size=4),
+    block=st.integers(1, 12),
+)
+def test_rows_are_aligned_to_the_next_document(shards: list[list[int]], block: int, tmp_path_factory) -> None:
+    """Every window of the split, with end-of-text 9, alone and among the others."""
+    ids = [token for shard in shards for token in shard]
+    if len(ids) <= block:
+        return
+    tokens = in_shards(tmp_path_factory.mktemp("shards"), *shards)
+    starts = np.arange(len(ids) - block)
+    moved = align(tokens, starts, block, 9)
+    assert starts.tolist() == list(range(len(ids) - block))  # the caller's are left as they are
+    for start, to in enumerate(moved.tolist()):
+        places = [p for p in range(start, start + block + 1) if p in starts and ids[p] == 9]
+        assert to == (places[0] if places else start)
+        assert len(tokens[to : to + block + 1]) == block + 1
+        assert align(tokens, starts[start : start + 1], block, 9).tolist() == [to]
+    assert np.array_equal(align(tokens, moved, block, 9), moved)
+
+
+@pytest.mark.parametrize(
+    ("start", "to"),
+    [(0, 0), (1, 5), (5, 5), (6, 6), (7, 11), (11, 11), (12, 12), (14, 14)],
+)
+def test_a_window_moves_as_far_as_a_block_and_not_out_of_the_split(start: int, to: int, tmp_path: Path) -> None:
+    """Blocks of 4 with end-of-text at 0, 5, 11 and 16; the last window that fits begins at 14."""
+    ids = [9 if i in (0, 5, 11, 16) else 1 for i in range(19)]
+    tokens = in_shards(tmp_path, ids[:9], ids[9:])
+    assert align(tokens, np.array([start]), 4, 9).tolist() == [to]
+
+
+def test_documents_are_numbered_from_their_end_of_text() -> None:
+    x = torch.tensor([[9, 1, 2, 9, 9, 3], [1, 2, 9, 3, 4, 9], [1, 2, 3, 4, 5, 6]])
+    assert document_numbers(x, 9).tolist() == [[1, 1, 1, 2, 3, 3], [0, 0, 1, 1, 1, 2], [0] * 6]
+    assert document_numbers(x, None) is None

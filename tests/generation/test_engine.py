@@ -40,9 +40,7 @@ def test_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     seen = []
     hidden = GPT.hidden
-    monkeypatch.setattr(
-        GPT, "hidden", lambda self, idx, cache=None: seen.append(idx.size(1)) or hidden(self, idx, cache)
-    )
+    monkeypatch.setattr(GPT, "hidden", lambda self, idx, *rest: seen.append(idx.size(1)) or hidden(self, idx, *rest))
     take(model, torch.zeros(1, 4, dtype=torch.int64), 14, temperature=0)
     assert seen == [4] + [1] * 12 + [16]
 

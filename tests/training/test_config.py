@@ -56,6 +56,8 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"grad_clip": float("inf")}, "grad_clip is inf"),
         ({"seed": 2**63}, "seed"),
         ({"out_dir": "\udcff"}, "not valid text"),
+        ({"align_documents": True, "data_order": "shuffled"}, "data_order=shuffled shows every token once"),
+        ({"align_documents": True, "data_order": "sequential"}, "use --data_order=random or --align_documents=False"),
     ],
 )
 def test_contradictions_are_refused(settings: dict, message: str) -> None:

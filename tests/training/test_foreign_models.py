@@ -106,8 +106,13 @@ def test_the_models_gelu_is_kept_unless_another_is_asked_for(tiny, tmp_path: Pat
     assert set_up(tiny(out_dir="b"), quiet).config.gelu == "tanh"
 
 
-def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(tiny, tmp_path: Path) -> None:
-    plain, config = tiny(out_dir=str(tmp_path / "a")), tiny(out_dir=str(tmp_path / "b"), write_tensors=True)
+@pytest.mark.parametrize("heed", [False, True])
+def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(
+    tiny, heeding: dict, heed: bool, tmp_path: Path
+) -> None:
+    """Computed without a document mask, as llm.c computes."""
+    plain = tiny(out_dir=str(tmp_path / "a"), **heeding if heed else {})
+    config = replace(plain, out_dir=str(tmp_path / "b"), write_tensors=True)
     fresh = set_up(config, quiet)
     x, y = gather(fresh.train_tokens, row_starts(fresh)[:4], 16, torch.device("cpu"))
     _, loss = fresh.model.eval()(x, y)

@@ -14,7 +14,8 @@ from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.formats.layout import saved_steps
 from gpt2.runlog.records import read_log
-from gpt2.training.loop import train
+from gpt2.training.loop import estimate_losses, train
+from gpt2.training.setup import set_up
 
 
 def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
@@ -52,6 +53,39 @@ def test_evaluation_is_the_mean_over_fixed_blocks(tiny, tmp_path: Path, dataset:
         with torch.no_grad():
             losses.append(model(x, y)[1].item())
     assert result.val_loss == pytest.approx(sum(losses) / 12, abs=1e-5)
+
+
+def test_a_run_that_heeds_documents_learns(tiny, heeding: dict, tmp_path: Path) -> None:
+    train(tiny(**heeding, max_iters=60))
+    evaluations = [r["val_loss"] for r in read_log(tmp_path / "run") if r["event"] == "eval"]
+    assert evaluations[-1] < evaluations[0] - 1.5
+    settings = (tmp_path / "run" / "config.toml").read_text()
+    assert "document_mask = true\nalign_documents = true\n" in settings
+
+
+@torch.no_grad()
+def test_evaluation_heeds_documents_where_training_does(tiny, heeding: dict) -> None:
+    run = set_up(tiny(**heeding | {"align_documents": False}, eval_iters=0, eval_only=True), lambda line: None)
+    for p in run.model.parameters():
+        p.mul_(5)  # as initialised, hardly anything depends on attention
+    tokens = run.val_tokens
+    masked, whole = [], []
+    for start in evaluation_starts(tokens, 16, 0):
+        x, y = gather(tokens, [start], 16, torch.device("cpu"))
+        numbers = torch.tensor([[x[0, : t + 1].tolist().count(256) for t in range(16)]])
+        masked.append(run.model(x, y, documents=numbers)[1].item())
+        whole.append(run.model(x, y)[1].item())
+    masked, whole = sum(masked) / len(masked), sum(whole) / len(whole)
+    assert abs(masked - whole) > 1e-2
+    assert estimate_losses(run)["val_loss"] == pytest.approx(masked, abs=1e-5)
+    run.boundary = None
+    assert estimate_losses(run)["val_loss"] == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [["document_mask"], ["align_documents"], ["document_mask", "align_documents"]])
+def test_documents_without_an_end_of_text_are_refused(tiny, settings: list[str]) -> None:
+    with pytest.raises(UserError, match=f"^{' and '.join(settings)}: the char tokenizer of .* --tokenizer=byte"):
+        train(tiny(**dict.fromkeys(settings, True)))
 
 
 def test_the_logged_loss_is_the_mean_over_all_micro_batches(tiny, tmp_path: Path) -> None:
@@ -134,7 +168,7 @@ def test_time_limit_ends_the_run_with_a_checkpoint(tiny, tmp_path: Path) -> None
 
 def test_a_compiler_that_fails_is_said_and_done_without(tiny, monkeypatch, capfd) -> None:
     def broken(model):
-        def forward(*args):
+        def forward(*args, **more):
             raise RuntimeError("no compiler\nmore")
 
         return forward
@@ -143,6 +177,28 @@ def test_a_compiler_that_fails_is_said_and_done_without(tiny, monkeypatch, capfd
     result = train(tiny(compile=True, max_iters=2))
     assert result.step == 2
     assert "torch.compile cannot work here (no compiler); training without it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("heed", [False, True])
+def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: bool, monkeypatch) -> None:
+    """With a mask or without one: they are two programs to the compiler."""
+    seen = []
+
+    def recording(model):
+        def forward(x, y, documents):
+            seen.append(documents)
+            return model(x, y, documents=documents)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", recording)
+    config = tiny(**heeding | {"document_mask": heed}, compile=True, max_iters=2)
+    set_up(config, lambda line: None)
+    assert len(seen) == 1
+    train(config)
+    assert [None if d is None else (d.shape, d.dtype) for d in seen] == [
+        ((4, 16), torch.int64) if heed else None
+    ] * 4  # both trials and both updates
 
 
 def test_samples_of_a_prompt_that_cannot_be_encoded_are_refused_at_the_start(tiny, tmp_path: Path) -> None:
@@ -189,7 +245,7 @@ def test_overwrite_comes_after_every_check(tiny, tmp_path: Path, monkeypatch) ->
 
 def test_out_of_memory_names_the_knob(tiny, monkeypatch) -> None:
     def exhausted(model):
-        def forward(*args):
+        def forward(*args, **more):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         return forward

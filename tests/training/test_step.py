@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpt2.data.batches import gather, sample_starts
 from gpt2.optim.adamw import parameter_groups
 from gpt2.training.setup import Run, set_up
-from gpt2.training.step import dropout_seed, step_learning_rate, train_step
+from gpt2.training.step import dropout_seed, row_starts, step_learning_rate, train_step
 
 
 def silent(line: str) -> None: ...
@@ -53,6 +53,29 @@ def test_an_update_is_the_textbooks(tiny) -> None:
         assert result.lr == lr
     for (name, p), q in zip(model.named_parameters(), run.model.parameters(), strict=True):
         assert torch.allclose(p.float(), q, rtol=0, atol=2e-4), name  # Adam divides tiny gradients by their size
+
+
+def test_an_update_heeds_documents(tiny, heeding: dict) -> None:
+    """Rows begin with end-of-text where there is one to move to, and their loss is that of masked attention."""
+    run = set_up(tiny(**heeding, gradient_accumulation_steps=3), silent)
+    for p in run.model.parameters():
+        p.data.mul_(5)  # as initialised, hardly anything depends on attention
+    model = type(run.model)(run.model.config).double()
+    model.load_state_dict(run.model.state_dict())
+    drawn, _ = all_rows(run, 0)
+    x, y = gather(run.train_tokens, row_starts(run), 16, run.device)
+    with_one = [256 in row for row in drawn.tolist()]
+    assert sum(with_one) > 6
+    assert all(row[0] == 256 for row, has in zip(x.tolist(), with_one, strict=True) if has)
+    numbers = torch.tensor([[row[: t + 1].count(256) for t in range(16)] for row in x.tolist()])
+    losses = []
+    for documents in (numbers, None):
+        logits = model.head(model.hidden(x, documents=documents))
+        losses.append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
+    assert abs(losses[0] - losses[1]) > 1e-2
+    assert train_step(run).loss.item() == pytest.approx(losses[0], rel=1e-5)
+    run = set_up(tiny(**heeding | {"align_documents": False}, gradient_accumulation_steps=3), silent)
+    assert torch.equal(gather(run.train_tokens, row_starts(run), 16, run.device)[0], drawn)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (6, 2), (3, 4), (1, 12)])

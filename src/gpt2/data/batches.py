@@ -102,6 +102,20 @@ def sample_starts(
             return sequential_starts(lengths, block_size, rows, step, count)
 
 
+def align(tokens: Tokens, starts: np.ndarray, block_size: int, eot: int) -> np.ndarray:
+    """`starts`, each moved forward to the next end-of-text token, with which a document begins: int64, as many.
+
+    A start stays where no such token is within the next `block_size`, or where the row would then leave the split.
+    """
+    last = len(tokens) - block_size - 1
+    moved = starts.copy()
+    for row, start in enumerate(starts.tolist()):
+        begins = tokens[start : min(start + block_size, last) + 1] == eot
+        if begins.any():
+            moved[row] += begins.argmax()
+    return moved
+
+
 def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray:
     """Start offsets of the blocks to evaluate on: at most `count`, evenly spread over the split, no two overlapping.
 
@@ -121,3 +135,12 @@ def gather(
     batch = torch.from_numpy(rows)
     batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     return batch[:, :-1], batch[:, 1:]
+
+
+def document_numbers(x: Tensor, boundary: int | None) -> Tensor | None:
+    """The document of each token, counted along its row, for `GPT.forward`: int64 (B, T) like `x`.
+
+    A document begins with the token `boundary`, its end-of-text: that is what its first token is predicted from.
+    None where there is no boundary to heed.
+    """
+    return None if boundary is None else (x == boundary).cumsum(dim=1)

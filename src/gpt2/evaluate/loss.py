@@ -2,16 +2,26 @@
 
 import torch
 
-from gpt2.data.batches import evaluation_starts, gather
+from gpt2.data.batches import document_numbers, evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast
 from gpt2.model import GPT
 
 
 @torch.no_grad()
-def evaluate_loss(model: GPT, tokens: Tokens, *, block_size: int, batch_size: int, batches: int, dtype: str) -> float:
+def evaluate_loss(
+    model: GPT,
+    tokens: Tokens,
+    *,
+    block_size: int,
+    batch_size: int,
+    batches: int,
+    dtype: str,
+    boundary: int | None = None,
+) -> float:
     """Mean loss in nats a token over `batches` batches of blocks spread evenly over `tokens`; 0 is all blocks.
 
+    Attention does not look back over the token `boundary`, where one is given.
     Leaves the model in the mode (train or eval) it was in.
     """
     device = next(model.parameters()).device
@@ -23,7 +33,7 @@ def evaluate_loss(model: GPT, tokens: Tokens, *, block_size: int, batch_size: in
         rows = starts[i : i + batch_size]
         x, y = gather(tokens, rows, block_size, device)
         with autocast(device, dtype):
-            _, loss = model(x, y)
+            _, loss = model(x, y, documents=document_numbers(x, boundary))
         total += loss.item() * len(rows)
     model.train(was_training)
     return total / len(starts)

@@ -42,6 +42,10 @@ class TrainConfig:
     """Where prepared datasets live."""
     data_order: Literal["random", "shuffled", "sequential"] = "random"
     """`random` windows, as nanoGPT; `shuffled`, every block once an epoch; `sequential`, as llm.c walks."""
+    document_mask: bool = False
+    """Attention does not look back over an end-of-text token, in training and in its evaluations."""
+    align_documents: bool = False
+    """Move a random window forward to the next end-of-text token, if one is within block_size tokens."""
     batch_size: int = 12
     """Rows of a micro-batch."""
     block_size: int = 1024
@@ -165,6 +169,11 @@ class TrainConfig:
             raise UserError(f"wsd_decay_fraction is {self.wsd_decay_fraction}; it must lie in (0, 1]")
         if not self.seed < 1 << 63:
             raise UserError(f"seed is {self.seed}; it must be below 2^63")
+        if self.align_documents and self.data_order != "random":
+            raise UserError(
+                f"align_documents moves windows, but data_order={self.data_order} shows every token once an epoch; "
+                "use --data_order=random or --align_documents=False"
+            )
         self._check_batch()
         if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
             raise UserError(

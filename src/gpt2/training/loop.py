@@ -100,6 +100,7 @@ def estimate_losses(run: Run) -> dict[str, float]:
             batch_size=run.config.batch_size,
             batches=run.config.eval_iters,
             dtype=run.config.dtype,
+            boundary=run.boundary,
         )
         for name, tokens in splits.items()
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gpt2 import checkpoint, device
-from gpt2.data.batches import gather
+from gpt2.data.batches import document_numbers, gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError, first_line
@@ -54,6 +54,8 @@ class Run:
     data_fingerprint: dict[str, str]
     train_tokens: Tokens
     val_tokens: Tokens
+    boundary: int | None
+    """The end-of-text token, over which attention does not look back; None without document_mask."""
     model: GPT
     """The plain module: this is what is evaluated, sampled and saved."""
     forward: Callable[..., Any]
@@ -83,6 +85,8 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     config = replace(config.resolved(), **chosen)
 
     dataset = open_dataset(config.dataset, config.data_dir, note)
+    _require_end_of_text(config, dataset)
+    boundary = dataset.tokenizer.eot if config.document_mask else None
     if config.sample_interval:
         encode_prompt(dataset.tokenizer, config.sample_start)
     model, source = _make_model(config, dataset, restored, asked, note)
@@ -117,7 +121,7 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     forward: Callable[..., Any] = model
     if not config.eval_only:
         _require_trackers(config)
-        forward = _try_out(model, train_tokens, config, note)
+        forward = _try_out(model, train_tokens, boundary, config, note)
     return Run(
         config=config,
         out_dir=out_dir,
@@ -126,6 +130,7 @@ def set_up(config: TrainConfig, note: Note) -> Run:
         data_fingerprint=dataset.fingerprint,
         train_tokens=train_tokens,
         val_tokens=val_tokens,
+        boundary=boundary,
         model=model,
         forward=forward,
         optimizer=optimizer,
@@ -161,6 +166,17 @@ def _is_a_runs(config_file: Path) -> bool:
     except (OSError, UnicodeDecodeError, UserError):
         return False
     return found.keys() >= {"out_dir", "init_from", "max_iters", "dataset", "learning_rate", "eval_interval"}
+
+
+def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
+    """Raise UserError where a setting heeds documents and the dataset's tokenizer puts nothing between them."""
+    heed = [name for name in ("document_mask", "align_documents") if getattr(config, name)]
+    if heed and dataset.tokenizer.eot is None:
+        raise UserError(
+            f"{' and '.join(heed)}: the {dataset.tokenizer.kind} tokenizer of {dataset.path} has no end-of-text to "
+            "tell documents by; prepare the text with --tokenizer=byte, bpe or gpt2, or give "
+            f"{' '.join(f'--{name}=False' for name in heed)}"
+        )
 
 
 def _make_model(
@@ -248,17 +264,17 @@ def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any],
     return replace(config, init_from=settings["init_from"])
 
 
-def _try_out(model: GPT, tokens: Tokens, config: TrainConfig, note: Note) -> Callable[..., Any]:
+def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConfig, note: Note) -> Callable[..., Any]:
     """What to train: the model, compiled where that is asked for and works.
 
     A batch is tried before the run begins. Raises UserError where it does not fit the device's memory.
     """
     where = next(model.parameters()).device
-    batch = gather(tokens, [0] * config.batch_size, config.block_size, where)
+    x, y = gather(tokens, [0] * config.batch_size, config.block_size, where)
 
     def attempt(forward: Callable[..., Any]) -> None:
         with device.autocast(where, config.dtype):
-            _, loss = forward(*batch)
+            _, loss = forward(x, y, documents=document_numbers(x, boundary))
         loss.backward()
         model.zero_grad(set_to_none=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.data.batches import gather, sample_starts
+from gpt2.data.batches import align, document_numbers, gather, sample_starts
 from gpt2.device import autocast
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
@@ -33,7 +33,7 @@ def train_step(run: Run) -> StepResult:
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
         with autocast(run.device, config.dtype):
-            _, micro_loss = run.forward(x, y)
+            _, micro_loss = run.forward(x, y, documents=document_numbers(x, run.boundary))
         micro_loss = micro_loss / config.accumulation
         run.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
@@ -52,7 +52,7 @@ def train_step(run: Run) -> StepResult:
 def row_starts(run: Run) -> np.ndarray:
     """Where in the training tokens the rows of this update begin, one micro-batch after the other."""
     config = run.config
-    return sample_starts(
+    starts = sample_starts(
         run.train_tokens.lengths,
         config.block_size,
         config.data_order,
@@ -61,6 +61,10 @@ def row_starts(run: Run) -> np.ndarray:
         config.accumulation * config.batch_size,
         config.batch_size,
     )
+    if config.align_documents:
+        assert run.tokenizer.eot is not None, "set_up refuses this"
+        starts = align(run.train_tokens, starts, config.block_size, run.tokenizer.eot)
+    return starts
 
 
 def dropout_seed(seed: int, step: int, micro: int) -> int:

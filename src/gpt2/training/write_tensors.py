@@ -16,7 +16,8 @@ from gpt2.training.step import row_starts
 def write_tensors(run: Run, note: Callable[[str], None]) -> None:
     """Write llm.c's files to `llmc/` of the run; makes no update.
 
-    The debug state is of the beginning of the first micro-batch, as much as llm.c's usual 4 rows of 64.
+    The debug state is of the beginning of the first micro-batch, as much as llm.c's usual 4 rows of 64, and
+    without a document mask, which llm.c does not know.
     """
     config = run.model.config
     tensors = {name: Stored.of(p.detach().cpu()) for name, p in run.model.named_parameters()}
