@@ -9,6 +9,7 @@ import pytest
 from gpt2 import tokenizers
 from gpt2.data import train_tokenizer as module
 from gpt2.data.dataset import open_dataset
+from gpt2.data.sources import Piece
 from gpt2.data.train_tokenizer import train_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import open_tokenizer
@@ -37,7 +38,7 @@ def test_every_twentieth_document_is_measured_and_not_trained_on(text: str, tmp_
     tokenizer, report = train_tokenizer(tmp_path, vocab_size=300, field="body")
     kept_out = lines[19::20]
     assert tokenizer.tokens == train_bpe([line for line in lines if not line.isupper()], 300).tokens
-    assert (report.documents, report.characters) == (600, sum(map(len, lines)))
+    assert report.characters == sum(map(len, lines))
     assert report.measured_bytes == sum(map(len, kept_out))
     assert report.bytes_per_token == report.measured_bytes / sum(len(tokenizer.encode(line)) for line in kept_out)
 
@@ -62,7 +63,7 @@ def test_no_more_is_read_than_asked_for(more: int, text: str, tmp_path: Path) ->
     (tmp_path / "b.txt").write_bytes(b"\xff never read")
     limit = sum(map(len, rows[:40])) + more
     tokenizer, report = train_tokenizer(tmp_path, vocab_size=280, max_characters=limit)
-    assert (report.documents, report.characters) == (41 if more else 40, limit)
+    assert report.characters == limit
     expected = [row for i, row in enumerate([*rows[:40], rows[40][:more]]) if i % 20 != 19]
     assert tokenizer.tokens == train_bpe(expected, 280).tokens
 
@@ -85,14 +86,14 @@ def test_the_text_is_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch,
         def __del__(self) -> None:
             Text.alive -= 1
 
-    def many(file: Path, field: str) -> Iterator[str]:
+    def many(*arguments: object) -> Iterator[Piece]:
         for i in range(1000):
-            yield Text(f"document number {i} " * 5)
+            yield Piece(Text(f"document number {i} " * 5))
 
-    monkeypatch.setattr(module, "documents", many)
+    monkeypatch.setattr("gpt2.data.text.pieces", many)
     (tmp_path / "a.txt").touch()
     _, report = train_tokenizer(tmp_path / "a.txt", vocab_size=300)
-    assert report.documents == 1000
+    assert report.characters > 1000 * 80
     assert Text.most < 10
 
 
@@ -121,7 +122,7 @@ def test_the_command_writes_what_prepare_takes(gpt2_command, text: str, tmp_path
     assert "not compared with GPT-2's tokenizer: cannot download" in err
     path = tmp_path / "tokenizer.json"
     figures = json.loads(out)
-    assert (figures["out"], figures["ids"], figures["documents"], figures["ratio"]) == (str(path), 302, 1, None)
+    assert (figures["out"], figures["ids"], figures["ratio"]) == (str(path), 302, None)
     expected = train_bpe([text[: len(text) * 19 // 20]], 302, ["<|user|>", "[PAD]"])
     assert open_tokenizer(str(path)).to_json() == expected.to_json()
     assert "<|user|>" in expected.to_json()["specials"]
@@ -151,3 +152,9 @@ def test_the_smallest_vocabulary_is_the_bytes(text: str, tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text(text)
     tokenizer, report = train_tokenizer(tmp_path / "a.txt", vocab_size=258, specials=["<|a|>"])
     assert (tokenizer.vocab_size, len(tokenizer.tokens), report.bytes_per_token) == (258, 256, 1)
+
+
+def test_a_corpus_by_name(tmp_path: Path) -> None:
+    _, report = train_tokenizer("pystdlib", vocab_size=400, max_characters=300_000)
+    assert report.characters == 300_000
+    assert report.bytes_per_token > 1.5

@@ -62,6 +62,13 @@ def test_killed_and_terminated_runs_end_as_the_undisturbed_one(tiny, tmp_path: P
     assert final_weights(tmp_path / "disturbed") == final_weights(tmp_path / "undisturbed")
 
 
+def test_a_run_killed_inside_its_first_save_begins_again(tiny, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / ".step_0000020.tmp").mkdir(parents=True)
+    (tmp_path / "run" / "log.jsonl").write_text("")
+    train(tiny(max_iters=2, init_from="auto"))
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob(".*")] == []
+
+
 def test_a_second_signal_exits_at_once(tiny, tmp_path: Path) -> None:
     config = tiny(max_iters=100_000, out_dir=str(tmp_path / "r"), log_interval=100_000, eval_interval=0)
     config_log = Path(config.out_dir) / "log.jsonl"

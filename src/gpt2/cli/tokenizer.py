@@ -24,7 +24,7 @@ def train(
     special_tokens: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     out: Path = Path(FILE),
     field: str = "text",
-    max_characters: int | None = None,
+    max_characters: int = 1_000_000_000,
     overwrite: bool = False,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
@@ -35,7 +35,7 @@ def train(
     Parameters
     ----------
     sources
-        Files and folders: text, .jsonl, .parquet, compressed or not (.gz, .xz, .bz2, .zst).
+        What `gpt2 prepare` takes: a corpus by name, files and folders, - for standard input.
     vocab_size
         Ids, with the 256 bytes, end-of-text and the special tokens among them.
     special_tokens
@@ -46,7 +46,7 @@ def train(
     field
         Where .jsonl and .parquet have the text of a document.
     max_characters
-        Read no more than this. Default: all.
+        Read no more than this.
     overwrite
         Replace the file already there.
     json_
@@ -89,7 +89,7 @@ def table(report: "TokenizerReport") -> str:
     """The report in lines of text."""
     rows = [
         ("ids", f"{report.ids:,}"),
-        ("read", f"{report.characters:,} characters, {report.documents:,} documents"),
+        ("read", f"{report.characters:,} characters"),
         ("kept out of training", f"{report.measured_bytes:,} bytes measured"),
         ("bytes per token", f"{report.bytes_per_token:.3f}"),
     ]

@@ -70,9 +70,7 @@ def prepare(
     Killed and called again, it goes on where it was. `note` receives lines, `progress` the bytes read, those there
     are to read, and the tokens written. Raises UserError.
     """
-    if not sources:
-        raise UserError("nothing to prepare; name a corpus, or files and folders of text")
-    corpus, inputs = _find(sources, val, given)
+    corpus, inputs = find_inputs(sources, val, given)
     chosen: dict[str, Any] = {"name": default_name(sources[0])}
     if corpus:
         chosen |= {**corpus.settings, **corpus.settings_of.get(format, {})}
@@ -124,10 +122,12 @@ def default_name(source: str | Path) -> str:
     return "stdin" if str(source) == STANDARD_INPUT else Path(source).resolve().name.split(".")[0]
 
 
-def _find(
-    sources: Sequence[str | Path], val: Sequence[str | Path], given: Path | None
+def find_inputs(
+    sources: Sequence[str | Path], val: Sequence[str | Path] = (), given: Path | None = None
 ) -> tuple[Corpus | None, list[Input]]:
     """The corpus that is named, if one is, and the files of all sources in order. Raises UserError."""
+    if not sources:
+        raise UserError("nothing to read; name a corpus, or files and folders of text")
     named = [str(source) for source in sources if str(source) in CORPORA]
     if named and (len(sources) > 1 or val):
         raise UserError(f"the corpus {named[0]} is prepared alone; leave the other sources out")

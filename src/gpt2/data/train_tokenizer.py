@@ -1,19 +1,20 @@
 """A byte-pair vocabulary of one's own, learned from files, and how it does on text it has not seen."""
 
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.corpora import CORPORA
-from gpt2.data.sources import STANDARD_INPUT, documents, find_files
+from gpt2.data.prepare import find_inputs
+from gpt2.data.text import Text
 from gpt2.errors import UserError
 from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
 KEPT_OUT = 20
-"""Of so many documents one is not trained on; of fewer, the last of so many parts of all characters."""
+"""Of so many documents, or pieces of long ones, one is not trained on; of fewer, the last part of all characters."""
 MEASURED = 10_000_000
 """Characters of the text kept out that are held in memory and measured, at most."""
 LONGEST = 10
@@ -25,8 +26,6 @@ class TokenizerReport:
     """What came of training a tokenizer."""
 
     ids: int
-    documents: int
-    """That were read."""
     characters: int
     """That were read."""
     measured_bytes: int
@@ -53,25 +52,22 @@ def train_tokenizer(
     vocab_size: int = 4096,
     specials: Sequence[str] = (),
     field: str = "text",
-    max_characters: int | None = None,
+    max_characters: int = 1_000_000_000,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[BPETokenizer, TokenizerReport]:
-    """Learn a vocabulary of `vocab_size` ids, end-of-text and `specials` among them, from files and folders.
+    """Learn a vocabulary of `vocab_size` ids, end-of-text and `specials` among them, from sources as `prepare` has.
 
     `field` is where rows of files have their text; no more than `max_characters` are read. Every twentieth document,
     or the end of fewer, is kept out of training and measured. `note` receives lines about progress. Raises UserError.
     """
-    if max_characters is not None and max_characters < 1:
+    if max_characters < 1:
         raise UserError(f"max_characters is {max_characters}; it must be at least 1")
-    for source in map(str, sources):
-        if source == STANDARD_INPUT:
-            raise UserError("a tokenizer's text is read twice, standard input only once; save it to a file")
-        if source in CORPORA and not Path(source).exists():
-            raise UserError(f"{source} is a corpus by name, and a tokenizer is trained on files; give its files")
-    files = [file for source in sources for file in find_files(str(source))]
+    corpus, inputs = find_inputs(sources)
     started = time.perf_counter()
-    reading = _Reading(_cut(_texts(files, field, max_characters)))
-    tokenizer = train_bpe(reading.training(_texts(files, field, max_characters)), vocab_size, specials)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Text(inputs, Path(folder), field, heading=corpus.heading if corpus else None)
+        reading = _Reading(_cut(_texts(text, max_characters)))
+        tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
     if not reading.trained or not reading.kept_out:
         raise UserError(f"the text has {reading.characters} characters, too few to train and measure on; give more")
@@ -89,7 +85,6 @@ def train_tokenizer(
     longest = sorted(tokenizer.tokens, key=len, reverse=True)[:LONGEST]
     return tokenizer, TokenizerReport(
         ids=tokenizer.vocab_size,
-        documents=reading.documents,
         characters=reading.characters,
         measured_bytes=size,
         bytes_per_token=size / _count(tokenizer, reading.kept_out),
@@ -99,18 +94,18 @@ def train_tokenizer(
     )
 
 
-def _texts(files: Iterable[Path], field: str, most: int | None) -> Iterator[str]:
-    """The documents of the files, one at a time, until `most` characters are read."""
-    for text in itertools.chain.from_iterable(documents(file, field) for file in files):
-        if most is not None and len(text) >= most:
-            yield text[:most]
+def _texts(text: Text, most: int) -> Iterator[str]:
+    """The documents, or pieces of long ones, one at a time, until `most` characters are read."""
+    for place, _ in text.read():
+        piece = place.piece.text[:most]
+        most -= len(piece)
+        yield piece
+        if not most:
             return
-        yield text
-        most = None if most is None else most - len(text)
 
 
 def _cut(texts: Iterator[str]) -> int | None:
-    """How many characters are trained on where documents are fewer than `KEPT_OUT`; None where they are not."""
+    """How many characters are trained on where texts are fewer than `KEPT_OUT`; None where they are not."""
     sizes = [len(text) for text in itertools.islice(texts, KEPT_OUT)]
     return None if len(sizes) == KEPT_OUT else sum(sizes) * (KEPT_OUT - 1) // KEPT_OUT
 
@@ -120,15 +115,15 @@ class _Reading:
 
     def __init__(self, cut: int | None) -> None:
         self.cut = cut
-        self.documents = self.characters = self.trained = 0
+        self.texts = self.characters = self.trained = 0
         self.kept_out: list[str] = []
 
     def training(self, texts: Iterable[str]) -> Iterator[str]:
         room = MEASURED
         for text in texts:
-            self.documents += 1
+            self.texts += 1
             if self.cut is None:
-                trained = 0 if self.documents % KEPT_OUT == 0 else len(text)
+                trained = 0 if self.texts % KEPT_OUT == 0 else len(text)
             else:
                 trained = max(0, self.cut - self.characters)
             self.characters += len(text)

@@ -336,7 +336,7 @@ def claimed(run: Run) -> Iterator[None]:
         if not ours:
             raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
         old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
-        for path in [*old, *(out_dir / "checkpoints").glob(".*.tmp")]:
+        for path in {*old, *(out_dir / "checkpoints").glob(".*.tmp")}:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
