@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.data.batches import align, document_numbers, evaluation_starts, gather, permute, sample_starts
+from gpt2.data.batches import (
+    align,
+    document_numbers,
+    evaluation_starts,
+    gather,
+    micro_batches,
+    permute,
+    sample_starts,
+)
 from gpt2.data.shards import Tokens, open_shard
 from gpt2.errors import UserError
 
@@ -113,6 +121,45 @@ def test_samples_of_a_step_do_not_depend_on_how_steps_are_cut(order: str) -> Non
         eight = np.concatenate([sample_starts([1000], 16, order, 0, s, 8, 1) for s in range(20)])
         four = np.concatenate([sample_starts([1000], 16, order, 0, s, 4, 1) for s in range(40)])
         assert np.array_equal(eight, four)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@given(
+    world_size=st.integers(1, 8),
+    each=st.integers(1, 3),
+    rows=st.integers(1, 4),
+    block=st.integers(1, 9),
+    shards=st.lists(st.integers(40, 200), min_size=1, max_size=3),
+    seed=st.integers(0, 2**40),
+    resumed=st.lists(st.integers(0, 6), max_size=3),
+)
+def test_all_processes_together_see_the_samples_of_one(
+    order: str, world_size: int, each: int, rows: int, block: int, shards: list[int], seed: int, resumed: list[int]
+) -> None:
+    """In the same global order, with as many processes as one likes, stopped and taken up wherever one likes."""
+    accumulation = world_size * each
+
+    def starts(step: int) -> np.ndarray:
+        return sample_starts(shards, block, order, seed, step, accumulation * rows, rows)
+
+    alone = [starts(step).tolist() for step in range(7)]
+    seen: dict[int, list[int]] = {}
+    for begin in [0, *sorted(resumed)]:  # every process makes all updates from its last checkpoint on
+        ranks = [
+            [micro_batches(starts(step), accumulation, rank, world_size) for step in range(begin, 7)]
+            for rank in range(world_size)
+        ]
+        for step in range(begin, 7):
+            parts = [part for rank in ranks for part in rank[step - begin]]
+            assert [number for number, _ in parts] == list(range(accumulation))
+            assert all(len(rank[step - begin]) == each for rank in ranks)
+            seen[step] = np.concatenate([rows for _, rows in parts]).tolist()
+    assert [seen[step] for step in range(7)] == alone
+    if order != "sequential":  # how llm.c walks depends on the rows of a micro-batch
+        again = [
+            sample_starts(shards, block, order, seed, step, accumulation * rows, 1).tolist() for step in range(7)
+        ]
+        assert again == alone
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**32))

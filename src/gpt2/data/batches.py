@@ -102,6 +102,16 @@ def sample_starts(
             return sequential_starts(lengths, block_size, rows, step, count)
 
 
+def micro_batches(starts: np.ndarray, count: int, rank: int, world_size: int) -> list[tuple[int, np.ndarray]]:
+    """The part of an update that is process `rank`'s: its micro-batches, with their numbers among all `count`.
+
+    starts: int64 (rows,), where the rows of the whole update begin. The processes' parts follow one another.
+    """
+    assert count % world_size == 0, "every process has as many micro-batches"
+    mine = count // world_size
+    return list(enumerate(np.split(starts, count)))[rank * mine : (rank + 1) * mine]
+
+
 def align(tokens: Tokens, starts: np.ndarray, block_size: int, eot: int) -> np.ndarray:
     """`starts`, each moved forward to the next end-of-text token, with which a document begins: int64, as many.
 

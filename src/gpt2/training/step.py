@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.data.batches import align, document_numbers, gather, sample_starts
+from gpt2.data.batches import align, document_numbers, gather, micro_batches, sample_starts
 from gpt2.device import autocast
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
@@ -28,7 +28,7 @@ def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
     config, step = run.config, run.state.step
     loss = torch.zeros((), device=run.device)
-    for micro, rows in enumerate(np.split(row_starts(run), config.accumulation)):
+    for micro, rows in micro_batches(row_starts(run), config.accumulation, rank=0, world_size=1):
         x, y = gather(run.train_tokens, rows, config.block_size, run.device)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
