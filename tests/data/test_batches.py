@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.batches import (
@@ -124,6 +124,7 @@ def test_samples_of_a_step_do_not_depend_on_how_steps_are_cut(order: str) -> Non
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@settings(deadline=None)
 @given(
     world_size=st.integers(1, 8),
     each=st.integers(1, 3),
@@ -139,14 +140,12 @@ def test_all_processes_together_see_the_samples_of_one(
     """In the same global order, with as many processes as one likes, stopped and taken up wherever one likes."""
     accumulation = world_size * each
 
-    def starts(step: int) -> np.ndarray:
-        return sample_starts(shards, block, order, seed, step, accumulation * rows, rows)
-
-    alone = [starts(step).tolist() for step in range(7)]
+    starts = [sample_starts(shards, block, order, seed, step, accumulation * rows, rows) for step in range(7)]
+    alone = [found.tolist() for found in starts]
     seen: dict[int, list[int]] = {}
     for begin in [0, *sorted(resumed)]:  # every process makes all updates from its last checkpoint on
         ranks = [
-            [micro_batches(starts(step), accumulation, rank, world_size) for step in range(begin, 7)]
+            [micro_batches(starts[step], accumulation, rank, world_size) for step in range(begin, 7)]
             for rank in range(world_size)
         ]
         for step in range(begin, 7):
