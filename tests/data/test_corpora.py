@@ -278,3 +278,13 @@ def test_the_table_is_consistent() -> None:
             assert re.fullmatch(r"[0-9a-f]{40}", files.revision), name
             assert all(fnmatch.fnmatch(p.replace("*", "00000"), p) for p in files.splits.values()), name
             assert files.size > 1e8, name
+
+
+def test_the_documentation_lists_all(request: pytest.FixtureRequest) -> None:
+    text = (request.config.rootpath / "docs" / "data.md").read_text()
+    for name, corpus in CORPORA.items():
+        [row] = [line for line in text.splitlines() if line.startswith("| `") and f"`{name}`" in line]
+        if isinstance(files := getattr(corpus.inputs, "__self__", None), HubFiles):
+            assert files.repo in row
+            gigabytes = files.size / 1e9
+            assert f"{gigabytes:.{0 if gigabytes > 2 else 1}f} GB" in row

@@ -60,9 +60,10 @@ def test_it_goes_on_where_it_was(kind: str, corpus: list[Path], tmp_path: Path, 
         begun_at: list[int] = []
 
         def progress(read: int, total: int, tokens: int, begun_at: list[int] = begun_at) -> None:
-            begun_at.append(tokens)
-            if rng.random() < 0.15:
-                raise Killed
+            if tokens:
+                begun_at.append(tokens)
+                if rng.random() < 0.15:
+                    raise Killed
 
         try:
             prepare(*corpus, out=out, **settings, progress=progress)
@@ -70,8 +71,8 @@ def test_it_goes_on_where_it_was(kind: str, corpus: list[Path], tmp_path: Path, 
             kills += 1
             with pytest.raises(UserError, match="interrupted"):
                 open_dataset(str(out))
-        assert begun_at[0] > furthest or kills <= 1, "what had been done was done again"
-        furthest = max(furthest, begun_at[-2] if len(begun_at) > 1 else 0)
+        assert not begun_at or begun_at[0] > furthest, "what had been done was done again"
+        furthest = max([furthest, *begun_at[:-1]])
     assert kills >= 3
     assert content(out) == whole
 
@@ -81,7 +82,7 @@ def test_another_text_or_setting_begins_anew(corpus: list[Path], tmp_path: Path,
     monkeypatch.setattr(tokenise, "RECORD_SECONDS", 0.0)
 
     def stop_late(read: int, total: int, tokens: int) -> None:
-        if read > total // 2:
+        if tokens and read > total // 2:
             raise Killed
 
     for change in ("text", "setting", "journal", "file"):
@@ -128,7 +129,7 @@ def test_a_kill_while_files_are_moved_is_made_good(
                 open_dataset(str(out))
     begun: list[int] = []
     prepare(*corpus, out=out, **settings, progress=lambda read, total, tokens: begun.append(tokens))
-    assert bool(begun) == (moved == 3)
+    assert any(begun) == (moved == 3)
     assert content(out) == whole
 
 
@@ -174,7 +175,7 @@ def test_a_full_disk_keeps_what_is_done(corpus: list[Path], tmp_path: Path, monk
             prepare(*corpus, out=tmp_path / "out", tokenizer="byte")
     seen: list[int] = []
     prepare(*corpus, out=tmp_path / "out", tokenizer="byte", progress=lambda read, total, tokens: seen.append(tokens))
-    assert seen[0] > 1000
+    assert min(tokens for tokens in seen if tokens) > 1000
     assert content(tmp_path / "out") == content(prepare(*corpus, out=tmp_path / "whole", tokenizer="byte"))
 
 

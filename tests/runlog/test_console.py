@@ -5,7 +5,8 @@ import pytest
 import rich.console
 from rich.console import Console
 
-from gpt2.runlog.console import RunConsole, duration
+from gpt2.runlog import console
+from gpt2.runlog.console import RunConsole, WorkConsole, duration
 
 VALUES = {"loss": 1.23456, "lr": 6e-4, "grad_norm": 0.5, "tokens_per_second": 12345.6, "mfu": 0.423}
 
@@ -38,3 +39,22 @@ def test_a_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_work_says_its_rate_and_the_time_left(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console, "monotonic", lambda: now[0])
+    with WorkConsole("tokens") as out:
+        for second in range(0, 31, 3):
+            now[0] = second
+            out.progress(200 + 20 * second, 1000, 5000 + 10 * second)  # 200 bytes were read by an earlier process
+        now[0] = 100.0
+        out.progress(10, 1000, 0)  # another reading of the same
+        now[0] = 110.0
+        out.progress(60, 1000, 0)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        "44% · 5,120 tokens · 10 tokens/s · eta 28s",
+        "68% · 5,240 tokens · 10 tokens/s · eta 16s",
+        "6% · 0 tokens · 0 tokens/s · eta 3m08s",
+    ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2.runlog.console import note
+from gpt2.runlog.console import WorkConsole, note
 
 if TYPE_CHECKING:
     from gpt2.data.inspect import DatasetReport
@@ -38,7 +38,9 @@ def inspect(
     from gpt2.data.inspect_page import page
     from gpt2.files import write_text
 
-    report = count(open_dataset(dataset, data_dir, note))
+    found = open_dataset(dataset, data_dir, note)
+    with WorkConsole("tokens") as console:
+        report = count(found, console.progress)
     if html is not None:
         write_text(html, page(report))
         note(f"wrote {html}")

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )
     note(f"dataset {name} is not prepared yet: preparing it in {Path(data_dir) / name}")
-    return _open_folder(prepare(name, out=Path(data_dir) / name, note=note))
+    return _open_folder(prepare(name, out=Path(data_dir) / name, workers=os.cpu_count() or 1, note=note))
 
 
 def _open_folder(folder: Path) -> Dataset:

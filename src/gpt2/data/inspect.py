@@ -1,7 +1,9 @@
 """What is in a dataset: counted in one pass over its tokens, a stretch at a time."""
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,9 +71,16 @@ class DatasetReport:
         return {**vars(self), "splits": {name: split.figures() for name, split in self.splits.items()}}
 
 
-def inspect(dataset: Dataset) -> DatasetReport:
-    """Count everything in `dataset`."""
-    splits = {name: _inspect_split(tokens, dataset.tokenizer) for name, tokens in dataset.splits.items()}
+def inspect(dataset: Dataset, progress: Callable[[int, int, int], None] = lambda *_: None) -> DatasetReport:
+    """Count everything in `dataset`. `progress` receives the tokens read, those to read, and the former again."""
+    total = 2 * sum(len(tokens) for tokens in dataset.splits.values())  # each is looked at twice
+    read = itertools.count(STRETCH, STRETCH)
+
+    def seen() -> None:
+        done = min(next(read), total)
+        progress(done, total, done)
+
+    splits = {name: _inspect_split(tokens, dataset.tokenizer, seen) for name, tokens in dataset.splits.items()}
     overlap = None
     if {"train", "val"} <= splits.keys():
         overlap = int(np.isin(splits["val"].hashes, splits["train"].hashes).sum())
@@ -79,17 +88,19 @@ def inspect(dataset: Dataset) -> DatasetReport:
     return DatasetReport(str(dataset.path), tokenizer.kind, tokenizer.vocab_size, splits, overlap)
 
 
-def _inspect_split(tokens: Tokens, tokenizer: Tokenizer) -> SplitReport:
+def _inspect_split(tokens: Tokens, tokenizer: Tokenizer, seen: Callable[[], None]) -> SplitReport:
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for stretch in _stretches(tokens):
+    for stretch in _stretches(tokens, seen):
         if (largest := int(stretch.max())) >= len(counts):  # opening looks at part of a large dataset only
             raise UserError(f"the data holds token id {largest}, but the vocabulary has {len(counts)} ids")
         counts += np.bincount(stretch.astype(np.int64), minlength=len(counts))
     eot = tokenizer.eot if tokenizer.eot is not None and counts[tokenizer.eot] else None
-    parts = _documents(tokens, eot) if eot is not None else _blocks(tokens)
-    measured = [(len(part), _hash(part)) for part in parts]
-    lengths = np.array([length for length, _ in measured], dtype=np.int64)
-    hashes = np.array([value for _, value in measured], dtype=np.uint64)
+    stretches = _stretches(tokens, seen)
+    measured, hashed = array("q"), array("Q")  # there may be a hundred million
+    for part in _documents(stretches, eot) if eot is not None else _blocks(stretches):
+        measured.append(len(part))
+        hashed.append(_hash(part))
+    lengths, hashes = np.array(measured, dtype=np.int64), np.array(hashed, dtype=np.uint64)
     spread = {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()} if len(lengths) else {}
     starts = np.linspace(0, max(0, len(tokens) - EXCERPT_TOKENS), EXCERPTS).astype(np.int64).tolist()
     return SplitReport(
@@ -109,15 +120,16 @@ def _inspect_split(tokens: Tokens, tokenizer: Tokenizer) -> SplitReport:
     )
 
 
-def _stretches(tokens: Tokens) -> Iterator[np.ndarray]:
+def _stretches(tokens: Tokens, seen: Callable[[], None]) -> Iterator[np.ndarray]:
     for start in range(0, len(tokens), STRETCH):
         yield tokens[start : start + STRETCH]
+        seen()
 
 
-def _documents(tokens: Tokens, eot: int) -> Iterator[np.ndarray]:
+def _documents(stretches: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
     """What lies between end-of-text tokens, whether they begin documents or end them; nothing empty."""
     begun: list[np.ndarray] = []
-    for stretch in _stretches(tokens):
+    for stretch in stretches:
         *whole, rest = np.split(stretch, np.flatnonzero(stretch == eot))
         for part in whole:
             if len(document := _joined([*begun, part], eot)):
@@ -134,8 +146,8 @@ def _joined(parts: list[np.ndarray], eot: int) -> np.ndarray:
     return document[1:] if len(document) and document[0] == eot else document
 
 
-def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
-    for stretch in _stretches(tokens):
+def _blocks(stretches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for stretch in stretches:
         for start in range(0, len(stretch) - BLOCK + 1, BLOCK):
             yield stretch[start : start + BLOCK]
 

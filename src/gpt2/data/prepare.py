@@ -6,7 +6,7 @@ One road: files → pieces of documents (`sources`) → the split each goes to (
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
 from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files
 from gpt2.data.staging import Staging, digest, staging
-from gpt2.data.text import Mark, Split, Text
+from gpt2.data.text import Mark, Place, Split, Text
 from gpt2.data.tokenise import Job, tokenise
 from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
@@ -105,8 +105,8 @@ def prepare(
                 MAX_CHUNK if has_own_pattern else CHUNK,  # where text may be cut is known of GPT-2's pattern only
                 part,
             )
-            survey = _survey(text, chosen, wants_alphabet=kind == "char", is_large=is_large)
-            encoder = _make_tokenizer(kind, vocab_size, place, text, survey)
+            survey = _survey(text, chosen, kind == "char", is_large, progress)
+            encoder = _make_tokenizer(kind, vocab_size, place, text, survey, progress)
             layout = _layout(format, chosen, encoder)
             note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
@@ -201,7 +201,13 @@ class Survey:
     """Its characters, where they are wanted."""
 
 
-def _survey(text: Text, chosen: dict[str, Any], wants_alphabet: bool, is_large: bool) -> Survey:
+def _survey(
+    text: Text,
+    chosen: dict[str, Any],
+    wants_alphabet: bool,
+    is_large: bool,
+    progress: Callable[[int, int, int], None],
+) -> Survey:
     """Read as much of the text, of all parts, as decides how it is split. Raises UserError."""
     tokens, fraction = chosen.get("val_tokens", 0), chosen.get("val_fraction", DEFAULT_VAL_FRACTION)
     is_by_documents = not tokens and not any(i.split for i in text.inputs)
@@ -210,7 +216,7 @@ def _survey(text: Text, chosen: dict[str, Any], wants_alphabet: bool, is_large: 
         return Survey(split, is_single=False, alphabet="")
     enough = math.ceil(2 / fraction) if is_by_documents else 2
     mark, alphabet = Mark(), set[str]()
-    for place, mark in replace(text, part=(1, 1)).read():
+    for place, mark in _watched(text, progress):
         if wants_alphabet:
             alphabet.update(place.piece.text)
         elif mark.documents >= enough:
@@ -222,7 +228,23 @@ def _survey(text: Text, chosen: dict[str, Any], wants_alphabet: bool, is_large: 
     return Survey(split, mark.documents == 1, "".join(sorted(alphabet)))
 
 
-def _make_tokenizer(kind: str | Tokenizer, vocab_size: int, place: Staging, text: Text, survey: Survey) -> Tokenizer:
+def _watched(text: Text, progress: Callable[[int, int, int], None]) -> Iterator[tuple[Place, Mark]]:
+    """All parts of the text, read without tokens coming of it."""
+    everything = replace(text, part=(1, 1))
+    total = everything.size()
+    for place, mark in everything.read():
+        progress(mark.read, total, 0)
+        yield place, mark
+
+
+def _make_tokenizer(
+    kind: str | Tokenizer,
+    vocab_size: int,
+    place: Staging,
+    text: Text,
+    survey: Survey,
+    progress: Callable[[int, int, int], None],
+) -> Tokenizer:
     """The tokenizer that is asked for. A BPE is trained on the training text of all parts, once."""
     if not isinstance(kind, str):
         return kind
@@ -234,8 +256,7 @@ def _make_tokenizer(kind: str | Tokenizer, vocab_size: int, place: Staging, text
         case "gpt2":
             return gpt2_tokenizer()
     if "tokenizer" not in place.journal:
-        everything = replace(text, part=(1, 1)).read()
-        assigned = itertools.chain.from_iterable(survey.split(where) for where, _ in everything)
+        assigned = itertools.chain.from_iterable(survey.split(where) for where, _ in _watched(text, progress))
         trained = train_bpe((piece.text for name, piece in assigned if name != "val"), vocab_size)
         place.record(tokenizer=trained.to_json())
     return from_json(place.journal["tokenizer"])

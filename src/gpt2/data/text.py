@@ -1,8 +1,8 @@
 """The text of a preparation in its order, and which split each piece of it goes to."""
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,31 @@ class Place:
     """Of all text before it."""
     split: str | None
     """The split of its file, where that has one."""
+
+
+class Fetching(threading.Thread):
+    """A file on its way. A daemon, so that nobody who stops the program waits for gigabytes."""
+
+    def __init__(self, wanted: Input, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.wanted, self.folder = wanted, folder
+        self.path: Path | None = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.path = self.wanted.fetch(self.folder)
+        except BaseException as error:
+            self.error = error
+
+    def result(self) -> Path:
+        """Where the file is, once it is there. Raises what fetching it raised."""
+        self.join()
+        if self.path is None:
+            assert self.error is not None
+            raise self.error
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -86,14 +111,12 @@ class Text:
 
     def _fetched(self, first: int) -> Iterator[tuple[int, Path]]:
         """The files from number `first` on, each fetched while the one before it is read."""
-        with ThreadPoolExecutor(1) as fetcher:
-            ahead: Future[Path] | None = None
-            for number in range(first, self.numbers.stop):
-                path = (ahead or fetcher.submit(self.inputs[number].fetch, self.folder)).result()
-                ahead = None
-                if number + 1 < self.numbers.stop:
-                    ahead = fetcher.submit(self.inputs[number + 1].fetch, self.folder)
-                yield number, path
+        ahead = None
+        for number in range(first, self.numbers.stop):
+            fetching = ahead or Fetching(self.inputs[number], self.folder)
+            path = fetching.result()
+            ahead = Fetching(self.inputs[number + 1], self.folder) if number + 1 < self.numbers.stop else None
+            yield number, path
 
     def discard(self, number: int) -> None:
         """Delete what was downloaded of a file that has been read."""

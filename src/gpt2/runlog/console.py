@@ -69,7 +69,7 @@ class RunConsole:
 
 
 class WorkConsole:
-    """Progress of work through a known number of bytes, counting what comes of it, with a rate and the time left."""
+    """Progress of work through so many bytes, counting what comes of it, with its rate and the time left."""
 
     SECONDS = 10.0
     """Between lines where there is no terminal."""
@@ -82,7 +82,8 @@ class WorkConsole:
         self.console = Console(stderr=True, highlight=False)
         self.started = self.told = monotonic()
         self.at_start: tuple[int, int] | None = None
-        """Bytes and units when the work began, which an earlier process did."""
+        """Bytes and units when the work began: what an earlier process did."""
+        self.read = 0
         self.live: Progress | None = None
         if self.console.is_terminal:
             self.live = Progress(
@@ -98,9 +99,9 @@ class WorkConsole:
     def progress(self, read: int, total: int, made: int) -> None:
         """Show that `read` of `total` bytes are read and `made` units made of them."""
         now = monotonic()
-        if self.at_start is None:
+        if self.at_start is None or read < self.read:  # it begins, or begins again for another purpose
             self.at_start, self.started = (read, made), now
-            return
+        self.read = read
         seconds = max(now - self.started, 1e-9)
         figures = f"{made:,} {self.unit} · {(made - self.at_start[1]) / seconds:,.0f} {self.unit}/s"
         if self.live is not None:
