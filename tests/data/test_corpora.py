@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from gpt2.cli import prepare as prepare_command
 from gpt2.data.corpora import CORPORA, HubFiles
 from gpt2.data.dataset import open_dataset
 from gpt2.tokenizers import decode
@@ -288,3 +289,5 @@ def test_the_documentation_lists_all(request: pytest.FixtureRequest) -> None:
             assert files.repo in row
             gigabytes = files.size / 1e9
             assert f"{gigabytes:.{0 if gigabytes > 2 else 1}f} GB" in row
+    described = " ".join((prepare_command.__doc__ or "").split())
+    assert ", ".join(CORPORA) in described
