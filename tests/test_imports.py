@@ -11,7 +11,7 @@ import gpt2
 PACKAGE = Path(gpt2.__file__).parent
 FLOORS = [
     {"errors", "files"},
-    {"model", "accounting", "device", "tokenizers"},
+    {"model", "accounting", "device", "tokenizers", "distributed"},
     {"data", "optim", "formats", "generation", "runlog"},
     {"evaluate", "checkpoint"},
     {"training"},

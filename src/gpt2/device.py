@@ -1,5 +1,6 @@
 """What this machine can do: devices, number formats, peak rates."""
 
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,10 +26,11 @@ DATA_SHEET_FLOPS = {
 }
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name` (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` takes the best there is.
 
-    Raises UserError when this machine does not have it.
+    Of several processes on a machine each takes the GPU of its `local_rank`. Raises UserError when this machine does
+    not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -36,6 +38,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
+    if local_rank and device.type == "cuda":
+        device = torch.device("cuda", local_rank)
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -62,6 +66,13 @@ def pick_dtype(name: str, device: torch.device) -> str:
         faster = matmul_rate(device, torch.bfloat16, 512) > 2 * matmul_rate(device, torch.float32, 512)
         return "bfloat16" if faster else "float32"
     return "float32"
+
+
+def make_deterministic() -> None:
+    """Have this process compute the same bits from the same numbers, on a CPU with as many threads everywhere."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:

@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class ToldElsewhere(UserError):
+    """A UserError that another process prints."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception of somebody else's says, or its kind where it says nothing."""
     text = str(error).strip()

@@ -20,7 +20,7 @@ from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer import app as tokenizer_app
 from gpt2.cli.train import fill_in, train
 from gpt2.data.sources import STANDARD_INPUT
-from gpt2.errors import UserError
+from gpt2.errors import ToldElsewhere, UserError
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 141
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
+    except ToldElsewhere:
+        sys.exit(EXIT_BAD_INPUT)
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:

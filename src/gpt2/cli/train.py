@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
+from gpt2.cli.launch import command_line, is_launched, launch, speaks
 from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
@@ -22,6 +23,7 @@ def train(
     recipe: str | None = None,
     /,
     *,
+    nproc: str = "1",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
 ) -> int:
@@ -35,13 +37,18 @@ def train(
     ----------
     recipe
         A built-in name (shakespeare_char, gpt2, …), a TOML file or a nanoGPT config file.
+    nproc
+        Processes on this machine that train together: a number, or auto for one a GPU. torchrun does the same, and
+        more machines.
     json_
         Print how the run ended as one JSON object.
     """
+    if nproc != "1" and not is_launched():
+        return launch(nproc, command_line(), threads=1 if config.deterministic else None)
     from gpt2.training.loop import train as run
 
     result = run(config)
-    if json_:
+    if json_ and speaks():
         print(json.dumps(asdict(result) | {"out_dir": str(result.out_dir)}))
     return EXIT_STOPPED if result.stopped else 0
 

@@ -26,17 +26,17 @@ def duration(seconds: float) -> str:
 
 
 class RunConsole:
-    """Progress of a run of `total` updates of which `done` are made."""
+    """Progress of a run of `total` updates of which `done` are made. Of several processes only one `speaks`."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int, done: int, speaks: bool = True) -> None:
         # here, because every command imports this module and `--help` is to answer at once
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=not speaks)
         self.total = total
         self.live: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and speaks:
             self.live = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=20),

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpt2.errors import UserError
+from gpt2.files import write_text
 
 FILE = "log.jsonl"
 # What a resumed run does again at the step of its checkpoint, because a run that is asked to stop saves first.
@@ -21,11 +22,13 @@ DONE_AGAIN = ("eval", "sample")
 
 
 class LogWriter:
-    """Appends records to the log of a run folder."""
+    """Appends records to the log of a run folder. Of several processes only one `writes`."""
 
-    def __init__(self, out_dir: Path) -> None:
-        path = out_dir / FILE
-        _cut_torn_line(path)
+    def __init__(self, out_dir: Path, writes: bool = True) -> None:
+        path = out_dir / FILE if writes else Path(os.devnull)
+        self.samples = out_dir / "samples" if writes else None
+        if writes:
+            _cut_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, event: str, step: int, **values: Any) -> None:
@@ -34,6 +37,12 @@ class LogWriter:
         record = {"event": event, "step": step, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def sample(self, step: int, text: str) -> None:
+        """Keep a text that the model wrote, as a file and as a record."""
+        if self.samples is not None:
+            write_text(self.samples / f"step_{step:07d}.txt", text + "\n")
+        self.write("sample", step, text=text)
 
     def __enter__(self) -> Self:
         return self

@@ -145,8 +145,13 @@ class TrainConfig:
     """torch.compile; where it cannot work here, a line says so and training goes on without."""
     tf32: bool = True
     """Let float32 matrix products use TF32 on CUDA."""
-    backend: str = "auto"
-    """Accepted for nanoGPT's configurations; a single process needs none."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """How processes talk: nccl between GPUs, gloo between CPUs. auto: what the device takes."""
+    deterministic: bool = False
+    """Add gradients up in an order that does not depend on the number of processes: the weights are then the same bit
+    for bit with 1, 2, 4, … of them. On a CPU each process computes with OMP_NUM_THREADS threads, 1 unless given."""
+    dist_timeout: float = 600.0
+    """Seconds after which processes that wait for another one give up."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

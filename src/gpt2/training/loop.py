@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from gpt2 import accounting, checkpoint
+from gpt2 import accounting, checkpoint, device
+from gpt2.distributed import World, joined
 from gpt2.evaluate.loss import evaluate_loss
-from gpt2.files import write_text
+from gpt2.formats.layout import folder_of
 from gpt2.generation.engine import generate
 from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
@@ -41,38 +42,43 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says. Raises UserError.
 
-    In the main thread, SIGINT and SIGTERM finish the current update, save and return; a second one exits.
+    In the main thread, SIGINT and SIGTERM finish the current update, save and return; a second one exits. Under
+    torchrun all its processes train together; a signal to one of them ends all.
     """
-    run = set_up(config, note)
-    if run.config.eval_only:
-        losses = estimate_losses(run)
-        note(f"step {run.state.step} · train loss {losses['train_loss']:.4f} · val loss {losses['val_loss']:.4f}")
-        return TrainResult(run.out_dir, run.state.step, losses["train_loss"], losses["val_loss"], stopped=False)
-    with (
-        claimed(run),
-        RunConsole(run.config.max_iters, run.state.step) as console,
-        LogWriter(run.out_dir) as log,
-        stop_on_signals() as stop,
-    ):
-        return Loop(run, console, log).until(stop)
+    with joined(device.pick_device(config.device), config.backend, config.dist_timeout) as world:
+        return _train(set_up(config, note, world))
+
+
+def _train(run: Run) -> TrainResult:
+    config, speaks = run.config, run.world.is_main
+    with RunConsole(config.max_iters, run.state.step, speaks) as console:
+        if config.eval_only:
+            losses = estimate_losses(run)
+            train_loss, val_loss = losses["train_loss"], losses["val_loss"]
+            console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
+            return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
+        with claimed(run), LogWriter(run.out_dir, speaks) as log, stop_on_signals(run.world) as stop:
+            return Loop(run, console, log).until(stop)
 
 
 class Stop:
-    """Whether a signal asked the run to end."""
+    """Whether a signal asked one of the processes, and so all, to end the run."""
 
-    signal: int | None = None
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.signal: int | None = None
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.world.any(self.signal is not None)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(world: World) -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request to stop; the second exits at once."""
-    stop = Stop()
+    stop = Stop(world)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop:
+        if stop.signal is not None:
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # the live line hides the cursor
             os._exit(128 + number)
@@ -101,6 +107,7 @@ def estimate_losses(run: Run) -> dict[str, float]:
             batches=run.config.eval_iters,
             dtype=run.config.dtype,
             boundary=run.boundary,
+            world=run.world,
         )
         for name, tokens in splits.items()
     }
@@ -120,9 +127,9 @@ class Loop:
         run, config, state = self.run, self.run.config, self.run.state
         self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
         if config.write_tensors and run.saved_step is None:
-            write_tensors(run, self.console.note)
+            run.world.main_only(lambda: write_tensors(run, self.console.note))
         while True:
-            last = state.step >= config.max_iters or 0 < config.max_minutes * 60 <= state.seconds
+            last = state.step >= config.max_iters or self.is_time_up()
             save = last or (state.step > 0 and self.due(config.checkpoint_interval))
             unmeasured = config.eval_interval > 0 and run.saved_step == state.step and state.best_step is None
             evaluating = last or self.due(config.eval_interval) or unmeasured  # an imported model may be the best
@@ -154,6 +161,11 @@ class Loop:
         return TrainResult(
             run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), stopped
         )
+
+    def is_time_up(self) -> bool:
+        """Whether max_minutes have passed, by the clock of any process."""
+        limit = self.run.config.max_minutes * 60
+        return limit > 0 and self.run.world.any(self.run.state.seconds >= limit)
 
     def due(self, interval: int) -> bool:
         """Whether something that happens every `interval` steps happens now."""
@@ -203,7 +215,7 @@ class Loop:
         return (best or run.config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0)
 
     def sample(self) -> None:
-        """Continue the sample prompt, with the same seed each time, into samples/."""
+        """Continue the sample prompt, with the same seed each time, into samples/. All processes do: they agree."""
         run, config, state = self.run, self.run.config, self.run.state
         text = config.sample_start + generate(
             run.model,
@@ -213,8 +225,7 @@ class Loop:
             seed=config.seed,
             dtype=config.dtype,
         )
-        write_text(run.out_dir / "samples" / f"step_{state.step:07d}.txt", text + "\n")
-        self.log.write("sample", state.step, text=text)
+        self.log.sample(state.step, text)
         self.console.note(f"--- sample at step {state.step}\n{text.strip()}\n---")
 
     def save(self) -> None:
@@ -223,7 +234,7 @@ class Loop:
         if run.saved_step != state.step:
             self.publish()
         if state.best_step == state.step:
-            checkpoint.note_best(run.out_dir, state)
+            run.world.main_only(lambda: checkpoint.note_best(run.out_dir, state))
 
     def publish(self) -> None:
         """Write the checkpoint of this step and remove those not kept."""
@@ -231,11 +242,15 @@ class Loop:
         began = time.perf_counter()
         state.scaler = run.scaler.state_dict()
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
-        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about)
+
+        def write() -> None:
+            checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about)
+            checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
+
+        run.world.main_only(write)
         run.saved_step = state.step
-        checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
         seconds = round(time.perf_counter() - began, 3)
-        self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
+        self.log.write("checkpoint", state.step, path=folder_of(run.out_dir, state.step).name, seconds=seconds)
 
     def tell(self, event: str, step: int, values: dict[str, float]) -> None:
         """Write a record, and its numbers to the trackers."""

@@ -2,17 +2,19 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from gpt2 import checkpoint, device
+from gpt2 import checkpoint, device, distributed
 from gpt2.data.batches import document_numbers, gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
+from gpt2.distributed import ALONE, Engine, Plain, World, engine
 from gpt2.errors import UserError, first_line
 from gpt2.files import locked, write_text
 from gpt2.formats.layout import read_description, saved_steps
@@ -58,8 +60,9 @@ class Run:
     """The end-of-text token, over which attention does not look back; None without document_mask."""
     model: GPT
     """The plain module: this is what is evaluated, sampled and saved."""
-    forward: Callable[..., Any]
-    """`model`, compiled where that is asked for and works: this is what is trained."""
+    world: World
+    engine: Engine
+    """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     state: checkpoint.TrainState
@@ -70,21 +73,45 @@ class Run:
     """Filled while the run has its folder."""
 
 
-def set_up(config: TrainConfig, note: Note) -> Run:
+def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     """Build the run and find out whether it can work; the folder it writes to is not touched yet.
 
-    `note` receives lines that say what was chosen. Raises UserError.
+    `note` receives lines that say what was chosen. Raises UserError, in all processes of the `world` or in none.
     """
-    out_dir = Path(config.out_dir)
-    restored = _checkpoint_to_resume(config, out_dir, note)
+    note = note if world.is_main else lambda line: None
+    restored, dataset = world.main_first(lambda: _find(config, note))
+    run, forward = world.agreed(lambda: _build(config, restored, dataset, world, note))
+    settings = {"deterministic": config.deterministic, "micro_batches": config.accumulation}
+    run.engine = engine(run.model, forward, world, run.device, **settings)
+    return run
+
+
+def _find(config: TrainConfig, note: Note) -> tuple[Path | None, Dataset]:
+    """The checkpoint to resume, if one is, and the data."""
+    return (
+        _checkpoint_to_resume(config, Path(config.out_dir), note),
+        open_dataset(config.dataset, config.data_dir, note),
+    )
+
+
+def _build(
+    config: TrainConfig, restored: Path | None, dataset: Dataset, world: World, note: Note
+) -> tuple[Run, nn.Module]:
+    """The run but for its engine, and what the engine is to train. The processes do not talk here."""
+    distributed.check(world, config.accumulation, config.deterministic)
     asked = {name: value if (value := getattr(config, name)) != "auto" else None for name in SHAPE}
-    where = device.pick_device(config.device)
+    where = device.pick_device(config.device, world.local_rank)
     if where.type == "cuda":
+        torch.cuda.set_device(where)
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    chosen: dict[str, Any] = {"device": str(where), "dtype": device.pick_dtype(config.dtype, where)}
+    if config.deterministic:
+        device.make_deterministic()
+    chosen: dict[str, Any] = {
+        "device": config.device if world.size > 1 else str(where),
+        "dtype": device.pick_dtype(config.dtype, where),
+    }
     config = replace(config.resolved(), **chosen)
 
-    dataset = open_dataset(config.dataset, config.data_dir, note)
     _require_end_of_text(config, dataset)
     boundary = dataset.tokenizer.eot if config.document_mask else None
     if config.sample_interval:
@@ -115,16 +142,17 @@ def set_up(config: TrainConfig, note: Note) -> Run:
     note(
         f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
         f"batch_size {config.batch_size} × block_size {config.block_size}"
+        + (f", shared by {world.size} processes" if world.size > 1 else "")
     )
     note(f"model {model.num_params():,} parameters · dataset {dataset.path}, {len(train_tokens):,} training tokens")
 
-    forward: Callable[..., Any] = model
+    forward: nn.Module = model
     if not config.eval_only:
         _require_trackers(config)
         forward = _try_out(model, train_tokens, boundary, config, note)
-    return Run(
+    run = Run(
         config=config,
-        out_dir=out_dir,
+        out_dir=Path(config.out_dir),
         device=where,
         tokenizer=dataset.tokenizer,
         data_fingerprint=dataset.fingerprint,
@@ -132,13 +160,15 @@ def set_up(config: TrainConfig, note: Note) -> Run:
         val_tokens=val_tokens,
         boundary=boundary,
         model=model,
-        forward=forward,
+        world=world,
+        engine=Plain(model, ALONE, where),
         optimizer=optimizer,
         scaler=scaler,
         state=state,
         peak_flops=peak,
         saved_step=state.step if restored is not None else None,
     )
+    return run, forward
 
 
 def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
@@ -264,7 +294,7 @@ def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any],
     return replace(config, init_from=settings["init_from"])
 
 
-def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConfig, note: Note) -> Callable[..., Any]:
+def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConfig, note: Note) -> nn.Module:
     """What to train: the model, compiled where that is asked for and works.
 
     A batch is tried before the run begins. Raises UserError where it does not fit the device's memory.
@@ -282,7 +312,7 @@ def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConf
         if config.compile:
             note("compiling the model; the first time takes a minute")
             try:
-                compiled = torch.compile(model)
+                compiled = cast(nn.Module, torch.compile(model))
                 attempt(compiled)
                 return compiled
             except torch.OutOfMemoryError:
@@ -322,31 +352,33 @@ def _open_trackers(config: TrainConfig, out_dir: Path) -> list[Tracker]:
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """The run folder made ready, and this process's alone, with the trackers open.
+    """The run folder made ready, and this run's alone, with the trackers open.
 
     A fresh run first removes what an old one left. Raises UserError where the folder cannot be written or
     another process trains in it.
     """
+    with ExitStack() as stack:
+        run.world.main_only(lambda: _claim(run, stack))
+        yield
+
+
+def _claim(run: Run, stack: ExitStack) -> None:
     config, out_dir = run.config, run.out_dir
     try:
         (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
-    with locked(out_dir / ".lock") as ours:
-        if not ours:
-            raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
-        old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
-        for path in {*old, *(out_dir / "checkpoints").glob(".*.tmp")}:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        # As a recipe it must not delete the run it describes.
-        settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-        write_text(out_dir / "config.toml", dump_toml(settings))
-        run.trackers = _open_trackers(config, out_dir)
-        try:
-            yield
-        finally:
-            for tracker in run.trackers:
-                tracker.close()
+    if not stack.enter_context(locked(out_dir / ".lock")):
+        raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
+    old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
+    for path in {*old, *(out_dir / "checkpoints").glob(".*.tmp")}:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    # As a recipe it must not delete the run it describes.
+    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
+    write_text(out_dir / "config.toml", dump_toml(settings))
+    run.trackers = _open_trackers(config, out_dir)
+    for tracker in run.trackers:
+        stack.callback(tracker.close)

@@ -26,17 +26,20 @@ class StepResult:
 
 def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
-    config, step = run.config, run.state.step
-    loss = torch.zeros((), device=run.device)
-    for micro, rows in micro_batches(row_starts(run), config.accumulation, rank=0, world_size=1):
+    config, step, world = run.config, run.state.step, run.world
+    losses: list[Tensor] = []
+    mine = micro_batches(row_starts(run), config.accumulation, world.rank, world.size)
+    for micro, rows in mine:
         x, y = gather(run.train_tokens, rows, config.block_size, run.device)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
-        with autocast(run.device, config.dtype):
-            _, micro_loss = run.forward(x, y, documents=document_numbers(x, run.boundary))
-        micro_loss = micro_loss / config.accumulation
-        run.scaler.scale(micro_loss).backward()
-        loss += micro_loss.detach()
+        with run.engine.micro_batch(is_last=micro == mine[-1][0]):
+            with autocast(run.device, config.dtype):
+                _, loss = run.engine.forward(x, y, documents=document_numbers(x, run.boundary))
+            run.scaler.scale(loss / config.accumulation).backward()
+        losses.append(loss.detach())
+    run.engine.finish()
+    loss = world.concatenated(torch.stack(losses)).mean()
 
     run.scaler.unscale_(run.optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf"))

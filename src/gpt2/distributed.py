@@ -1,0 +1,236 @@
+"""The processes that train together: who they are, what they agree on, and how their gradients become one.
+
+A process alone goes the same way, on which everything here then does nothing, correctly.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gpt2.errors import ToldElsewhere, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together. All of them must call a method, or none."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among the processes of this machine."""
+    control: Any = None
+    """The group through which they tell each other small things, without waiting for a GPU; None is the default."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The small picklable `value` of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set anywhere."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor(int(flag))
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control)
+        return bool(tensor)
+
+    def concatenated(self, tensor: Tensor) -> Tensor:
+        """The one-dimensional tensors of every process, equally long, by rank."""
+        if self.size == 1:
+            return tensor
+        found = tensor.new_empty(self.size * len(tensor))
+        dist.all_gather_into_tensor(found, tensor.contiguous())
+        return found
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work` gives here. A UserError of one process is raised in all, so that none waits for it."""
+        if self.size == 1:
+            return work()
+        results, error = [], None
+        try:
+            results.append(work())
+        except UserError as caught:
+            error = str(caught)
+        if (first := next((e for e in self.gather(error) if e is not None), None)) is not None:
+            raise UserError(first) if self.is_main else ToldElsewhere(first)
+        return results[0]
+
+    def main_only(self, work: Callable[[], T]) -> T | None:
+        """What `work` gives in the main process, for which the others wait; None in those."""
+        return self.agreed(lambda: work() if self.is_main else None)
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which the main process does before the others; they find done what it leaves behind."""
+        results: list[T] = []
+        for is_mains_turn in (True, False):
+            if is_mains_turn == self.is_main:
+                self.agreed(lambda: results.append(work()))
+            elif self.size > 1:
+                self.agreed(lambda: None)
+        return results[0]
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterator[World]:
+    """The world that torchrun made this process a part of; without torchrun, a world of one."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        yield ALONE
+        return
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    try:
+        control = dist.new_group(backend="gloo") if backend == "nccl" else None
+        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)), control)
+    finally:
+        dist.destroy_process_group()
+
+
+class Engine(Protocol):
+    """How the gradients of an update's micro-batches, here and elsewhere, become one gradient."""
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """What to train: computes the loss of a micro-batch."""
+        ...
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager:
+        """Context of a micro-batch's forward and backward. Its loss is divided by those of the whole update."""
+        ...
+
+    def finish(self) -> None:
+        """Have the gradient of the update in every parameter's `grad`."""
+        ...
+
+
+class Plain:
+    """Adds up micro-batch by micro-batch; several processes then by PyTorch's DistributedDataParallel."""
+
+    def __init__(self, forward: nn.Module, world: World, device: torch.device) -> None:
+        self.wrapped = None
+        if world.size > 1:
+            self.wrapped = nn.parallel.DistributedDataParallel(
+                forward, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
+            self.wrapped.register_comm_hook(None, _add_up)
+        self.forward = self.wrapped or forward
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager:
+        return nullcontext() if is_last or self.wrapped is None else self.wrapped.no_sync()
+
+    def finish(self) -> None:
+        pass
+
+
+def _add_up(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """The sum over processes, where DistributedDataParallel would take the mean."""
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+class FixedOrder:
+    """Adds up in one binary tree over all micro-batches, whichever process has them.
+
+    The sum is then the same bit for bit with 1, 2, 4, … processes: neighbouring micro-batches first, then
+    neighbouring pairs of them, and so on; the last steps between processes, by recursive doubling (Thakur et al.
+    2005). Where the number of micro-batches is no power of two, its odd part is added up in a row first.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any], world: World, micro_batches: int) -> None:
+        self.forward = forward
+        self.world = world
+        self.parameters = list(model.parameters())
+        self.leaf = micro_batches // (micro_batches & -micro_batches)
+        """Micro-batches added up in a row."""
+        self.begun = 0
+        self.sums: list[tuple[int, list[Tensor]]] = []
+        """Sums that wait for their neighbour: how many leaves, and the gradient of each parameter."""
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        yield
+        self.begun += 1
+        if self.begun < self.leaf:
+            return
+        leaves, total = 1, self._taken()
+        while self.sums and self.sums[-1][0] == leaves:
+            left = self.sums.pop()[1]
+            torch._foreach_add_(left, total)
+            leaves, total = 2 * leaves, left
+        self.sums.append((leaves, total))
+
+    def _taken(self) -> list[Tensor]:
+        """The gradients, which leave the parameters."""
+        self.begun = 0
+        taken = []
+        for parameter in self.parameters:
+            assert parameter.grad is not None, "every parameter takes part in every loss"
+            taken.append(parameter.grad)
+            parameter.grad = None
+        return taken
+
+    def finish(self) -> None:
+        [(_, total)] = self.sums
+        self.sums = []
+        distance = 1
+        while distance < self.world.size:
+            partner = self.world.rank ^ distance
+            mine = torch.cat([t.flatten() for t in total])
+            theirs = torch.empty_like(mine)
+            exchange = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+            for request in dist.batch_isend_irecv(exchange):
+                request.wait()
+            mine = mine + theirs  # the same in both: a + b is b + a
+            total = [t.view_as(p) for t, p in zip(mine.split([p.numel() for p in total]), total, strict=True)]
+            distance *= 2
+        for parameter, gradient in zip(self.parameters, total, strict=True):
+            parameter.grad = gradient
+
+
+def check(world: World, micro_batches: int, deterministic: bool) -> None:
+    """Raise UserError where the processes cannot share an update's micro-batches."""
+    if micro_batches % world.size:
+        below = micro_batches // world.size * world.size
+        nearest = f"{below} or {below + world.size}" if below else f"{world.size}"
+        raise UserError(
+            f"gradient_accumulation_steps={micro_batches}, which counts those of all processes, cannot be shared by "
+            f"{world.size} of them; the nearest numbers that can: {nearest}"
+        )
+    if deterministic and world.size & (world.size - 1):
+        raise UserError(f"deterministic=True needs 1, 2, 4, 8, … processes, and there are {world.size}")
+
+
+def engine(
+    model: nn.Module,
+    forward: nn.Module,
+    world: World,
+    device: torch.device,
+    *,
+    deterministic: bool,
+    micro_batches: int,
+) -> Engine:
+    """What makes one gradient of the `micro_batches` of an update. `forward` is the model itself, or compiled."""
+    check(world, micro_batches, deterministic)
+    if deterministic:
+        return FixedOrder(model, forward, world, micro_batches)
+    return Plain(forward, world, device)
