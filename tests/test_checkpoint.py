@@ -41,7 +41,8 @@ def test_weights_optimizer_and_state_come_back(tmp_path: Path) -> None:
     ]  # fmt: skip
     twin = GPT(CONFIG)
     optimizer = adamw(twin, 1e-2, (0.9, 0.95), 0.1)
-    state = checkpoint.restore(folder, twin, optimizer)
+    state = checkpoint.restore(folder, twin)
+    checkpoint.restore_optimizer(folder, optimizer)
     assert state == checkpoint.TrainState(step=3)
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q), name

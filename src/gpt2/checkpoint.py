@@ -8,7 +8,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gpt2.distributed import ALONE, World, whole, whole_parameters
 from gpt2.errors import UserError, first_line
 from gpt2.files import manifest_problem, publish, write_manifest, write_text
 from gpt2.formats import bare
@@ -47,17 +48,22 @@ def save(
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     about: dict[str, Any],
+    world: World = ALONE,
 ) -> Path:
     """Publish the checkpoint of `state.step` and return its folder.
 
-    `about` is kept for reading: the configuration and the dataset. Raises OSError where it cannot be written;
-    the checkpoints before it stay as they are.
+    `about` is kept for reading: the configuration and the dataset. All processes of the `world` must call, the main
+    one writes: the files do not depend on how many they are. Raises OSError where they cannot be written; the
+    checkpoints before it stay as they are.
     """
     folder = folder_of(out_dir, state.step)
-    with publish(folder) as temporary:
+    parameters = _collected(whole_parameters(model), world)
+    moments = _collected(((name, whole(tensor)) for name, tensor in named_state(optimizer).items()), world)
+
+    def write(temporary: Path) -> None:
         temporary.mkdir()
-        _write_tensors(dict(model.named_parameters()), temporary / "model.safetensors", bare.metadata(model.config))
-        _write_tensors(named_state(optimizer), temporary / "optimizer.safetensors")
+        _write_tensors(parameters, temporary / "model.safetensors", bare.metadata(model.config))
+        _write_tensors(moments, temporary / "optimizer.safetensors")
         description = {
             "format": FORMAT,
             **asdict(state),
@@ -67,12 +73,23 @@ def save(
         }
         (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         write_manifest(temporary)
+
+    def publish_all() -> None:
+        with publish(folder) as temporary:
+            write(temporary)
+
+    world.main_only(publish_all)
     return folder
+
+
+def _collected(tensors: Iterable[tuple[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
+    """Whole tensors, kept where they are to be written; they come one by one."""
+    return {name: t.detach().cpu().contiguous() for name, t in tensors if world.is_main}
 
 
 def _write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise OSError(errno.EIO, first_line(error), str(path)) from error
 
@@ -116,9 +133,13 @@ def latest(out_dir: Path, note: Callable[[str], None]) -> Path:
     raise UserError(f"{out_dir} holds no checkpoint to resume; start the run with --init_from=scratch")
 
 
-def restore(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Load weights and optimizer of an intact checkpoint in place; returns where the run stood."""
+def restore(folder: Path, model: GPT) -> TrainState:
+    """Load the weights of an intact checkpoint in place; returns where the run stood."""
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    load_named_state(optimizer, load_file(folder / "optimizer.safetensors"))
     description = read_description(folder)
     return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__})
+
+
+def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state of an intact checkpoint, or this process's part of it, in place."""
+    load_named_state(optimizer, load_file(folder / "optimizer.safetensors"))

@@ -3,18 +3,24 @@
 A process alone goes the same way, on which everything here then does nothing, correctly.
 """
 
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.errors import ToldElsewhere, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -55,9 +61,9 @@ class World:
         """The one-dimensional tensors of every process, equally long, by rank."""
         if self.size == 1:
             return tensor
-        found = tensor.new_empty(self.size * len(tensor))
-        dist.all_gather_into_tensor(found, tensor.contiguous())
-        return found
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return torch.cat(found)
 
     def agreed(self, work: Callable[[], T]) -> T:
         """What `work` gives here. A UserError of one process is raised in all, so that none waits for it."""
@@ -207,8 +213,25 @@ class FixedOrder:
             parameter.grad = gradient
 
 
-def check(world: World, micro_batches: int, deterministic: bool) -> None:
-    """Raise UserError where the processes cannot share an update's micro-batches."""
+class Sharded:
+    """Every process keeps a part of each parameter, its gradient and its optimizer state: PyTorch's fully_shard."""
+
+    def __init__(self, model: "FSDPModule") -> None:
+        self.model = model
+        self.forward: Callable[..., Any] = cast(Callable[..., Any], model)
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager:
+        self.model.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def finish(self) -> None:
+        pass
+
+
+def check(
+    world: World, *, micro_batches: int, deterministic: bool, parallel: str, zero_stage: int, dtype: str
+) -> None:
+    """Raise UserError where the processes cannot share the work so."""
     if micro_batches % world.size:
         below = micro_batches // world.size * world.size
         nearest = f"{below} or {below + world.size}" if below else f"{world.size}"
@@ -218,19 +241,85 @@ def check(world: World, micro_batches: int, deterministic: bool) -> None:
         )
     if deterministic and world.size & (world.size - 1):
         raise UserError(f"deterministic=True needs 1, 2, 4, 8, … processes, and there are {world.size}")
+    if parallel == "fsdp" and deterministic:
+        raise UserError(
+            "deterministic=True needs whole gradients; use it with parallel=ddp, with or without zero_stage"
+        )
+    if parallel == "fsdp" and zero_stage:
+        raise UserError("parallel=fsdp shards the optimizer state too; leave --zero_stage out")
+    if parallel == "fsdp" and dtype == "float16":
+        raise UserError("parallel=fsdp does not scale gradients; use --dtype=bfloat16 or float32")
 
 
-def engine(
+def wrapped(
     model: nn.Module,
+    blocks: Iterable[nn.Module],
     forward: nn.Module,
     world: World,
     device: torch.device,
     *,
-    deterministic: bool,
     micro_batches: int,
+    deterministic: bool,
+    parallel: str,
+    compile_blocks: bool,
+    cpu_offload: bool,
 ) -> Engine:
-    """What makes one gradient of the `micro_batches` of an update. `forward` is the model itself, or compiled."""
-    check(world, micro_batches, deterministic)
+    """What makes one gradient of an update's `micro_batches`. Before it there is no optimizer.
+
+    forward: the model itself, or compiled. Sharding replaces the model's parameters, block by block.
+    """
+    if world.size > 1 and parallel == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+        mesh = init_device_mesh(device.type, (world.size,))
+        policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+        for block in blocks:
+            if compile_blocks:
+                block.compile()
+            fully_shard(block, mesh=mesh, offload_policy=policy)
+        fully_shard(model, mesh=mesh, offload_policy=policy)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # add gradients up, as the other engines do, where it takes the mean
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        assert isinstance(model, FSDPModule), "fully_shard has made it one"
+        return Sharded(model)
     if deterministic:
         return FixedOrder(model, forward, world, micro_batches)
     return Plain(forward, world, device)
+
+
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Have each block keep only its input for the backward pass and compute the rest again there, in place."""
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name, put together where processes have parts of it: all must iterate."""
+    if is_sharded(model):
+        cast("FSDPModule", model).reshard()  # an evaluation leaves some of them whole
+    for name, parameter in model.named_parameters():
+        yield name, whole(parameter.detach())
+
+
+def is_sharded(sharded: object) -> bool:
+    """Whether a tensor or a module is in parts. Asked without importing what would say, which takes a second."""
+    return hasattr(sharded, "full_tensor") or hasattr(sharded, "unshard")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from the parts that processes have; any other as it is."""
+    return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def part_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """This process's part of a whole `tensor`, where the parameter is in parts."""
+    if not is_sharded(parameter) or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    here = tensor.to(parameter.device)
+    return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)

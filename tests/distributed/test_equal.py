@@ -4,21 +4,27 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from gpt2.formats.layout import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
+from gpt2.training.loop import train
 
 SETTINGS = {"max_iters": 12, "eval_interval": 6, "gradient_accumulation_steps": 8, "dropout": 0.1, "eval_iters": 5}
 
 
-def launch(config: TrainConfig, nproc: int, **changes: object) -> subprocess.CompletedProcess[str]:
-    settings = {**config.as_dict(), **changes}
-    flags = [f"--{name}={value}" for name, value in settings.items() if value != ""]
+WORLDS = [int(n) for n in os.environ.get("GPT2_TEST_WORLDS", "2").split(",")]
+"""Numbers of processes beside one. They take seconds to start: `GPT2_TEST_WORLDS=2,4` tests more."""
+
+
+def launch(config: TrainConfig, nproc: int) -> subprocess.CompletedProcess[str]:
+    flags = [f"--{name}={value}" for name, value in config.as_dict().items() if value != ""]
     return subprocess.run(
         [sys.executable, "-m", "gpt2", "train", f"--nproc={nproc}", *flags],
         env={k: v for k, v in os.environ.items() if k != "RANK"} | {"OMP_NUM_THREADS": "1"},
@@ -46,42 +52,64 @@ def losses(out_dir: str) -> list[tuple]:
 
 
 @pytest.fixture
-def run(tiny, tmp_path: Path):
+def run(tiny, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Trains in so many processes; one of them is this one."""
+
     def run(name: str, nproc: int, **changes: object) -> str:
-        config = tiny(**SETTINGS, out_dir=str(tmp_path / name))
-        done = launch(config, nproc, **changes)
-        assert done.returncode == 0, done.stderr
+        config = tiny(**{**SETTINGS, **changes}, out_dir=str(tmp_path / name))
+        if nproc == 1:
+            train(config)
+        else:
+            done = launch(config, nproc)
+            assert done.returncode == 0, done.stderr
         return config.out_dir
 
-    return run
+    yield run
+    torch.use_deterministic_algorithms(False)
 
 
 def test_deterministic_runs_are_the_same_bit_for_bit(run) -> None:
-    alone, *others = (run(f"d{n}", n, deterministic=True) for n in (1, 2, 4))
-    for other in others:
+    alone = run("alone", 1, deterministic=True)
+    for n in WORLDS:
+        other = run(f"{n}", n, deterministic=True)
         assert losses(other) == losses(alone)
         assert fingerprint(other) == fingerprint(alone)
 
 
 def test_plain_runs_agree_but_for_rounding(run) -> None:
-    alone, *others = (run(f"p{n}", n) for n in (1, 2, 4))
-    for other in others:
-        for (event, step, *ours), (their_event, their_step, *theirs) in zip(
-            losses(alone), losses(other), strict=True
-        ):
-            assert (event, step) == (their_event, their_step)
-            assert [x is None or x == pytest.approx(y, rel=2e-4) for x, y in zip(ours, theirs, strict=True)].count(
-                False
-            ) == 0
-        mine, its = load_file(weights(alone)), load_file(weights(other))
-        assert all(abs(mine[name] - its[name]).max() < 1e-3 for name in mine)
-    assert len({fingerprint(out) for out in (alone, *others)}) == 3  # else the test above could not fail
+    outs = [run(f"{n}", n) for n in (1, *WORLDS)]
+    for out in outs[1:]:
+        agree(outs[0], out)
+    assert len({fingerprint(out) for out in outs}) == len(outs)  # else the test above could not fail
+
+
+SHARED = {"zero": {"zero_stage": 1}, "fsdp": {"parallel": "fsdp"}}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_shared_optimizers_and_parameters_train_the_same(kind: str, run) -> None:
+    alone, shared = run("alone", 1), run(kind, WORLDS[0], **SHARED[kind], sample_interval=6, sample_tokens=5)
+    agree(alone, shared)
+    # what is saved does not know of the sharing, and goes on shared in another way
+    settings = {"init_from": "auto", "max_iters": 16, "lr_decay_iters": 16}
+    other = "fsdp" if kind == "zero" else "zero"
+    agree(run("alone", 1, **settings), run(kind, WORLDS[-1], **settings, **SHARED[other]))
+
+
+def agree(one: str, other: str) -> None:
+    """Losses, norms and weights are the same but for rounding."""
+    for (event, step, *ours), (their_event, their_step, *theirs) in zip(losses(one), losses(other), strict=True):
+        assert (event, step) == (their_event, their_step)
+        pairs = [(x, y) for x, y in zip(ours, theirs, strict=True) if x is not None]
+        assert all(x == pytest.approx(y, rel=2e-4) for x, y in pairs)
+    mine, its = load_file(weights(one)), load_file(weights(other))
+    assert all(abs(mine[name] - its[name]).max() < 1e-3 for name in mine)
 
 
 def test_resumed_with_other_numbers_of_processes(run) -> None:
     whole = run("whole", 1, deterministic=True)
-    for begin, nproc in ((3, 1), (6, 2), (9, 4), (12, 1)):
-        resumed = run(
-            "resumed", nproc, deterministic=True, init_from="auto", max_iters=begin, lr_decay_iters=12, warmup_iters=0
-        )
+    schedule = {"lr_decay_iters": 12, "warmup_iters": 0, "deterministic": True}
+    legs = [1, *WORLDS, 1]
+    for leg, nproc in enumerate(legs, start=1):
+        resumed = run("resumed", nproc, **schedule, init_from="auto", max_iters=12 * leg // len(legs))
     assert fingerprint(resumed) == fingerprint(whole)

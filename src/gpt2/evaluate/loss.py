@@ -34,12 +34,15 @@ def evaluate_loss(
     was_training = model.training
     model.eval()
     losses: list[tuple[int, float]] = []
-    for i in range(world.rank * batch_size, len(starts), world.size * batch_size):
-        rows = starts[i : i + batch_size]
+    all_rows = world.size * batch_size
+    for i in range(world.rank * batch_size, -(-len(starts) // all_rows) * all_rows, all_rows):
+        is_mine = i < len(starts)  # whoever has none left computes along, since a sharded model needs all processes
+        rows = starts[i : i + batch_size] if is_mine else starts[:batch_size]
         x, y = gather(tokens, rows, block_size, device)
         with autocast(device, dtype):
             _, loss = model(x, y, documents=document_numbers(x, boundary))
-        losses.append((i, loss.item() * len(rows)))
+        if is_mine:
+            losses.append((i, loss.item() * len(rows)))
     model.train(was_training)
     every = sorted(itertools.chain.from_iterable(world.gather(losses)))
     return sum(loss for _, loss in every) / len(starts)

@@ -147,6 +147,15 @@ class TrainConfig:
     """Let float32 matrix products use TF32 on CUDA."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """How processes talk: nccl between GPUs, gloo between CPUs. auto: what the device takes."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the model: ddp, every process has all of it; fsdp, each has a part of every
+    parameter, gradient and optimizer state."""
+    zero_stage: Literal[0, 1] = 0
+    """1: with ddp, each process keeps the optimizer state of some parameters and updates those for all (ZeRO)."""
+    cpu_offload: bool = False
+    """With fsdp, keep the parts in the CPU's memory while they are not computed with."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input for the backward pass and compute the rest again: less memory, more work."""
     deterministic: bool = False
     """Add gradients up in an order that does not depend on the number of processes: the weights are then the same bit
     for bit with 1, 2, 4, … of them. On a CPU each process computes with OMP_NUM_THREADS threads, 1 unless given."""

@@ -14,7 +14,6 @@ from types import FrameType
 from gpt2 import accounting, checkpoint, device
 from gpt2.distributed import World, joined
 from gpt2.evaluate.loss import evaluate_loss
-from gpt2.formats.layout import folder_of
 from gpt2.generation.engine import generate
 from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
@@ -242,15 +241,12 @@ class Loop:
         began = time.perf_counter()
         state.scaler = run.scaler.state_dict()
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
-
-        def write() -> None:
-            checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about)
-            checkpoint.prune(run.out_dir, run.config.keep_checkpoints, state.best_step)
-
-        run.world.main_only(write)
+        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about, run.world)
         run.saved_step = state.step
+        keep = run.config.keep_checkpoints
+        run.world.main_only(lambda: checkpoint.prune(run.out_dir, keep, state.best_step))
         seconds = round(time.perf_counter() - began, 3)
-        self.log.write("checkpoint", state.step, path=folder_of(run.out_dir, state.step).name, seconds=seconds)
+        self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
 
     def tell(self, event: str, step: int, values: dict[str, float]) -> None:
         """Write a record, and its numbers to the trackers."""

@@ -14,7 +14,7 @@ from gpt2 import checkpoint, device, distributed
 from gpt2.data.batches import document_numbers, gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.distributed import ALONE, Engine, Plain, World, engine
+from gpt2.distributed import ALONE, Engine, World
 from gpt2.errors import UserError, first_line
 from gpt2.files import locked, write_text
 from gpt2.formats.layout import read_description, saved_steps
@@ -61,14 +61,14 @@ class Run:
     model: GPT
     """The plain module: this is what is evaluated, sampled and saved."""
     world: World
-    engine: Engine
-    """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
-    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     state: checkpoint.TrainState
     peak_flops: float
     saved_step: int | None = None
     """Step of the newest checkpoint on disk; None for a run that has none yet."""
+    engine: Engine = field(init=False)
+    """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
+    optimizer: torch.optim.Optimizer = field(init=False)
     trackers: list[Tracker] = field(default_factory=list)
     """Filled while the run has its folder."""
 
@@ -80,9 +80,25 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     """
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
-    run, forward = world.agreed(lambda: _build(config, restored, dataset, world, note))
-    settings = {"deterministic": config.deterministic, "micro_batches": config.accumulation}
-    run.engine = engine(run.model, forward, world, run.device, **settings)
+    run, forward, moments = world.agreed(lambda: _build(config, restored, dataset, world, note))
+    run.engine = distributed.wrapped(
+        run.model,
+        run.model.transformer.h,
+        forward,
+        world,
+        run.device,
+        micro_batches=config.accumulation,
+        deterministic=config.deterministic,
+        parallel=config.parallel,
+        compile_blocks=config.compile,
+        cpu_offload=config.cpu_offload,
+    )
+    betas, shared = (config.beta1, config.beta2), config.zero_stage > 0 and world.size > 1
+    run.optimizer = adamw(run.model, config.learning_rate, betas, config.weight_decay, shared)
+    if restored is not None:
+        checkpoint.restore_optimizer(restored, run.optimizer)
+    elif moments is not None:
+        load_named_state(run.optimizer, moments)
     return run
 
 
@@ -96,9 +112,11 @@ def _find(config: TrainConfig, note: Note) -> tuple[Path | None, Dataset]:
 
 def _build(
     config: TrainConfig, restored: Path | None, dataset: Dataset, world: World, note: Note
-) -> tuple[Run, nn.Module]:
-    """The run but for its engine, and what the engine is to train. The processes do not talk here."""
-    distributed.check(world, config.accumulation, config.deterministic)
+) -> tuple[Run, nn.Module, dict[str, torch.Tensor] | None]:
+    """The run but for its engine and optimizer, what the engine is to train, and the state of an imported optimizer.
+
+    The processes do not talk here.
+    """
     asked = {name: value if (value := getattr(config, name)) != "auto" else None for name in SHAPE}
     where = device.pick_device(config.device, world.local_rank)
     if where.type == "cuda":
@@ -112,6 +130,14 @@ def _build(
     }
     config = replace(config.resolved(), **chosen)
 
+    distributed.check(
+        world,
+        micro_batches=config.accumulation,
+        deterministic=config.deterministic,
+        parallel=config.parallel,
+        zero_stage=config.zero_stage,
+        dtype=config.dtype,
+    )
     _require_end_of_text(config, dataset)
     boundary = dataset.tokenizer.eot if config.document_mask else None
     if config.sample_interval:
@@ -122,14 +148,11 @@ def _build(
     train_tokens = dataset.split("train", config.block_size)
     val_tokens = dataset.split("val", config.block_size)
 
-    betas = (config.beta1, config.beta2)
-    optimizer = adamw(model, config.learning_rate, betas, config.weight_decay)
-    if config.resume_optimizer and restored is None:
-        _carry_optimizer_over(source, optimizer, config)
+    moments = _moments(source, config) if config.resume_optimizer and restored is None else None
     scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
     state = checkpoint.TrainState()
     if restored is not None:
-        state = checkpoint.restore(restored, model, optimizer)
+        state = checkpoint.restore(restored, model)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
         config = _note_changes(config, dataset, read_description(restored), note)
@@ -146,9 +169,12 @@ def _build(
     )
     note(f"model {model.num_params():,} parameters · dataset {dataset.path}, {len(train_tokens):,} training tokens")
 
+    if config.activation_checkpointing:
+        distributed.recompute(model.transformer.h)
     forward: nn.Module = model
     if not config.eval_only:
         _require_trackers(config)
+    if not config.eval_only and (config.parallel == "ddp" or world.size == 1):  # else nobody has all of the model
         forward = _try_out(model, train_tokens, boundary, config, note)
     run = Run(
         config=config,
@@ -161,14 +187,12 @@ def _build(
         boundary=boundary,
         model=model,
         world=world,
-        engine=Plain(model, ALONE, where),
-        optimizer=optimizer,
         scaler=scaler,
         state=state,
         peak_flops=peak,
         saved_step=state.step if restored is not None else None,
     )
-    return run, forward
+    return run, forward, moments
 
 
 def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
@@ -262,15 +286,15 @@ def _make_model(
     return model, source
 
 
-def _carry_optimizer_over(source: Source | None, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
-    """Give the optimizer the moments that came with the model. Raises UserError where there are none."""
+def _moments(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The optimizer's state that came with the model. Raises UserError where there is none."""
     if source is None or source.progress.optimizer is None:
         raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
     tensors = source.progress.optimizer()
     for key in ("exp_avg", "exp_avg_sq"):
         positions = f"transformer.wpe.weight/{key}"
         tensors[positions] = tensors[positions][: config.block_size].clone()  # as many as the model has kept
-    load_named_state(optimizer, tensors)
+    return tensors
 
 
 def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpt2.data.batches import align, document_numbers, gather, micro_batches, sample_starts
 from gpt2.device import autocast
+from gpt2.distributed import whole
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run
@@ -42,7 +43,7 @@ def train_step(run: Run) -> StepResult:
     loss = world.concatenated(torch.stack(losses)).mean()
 
     run.scaler.unscale_(run.optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf"))
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf")))
     lr = step_learning_rate(config, step)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
