@@ -61,16 +61,20 @@ def test_wrong_parts_are_refused(corpus: Path, tmp_path: Path, gpt2_command) -> 
     (tmp_path / "damaged" / "train.bin").write_bytes(content)
     prepare(corpus, out=tmp_path / "other", tokenizer="byte", val_fraction=0.2, part=(2, 3))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "dataset.json").write_text('{"part": [2, 3]}')
     cases = {
         ("p1", "p3"): "part 2/3 is missing; all 3 are needed",
         ("p1", "p2", "again", "p3"): "are both part 2/3",
         ("p1", "other", "p3"): "parts of different preparations",
         ("p1", "damaged", "p3"): "its SHA-256 differs",
         ("p1", "empty", "p3"): "is no part of a dataset",
+        ("p1", "strange", "p3"): "dataset.json cannot be read (no bytes, documents",
+        ("p1", "p2", "p3", "--val_tokens=5"): "leave --val_tokens out with --join",
     }
     for names, message in cases.items():
         status, _, err = gpt2_command(
-            "prepare", "--join", *(tmp_path / n for n in names), "--out", tmp_path / "joined"
+            "prepare", "--join", *(n if n[0] == "-" else tmp_path / n for n in names), "--out", tmp_path / "joined"
         )
         assert status == 2
         assert message in err
@@ -80,7 +84,7 @@ def test_wrong_parts_are_refused(corpus: Path, tmp_path: Path, gpt2_command) -> 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("0/3", "parts count from 1/3"),
+        ("0/3", "part 0/3 is none"),
         ("4/3", "is none"),
         ("half", "give it as I/N"),
         ("1/9", "5 files cannot be shared"),
@@ -90,6 +94,14 @@ def test_a_part_there_is_not(part: str, message: str, corpus: Path, tmp_path: Pa
     status, _, err = gpt2_command("prepare", corpus, "--tokenizer=byte", f"--out={tmp_path / 'd'}", f"--part={part}")
     assert status == 2
     assert message in err
+
+
+def test_the_first_part_must_hold_the_validation_tokens(corpus: Path, tmp_path: Path) -> None:
+    settings = {"tokenizer": "byte", "format": "llmc", "val_tokens": 10_000}
+    prepare(corpus, out=tmp_path / "whole", **settings)
+    with pytest.raises(UserError, match=r"the first part has .* characters, too few"):
+        prepare(corpus, out=tmp_path / "p1", part=(1, 4), **settings)
+    assert not (tmp_path / "p1").exists()
 
 
 def test_a_few_texts_are_not_shared(tmp_path: Path, text: str) -> None:

@@ -42,21 +42,56 @@ def test_a_changed_shakespeare_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])
 def test_tokens_decode_to_the_text(tokenizer: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text)
-    prepare(tmp_path / "a.txt", out=tmp_path / "out", tokenizer=tokenizer, vocab_size=300)
+    prepare(
+        tmp_path / "a.txt", out=tmp_path / "out", tokenizer=tokenizer, vocab_size=300 if tokenizer == "bpe" else None
+    )
     data = open_dataset(str(tmp_path / "out"))
     train, val = (decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val"))
     assert train + val == text
     assert len(train) == int(0.9 * len(text))
 
 
-def test_many_documents_are_split_whole_and_end_with_end_of_text(tmp_path: Path) -> None:
-    for i in range(40):
-        (tmp_path / f"{i:02d}.txt").write_text(f"document {i}")
-    prepare(tmp_path, out=tmp_path / "out", tokenizer="byte")
+@pytest.mark.parametrize(
+    ("files", "rows", "fraction"),
+    [
+        (1, 40, 0.1),
+        (40, 1, 0.1),
+        (5, 5, 0.1),
+        (50, 50, 0.01),
+        (50, 60, 0.01),
+        (7, 13, 0.3),
+        (300, 1, 0.02),
+        (3, 900, 0.005),
+    ],
+)
+def test_many_documents_are_split_whole_and_end_with_end_of_text(
+    files: int, rows: int, fraction: float, tmp_path: Path
+) -> None:
+    every = [[f"document {i} of {j}" for i in range(rows)] for j in range(files)]
+    for j, texts in enumerate(every):
+        (tmp_path / f"{j:03d}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    prepare(tmp_path, out=tmp_path / "out", tokenizer="byte", val_fraction=fraction)
     data = open_dataset(str(tmp_path / "out"))
-    texts = {s: decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")}
-    assert texts["val"] == "".join(f"document {i}<|endoftext|>" for i in (9, 19, 29, 39))
-    assert texts["train"].count("<|endoftext|>") == 36
+    train, val = (decode(data.tokenizer, data.splits[s][:].tolist()).split("<|endoftext|>") for s in ("train", "val"))
+    assert (train.pop(), val.pop()) == ("", "")
+    assert sorted(train + val) == sorted(itertools.chain(*every))
+    assert len(val) == pytest.approx(files * rows * fraction, abs=max(1, 0.3 * files * rows * fraction))
+    if files == 1:
+        assert val == [text for i, text in enumerate(every[0]) if i % 10 == 9]
+
+
+def test_no_text_is_taken_twice(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name in "abc":
+        (tmp_path / "t" / f"{name}.txt").write_text(name * 9)
+    out = prepare(
+        tmp_path / "t", tmp_path / "t" / "a.txt", val=[tmp_path / "t" / "b.txt"], out=tmp_path / "d", tokenizer="byte"
+    )
+    data = open_dataset(str(out))
+    texts = [decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")]
+    assert [t.split("<|endoftext|>")[:-1] for t in texts] == [["a" * 9, "c" * 9], ["b" * 9]]
+    with pytest.raises(UserError, match="all of the text is for validation"):
+        prepare(tmp_path / "t", val=[tmp_path / "t"], out=tmp_path / "e", tokenizer="byte")
 
 
 @given(st.text(alphabet="ab \n\t'1.é\x1c\u3000"), st.integers(1, 5), st.sampled_from([None, "\n\n", "<|endoftext|>"]))

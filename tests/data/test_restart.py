@@ -1,6 +1,8 @@
 """A preparation that is killed anywhere and run again gives the files of one that was left alone."""
 
 import errno
+import gzip
+import itertools
 import json
 import os
 import random
@@ -71,7 +73,7 @@ def test_it_goes_on_where_it_was(kind: str, corpus: list[Path], tmp_path: Path, 
             kills += 1
             with pytest.raises(UserError, match="interrupted"):
                 open_dataset(str(out))
-        assert not begun_at or begun_at[0] > furthest, "what had been done was done again"
+        assert not begun_at or begun_at[0] >= furthest, "what had been done was done again"
         furthest = max([furthest, *begun_at[:-1]])
     assert kills >= 3
     assert content(out) == whole
@@ -131,6 +133,64 @@ def test_a_kill_while_files_are_moved_is_made_good(
     prepare(*corpus, out=out, **settings, progress=lambda read, total, tokens: begun.append(tokens))
     assert any(begun) == (moved == 3)
     assert content(out) == whole
+
+
+def test_what_another_dataset_moved_before_it_was_killed_goes(
+    corpus: list[Path], tmp_path: Path, monkeypatch
+) -> None:
+    settings = {"tokenizer": "byte", "format": "npy"}
+    replace, moves = Path.replace, itertools.count()
+
+    def dying(self: Path, target: Path) -> Path:
+        if Path(target).parent == tmp_path / "out" and next(moves) == 4:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            prepare(*corpus, out=tmp_path / "out", **settings, shard_size=500)
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 4
+    prepare(*corpus, out=tmp_path / "out", **settings, shard_size=5000)
+    assert content(tmp_path / "out") == content(prepare(*corpus, out=tmp_path / "alone", **settings, shard_size=5000))
+
+
+def test_the_estimate_does_not_mix_kinds_of_files(corpus: list[Path], tmp_path: Path, monkeypatch) -> None:
+    """A compressed file stands for much more text than others of its size."""
+    monkeypatch.setattr(tokenise, "BATCH", 1000)
+    size = 50 * corpus[0].stat().st_size + sum(path.stat().st_size for path in corpus[1:])
+    (corpus[0].parent / "0.jsonl.gz").write_bytes(gzip.compress(corpus[0].read_bytes() * 50))
+    corpus[0].unlink()
+    files = sorted(corpus[0].parent.iterdir())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * size))
+    prepare(*files, out=tmp_path / "out", tokenizer="byte", val_fraction=0.01)
+
+
+def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) -> None:
+    rows = tmp_path / "text.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i in range(1500)))
+    for gap in (0.02, 0.1, 0.3):
+        command = [
+            sys.executable,
+            "-m",
+            "gpt2",
+            "prepare",
+            str(rows),
+            f"--out={tmp_path / 'out'}",
+            "--tokenizer=byte",
+        ]
+        process = subprocess.Popen([*command, "--workers=2"], stderr=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while len(members(process.pid)) < 4 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)  # two workers, and what watches over what they share
+        for _ in range(3):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(gap)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert b"Traceback" not in err
+        assert not remaining(process.pid)
 
 
 def test_two_processes_do_not_prepare_one_dataset(corpus: list[Path], tmp_path: Path) -> None:
@@ -206,11 +266,7 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         process.wait()
         if (out / "dataset.json").exists():
             continue  # it had come to the end
-        for _ in range(100):
-            if not members(process.pid):
-                break
-            time.sleep(0.05)
-        assert not members(process.pid), "a worker outlived the process that was killed"
+        assert not remaining(process.pid), "a worker outlived the process that was killed"
         again = start(out)
         assert again.wait(120) == 0, again.stderr.read() if again.stderr else ""
         assert content(out) == content(tmp_path / "whole")
@@ -219,6 +275,14 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         if done == kills:
             return
     raise AssertionError(f"only {done} processes were alive when they were to be killed")
+
+
+def remaining(group: int) -> list[int]:
+    """Members of a session that do not end within five seconds."""
+    deadline = time.monotonic() + 5
+    while (found := members(group)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def members(group: int) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.data import sources
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
 from gpt2.data.sources import find_files, pieces
@@ -55,7 +56,7 @@ def test_parquet(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.parquet", "body") == TEXTS
     with pytest.raises(UserError, match=r"no column 'text' \(it has body, id\); name another with --field"):
         documents(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="holds int, not text"):
+    with pytest.raises(UserError, match=r"a.parquet, row 1: 'id' is of type int, not text"):
         documents(tmp_path / "a.parquet", "id")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-30])
     with pytest.raises(UserError, match="cannot be read as Parquet"):
@@ -67,7 +68,9 @@ def test_parquet(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"body": "x", "id": 1}', r"line 1: no text in 'text' \(it has body, id\)"),
-        ("a.jsonl", b'{"text": 3}', "line 1: no text in 'text'"),
+        ("a.jsonl", b'{"text": 3}', "line 1: 'text' is of type int, not text"),
+        ("a.jsonl", b'{"text": null}', "line 1: 'text' is null, not text"),
+        ("a.NDJSON", b'{"text": null}', "line 1: 'text' is null, not text"),
         ("a.jsonl", b"[1, 2]", "it has list"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}', "half a surrogate pair"),
@@ -96,13 +99,35 @@ def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monk
     assert sorted(found) == sorted(f"document {i}" for i in range(40))
 
 
+def test_what_a_folder_leaves_out_is_said(tmp_path: Path) -> None:
+    for name in ("a.TXT", "b.html", "c.csv"):
+        (tmp_path / name).write_text("text")
+    notes: list[str] = []
+    assert find_files(str(tmp_path), notes.append) == [tmp_path / "a.TXT"]
+    assert notes == [f"{tmp_path}: 2 files of other kinds are left out"]
+
+
+def test_text_without_a_place_to_cut_is_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_CHUNK", 5000)
+    (tmp_path / "a.txt").write_text("x" * 6000)
+    with pytest.raises(UserError, match=r"a.txt has 5,\d+ characters without a space or a line's end; is it text\?"):
+        list(pieces(tmp_path / "a.txt", chunk=100))
+    (tmp_path / "a.txt").write_text("x" * 4000 + " " + "x" * 4000)
+    assert [len(p.text) for p in pieces(tmp_path / "a.txt", chunk=100)] == [4000, 4001]
+
+
 def test_standard_input_is_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"some words to learn from\n" * 20)))
     data = open_dataset(str(prepare("/dev/stdin", out=tmp_path / "d", tokenizer="byte")))
     assert sum(len(tokens) for tokens in data.splits.values()) == 500
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["dataset.json", "train.bin", "val.bin"]
     status, _, err = gpt2_command("prepare", "-", "--tokenizer=byte")
     assert status == 2
     assert "give --out" in err
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = gpt2_command("prepare", "-", "--tokenizer=byte", "--out", tmp_path / "e")
+    assert status == 2
+    assert "no standard input" in err
 
 
 def test_text_can_be_prepared_with_a_models_own_tokenizer(tiny, tmp_path: Path, gpt2_command, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -52,7 +52,7 @@ def prepare(
         nanogpt: train.bin and val.bin, end-of-text after each document; llmc: llm.c's .bin shards, and npy:
         build-nanogpt's, end-of-text before it. Training here reads them all.
     name
-        What llm.c's and build-nanogpt's file names begin with. Default: the corpus's usual one, else out's name.
+        What llm.c's and build-nanogpt's file names begin with. Default: the corpus's usual one, else the source's.
     shard_size
         Tokens of a file of llmc or npy; 0 is one file a split. Default: 100,000,000.
     val
@@ -82,8 +82,21 @@ def prepare(
 
     if out is None and (sources[0] == STANDARD_INPUT or join):
         raise UserError("the dataset needs a place: give --out")
-    folder = out or Path("data") / default_name(sources[0])
+    folder = out.expanduser() if out else Path("data") / default_name(sources[0])
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "name": name,
+        "shard_size": shard_size,
+        "val_fraction": val_fraction,
+        "val_tokens": val_tokens,
+    }
     if join:
+        given = [
+            key for key, value in {**settings, "val": val, "part": part, "from": from_}.items() if value is not None
+        ]
+        if given or format != "nanogpt":
+            raise UserError(f"the parts have their settings; leave --{(given or ['format'])[0]} out with --join")
         join_parts([Path(source) for source in sources], folder, overwrite, note)
     else:
         with WorkConsole("tokens") as console:
@@ -110,6 +123,13 @@ def prepare(
                 progress=console.progress,
             )
     note(f"wrote {folder}; train on it with --dataset={folder}")
+
+
+def unescaped(separator: str | None) -> str | None:
+    """A separator with line ends and tabs as they are typed."""
+    for typed, meant in {"\\n": "\n", "\\r": "\r", "\\t": "\t"}.items():
+        separator = separator.replace(typed, meant) if separator else separator
+    return separator
 
 
 def part_of(text: str | None) -> tuple[int, int]:

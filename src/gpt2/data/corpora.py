@@ -111,13 +111,12 @@ class HubFiles:
         return Input(f"{self.repo}/{path}", size, fetch, self._split(split), self.revision, path)
 
     def _copies(self, given: Path) -> list[Input]:
-        found = [
-            local(path, self._split(split))
-            for split, pattern in self.splits.items()
-            for path in sorted(given.glob(pattern)) or sorted(given.glob(PurePosixPath(pattern).name))
-        ]
-        if not found:
-            raise UserError(f"--from={given} has no files like {' or '.join(self.splits.values())}")
+        found: list[Input] = []
+        for split, pattern in self.splits.items():
+            paths = sorted(given.glob(pattern)) or sorted(given.glob(PurePosixPath(pattern).name))
+            if not paths:
+                raise UserError(f"--from={given} has no files like {pattern}")
+            found += [local(path, self._split(split)) for path in paths]
         return found
 
     def _split(self, name: str) -> str | None:
@@ -136,6 +135,8 @@ def standard_input() -> Input:
 
     def fetch(folder: Path) -> Path:
         path = folder / "standard_input.txt"
+        if sys.stdin is None:
+            raise UserError("there is no standard input to read; name a file")
         if not path.exists():
             with path.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)

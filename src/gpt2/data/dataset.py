@@ -18,7 +18,7 @@ from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
-SPLIT_NAME = re.compile(r"(?:^|[_.-])(train|val)[_.-]")
+SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
 """How every project marks a file's split: train.bin, fineweb_val_000000.bin, edufineweb_train_000001.npy."""
 SUFFIXES = (".bin", ".npy")
 GLOB = re.compile(r"[*?\[]")
@@ -75,8 +75,9 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
     """
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
-    for path in (Path(name), Path(data_dir) / name):
-        if path.is_dir():
+    in_data_dir = Path(data_dir) / name
+    for path in (Path(name), in_data_dir):
+        if path.is_dir() and (_is_dataset(path) or not (in_data_dir.is_dir() and path != in_data_dir)):
             return _open_folder(path)
         if path.is_file():
             return _open_files(path, [path])
@@ -92,6 +93,15 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
     return _open_folder(prepare(name, out=Path(data_dir) / name, workers=os.cpu_count() or 1, note=note))
 
 
+def _is_dataset(folder: Path) -> bool:
+    """Whether there is something to open; a folder of texts may have the name of the dataset made of them."""
+    return (folder / DESCRIPTION).exists() or (folder / STAGING).exists() or bool(_shards(folder))
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and SPLIT_NAME.search(p.name))
+
+
 def _open_folder(folder: Path) -> Dataset:
     """A folder that `prepare` made, or one with shards of another project's."""
     described = _described(folder)
@@ -100,7 +110,7 @@ def _open_folder(folder: Path) -> Dataset:
     elif (folder / STAGING).exists():
         raise UserError(f"{folder} is not whole: its preparation was interrupted; run the same gpt2 prepare again")
     else:
-        files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and SPLIT_NAME.search(p.name))
+        files = _shards(folder)
     if not files:
         raise UserError(
             f"{folder} holds no dataset: neither dataset.json, nor files like train.bin, x_val_000000.bin or .npy; "
@@ -116,8 +126,8 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
     known = described.files if described else {}
     shards: dict[str, list[Shard]] = {}
     for file in files:
-        shard, found = open_shard(file), SPLIT_NAME.search(file.name)
-        split = known[file.name].split if file.name in known else found[1] if found else "train"
+        shard, said = open_shard(file), SPLIT_NAME.findall(file.name)
+        split = known[file.name].split if file.name in known else said[-1] if said else "train"
         if file.name in known and shard.count != known[file.name].tokens:
             raise UserError(
                 f"{file} has {shard.count} tokens where {DESCRIPTION} says {known[file.name].tokens}; "

@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ def encode(
     waiting: deque[tuple[Batch, Future[dict[str, np.ndarray]]]] = deque()
     try:
         for batch in itertools.chain(few, batches):
-            waiting.append((batch, pool.submit(_work, batch.pieces)))
+            with _deaf():  # so that workers, which begin here, ignore Ctrl-C: the first process tells them
+                waiting.append((batch, pool.submit(_work, batch.pieces)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -79,7 +81,21 @@ def encode(
             'that calls prepare() with workers needs `if __name__ == "__main__":`)'
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _deaf():  # whoever is impatient would leave workers that wait for ever
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C does nothing meanwhile, in this process and in those that it starts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's business
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _worker: tuple[Tokenizer, str]
@@ -88,7 +104,6 @@ _worker: tuple[Tokenizer, str]
 
 def _start_worker(description: dict[str, Any], eot: str) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one says so to the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = from_json(description), eot
 

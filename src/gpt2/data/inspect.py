@@ -97,9 +97,9 @@ def _inspect_split(tokens: Tokens, tokenizer: Tokenizer, seen: Callable[[], None
     eot = tokenizer.eot if tokenizer.eot is not None and counts[tokenizer.eot] else None
     stretches = _stretches(tokens, seen)
     measured, hashed = array("q"), array("Q")  # there may be a hundred million
-    for part in _documents(stretches, eot) if eot is not None else _blocks(stretches):
-        measured.append(len(part))
-        hashed.append(_hash(part))
+    for length, value in _documents(stretches, eot) if eot is not None else _blocks(stretches):
+        measured.append(length)
+        hashed.append(value)
     lengths, hashes = np.array(measured, dtype=np.int64), np.array(hashed, dtype=np.uint64)
     spread = {name: float(np.quantile(lengths, q)) for name, q in QUANTILES.items()} if len(lengths) else {}
     starts = np.linspace(0, max(0, len(tokens) - EXCERPT_TOKENS), EXCERPTS).astype(np.int64).tolist()
@@ -126,32 +126,39 @@ def _stretches(tokens: Tokens, seen: Callable[[], None]) -> Iterator[np.ndarray]
         seen()
 
 
-def _documents(stretches: Iterable[np.ndarray], eot: int) -> Iterator[np.ndarray]:
-    """What lies between end-of-text tokens, whether they begin documents or end them; nothing empty."""
-    begun: list[np.ndarray] = []
+def _documents(stretches: Iterable[np.ndarray], eot: int) -> Iterator[tuple[int, int]]:
+    """Length and hash of what lies between end-of-text tokens, whether they begin documents or end them."""
+    document = _Digest()
     for stretch in stretches:
-        *whole, rest = np.split(stretch, np.flatnonzero(stretch == eot))
-        for part in whole:
-            if len(document := _joined([*begun, part], eot)):
-                yield document
-            begun = []
-        begun.append(rest)
-    if len(document := _joined(begun, eot)):
-        yield document
+        begun, *rest = np.split(stretch, np.flatnonzero(stretch == eot))
+        document.add(begun)
+        for part in rest:
+            if document.length:
+                yield document.length, document.hash()
+            document = _Digest()
+            document.add(part[1:])  # without the end-of-text before it
+    if document.length:
+        yield document.length, document.hash()
 
 
-def _joined(parts: list[np.ndarray], eot: int) -> np.ndarray:
-    """One document from its parts, without the end-of-text that began it."""
-    document = np.concatenate(parts)
-    return document[1:] if len(document) and document[0] == eot else document
-
-
-def _blocks(stretches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _blocks(stretches: Iterable[np.ndarray]) -> Iterator[tuple[int, int]]:
     for stretch in stretches:
         for start in range(0, len(stretch) - BLOCK + 1, BLOCK):
-            yield stretch[start : start + BLOCK]
+            block = _Digest()
+            block.add(stretch[start : start + BLOCK])
+            yield block.length, block.hash()
 
 
-def _hash(part: np.ndarray) -> int:
-    """64 bits of a document, the same whatever the format it is kept in."""
-    return int.from_bytes(hashlib.blake2b(part.astype("<u4").tobytes(), digest_size=8).digest(), "little")
+class _Digest:
+    """64 bits of some tokens, the same whatever the format they are kept in."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._state = hashlib.blake2b(digest_size=8)
+
+    def add(self, tokens: np.ndarray) -> None:
+        self.length += len(tokens)
+        self._state.update(tokens.astype("<u4").tobytes())
+
+    def hash(self) -> int:
+        return int.from_bytes(self._state.digest(), "little")

@@ -62,6 +62,18 @@ def _describe(part: Path) -> dict[str, Any]:
         i, n = about["part"]
         if not 1 <= i <= n:
             raise ValueError(f"part {i}/{n}")
+        missing = {
+            "recipe",
+            "layout",
+            "tokenizer",
+            "files",
+            "tokens",
+            "bytes",
+            "documents",
+            "val_tokens",
+        } - about.keys()
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         return about
     except FileNotFoundError:
         raise UserError(f"{part} is no part of a dataset: it has no {DESCRIPTION}; make it with --part") from None

@@ -61,8 +61,8 @@ def prepare(
     `llmc` or `npy` (shards of `shard_size` tokens called after `name`, end-of-text before each document). field,
     separator: see `sources.pieces`.
 
-    Validation gets the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1): every so-manieth
-    whole document, and of a few documents the end of the text, cut by characters as nanoGPT does.
+    Validation gets the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the documents,
+    evenly spread, and of a few documents the end of the text, cut by characters as nanoGPT does.
 
     part: `(i, n)` does the i-th of n parts of the files, for `data.join`. workers: processes that encode; the result
     does not depend on it. given: a local copy of a corpus that would be downloaded.
@@ -70,7 +70,7 @@ def prepare(
     Killed and called again, it goes on where it was. `note` receives lines, `progress` the bytes read, those there
     are to read, and the tokens written. Raises UserError.
     """
-    corpus, inputs = find_inputs(sources, val, given)
+    corpus, inputs = find_inputs(sources, val, given, note)
     chosen: dict[str, Any] = {"name": default_name(sources[0])}
     if corpus:
         chosen |= {**corpus.settings, **corpus.settings_of.get(format, {})}
@@ -80,6 +80,10 @@ def prepare(
     asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
     chosen |= {key: value for key, value in asked.items() if value is not None}
     kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
+    if vocab_size is not None and kind != "bpe":
+        raise UserError(
+            f"vocab_size={vocab_size} is of a tokenizer trained here; add --tokenizer=bpe, or leave it out"
+        )
     if vocab_size is None:
         vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
     _check(chosen, format, kind, inputs, part, workers)
@@ -111,7 +115,17 @@ def prepare(
             note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
             job = Job(place, text, survey.split, survey.is_single, encoder, layout, about)
-            for split, tokens in tokenise(job, workers, progress).items():
+            try:
+                counts = tokenise(job, workers, progress)
+            except KeyboardInterrupt:
+                kept = (
+                    "the same command goes on from here"
+                    if "mark" in place.journal
+                    else "there is nothing to keep yet"
+                )
+                note(f"stopped; {kept}")
+                raise
+            for split, tokens in counts.items():
                 note(f"{split}: {tokens:,} tokens")
         place.move_into_place()
     return out
@@ -119,13 +133,20 @@ def prepare(
 
 def default_name(source: str | Path) -> str:
     """What the dataset of a source is called unless the user says otherwise."""
-    return "stdin" if str(source) == STANDARD_INPUT else Path(source).resolve().name.split(".")[0]
+    name = "" if str(source) == STANDARD_INPUT else Path(source).resolve().name
+    return name.lstrip(".").split(".")[0] or "text"
 
 
 def find_inputs(
-    sources: Sequence[str | Path], val: Sequence[str | Path] = (), given: Path | None = None
+    sources: Sequence[str | Path],
+    val: Sequence[str | Path] = (),
+    given: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Corpus | None, list[Input]]:
-    """The corpus that is named, if one is, and the files of all sources in order. Raises UserError."""
+    """The corpus that is named, if one is, and the files of all sources in order, each once.
+
+    Those of `val` are not among the others. Raises UserError.
+    """
     if not sources:
         raise UserError("nothing to read; name a corpus, or files and folders of text")
     named = [str(source) for source in sources if str(source) in CORPORA]
@@ -136,18 +157,27 @@ def find_inputs(
         return corpus, corpus.inputs(given)
     if given is not None:
         raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
-    found = [i for source in sources for i in _files(str(source), "train" if val else None)]
-    return None, found + [i for source in val for i in _files(str(source), "val")]
+    held_out = {path: "val" for source in val for path in _files(str(source), note)}
+    trained = {path: "train" for source in sources for path in _files(str(source), note) if path not in held_out}
+    if not trained:
+        raise UserError("all of the text is for validation; give other text to train on")
+    splits = trained | held_out
+    return None, [_input(path, split if held_out else None) for path, split in splits.items()]
 
 
-def _files(source: str, split: str | None) -> list[Input]:
+def _files(source: str, note: Callable[[str], None]) -> list[Path]:
+    """Where the files of a source really are, so that each is known again."""
     if source == STANDARD_INPUT:
-        return [replace(standard_input(), split=split)]
+        return [Path(source)]
     if not Path(source).exists():
         raise UserError(
             f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
         )
-    return [local(path, split) for path in find_files(source)]
+    return [path.resolve() for path in find_files(source, note)]
+
+
+def _input(path: Path, split: str | None) -> Input:
+    return replace(standard_input(), split=split) if str(path) == STANDARD_INPUT else local(path, split)
 
 
 def _check(
@@ -183,7 +213,7 @@ def _check(
         raise UserError(f"the name {chosen['name']!r} cannot begin a file's name; give another --name")
     i, n = part
     if not 1 <= i <= n:
-        raise UserError(f"part {i}/{n} is none; parts count from 1/{n} to {n}/{n}")
+        raise UserError(f"part {i}/{n} is none; of 4 parts the first is 1/4 and the last 4/4")
     if n > len(inputs):
         raise UserError(
             f"{len(inputs)} files cannot be shared by {n} machines; split them further, or use fewer parts"

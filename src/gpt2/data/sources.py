@@ -19,7 +19,7 @@ TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts",
 STANDARD_INPUT = "/dev/stdin"
 CHUNK = 1 << 20
 """Characters of a piece, about; a longer document comes in several."""
-MAX_CHUNK = 1 << 26
+MAX_CHUNK = 1 << 24
 """Characters that may come without a place to cut; what has none is no text, and memory has an end."""
 MAX_LINE = 1 << 27
 """Bytes of a line of JSON."""
@@ -56,16 +56,22 @@ COMPRESSED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def find_files(source: str) -> list[Path]:
-    """The file `source` itself, or all of a folder that this module reads, by path. Raises UserError for none."""
+def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """The file `source` itself, or all of a folder that this module reads, by path. Raises UserError for none.
+
+    `note` receives a line about those it does not read; they can be named one by one.
+    """
     path = Path(source)
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"no file or folder {source!r} with text to read")
-    files = sorted(p for p in path.rglob("*") if _kind(p) in {*TEXT_SUFFIXES, ".jsonl", ".parquet"} and p.is_file())
+    everything = [p for p in path.rglob("*") if p.is_file()]
+    files = sorted(p for p in everything if _kind(p) in {*TEXT_SUFFIXES, ".jsonl", ".parquet"})
     if not files:
         raise UserError(f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet)")
+    if len(files) < len(everything):
+        note(f"{path}: {len(everything) - len(files)} files of other kinds are left out")
     return files
 
 
@@ -83,7 +89,7 @@ def pieces(file: Path, field: str = "text", separator: str | None = None, chunk:
         return
     try:
         with file.open("rb") as raw:
-            stream = COMPRESSED[file.suffix](raw) if file.suffix in COMPRESSED else raw
+            stream = uncompress(raw) if (uncompress := _compression(file)) else raw
             if _kind(file) == ".jsonl":
                 for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE), b""), start=1):
                     if line.strip():
@@ -100,7 +106,13 @@ def pieces(file: Path, field: str = "text", separator: str | None = None, chunk:
 
 def _kind(file: Path) -> str:
     """The suffix that tells what is inside, below that of its compression."""
-    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
+    suffix = (Path(file.stem).suffix if _compression(file) else file.suffix).lower()
+    return ".jsonl" if suffix == ".ndjson" else suffix
+
+
+def _compression(file: Path) -> Callable[[Any], Any] | None:
+    """What opens a compressed file."""
+    return COMPRESSED.get(file.suffix.lower())
 
 
 def _parts(text: str, read: int, chunk: int) -> Iterator[Piece]:
@@ -138,12 +150,16 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
 
 def _running(texts: Iterator[tuple[str, int]], chunk: int, file: Path) -> Iterator[Piece]:
     """The parts of one long document."""
-    held, starts, read = "", True, 0
+    held, starts, read, searched = "", True, 0, 0
     for text, read in texts:
         held += text
-        if len(held) > chunk and (cut := _last_cut(held)):
-            yield Piece(held[:cut], starts, False, read)
-            held, starts = held[cut:], False
+        if len(held) > chunk:
+            cut = _last_cut(held[searched:])
+            if cut:
+                yield Piece(held[: searched + cut], starts, False, read)
+                held, starts, searched = held[searched + cut :], False, 0
+            else:
+                searched = len(held) - 1
         if len(held) > max(MAX_CHUNK, chunk):
             raise UserError(f"{file} has {len(held):,} characters without a space or a line's end; is it text?")
     yield Piece(held, starts, True, read)
@@ -171,6 +187,8 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({first_line(error)}); mend the line or leave it out") from None
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        if isinstance(row, dict) and field in row:
+            raise UserError(f"{where}: {field!r} is {_what(row[field])}, not text; leave the line out")
         found = ", ".join(sorted(row)[:8]) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{where}: no text in {field!r} (it has {found}); name another with --field")
     try:
@@ -178,6 +196,10 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{where}: {field!r} is not valid text (half a surrogate pair); leave the line out") from None
     return row[field]
+
+
+def _what(value: object) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
 
 
 def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
@@ -193,11 +215,11 @@ def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
                 raise UserError(f"{file}: no column {field!r} (it has {found}); name another with --field")
             rows = 0
             for batch in table.iter_batches(batch_size=256, columns=[field]):
-                rows += len(batch)
-                for value in batch.column(0):
+                for row, value in enumerate(batch.column(0), start=rows + 1):
                     if not isinstance(text := value.as_py(), str):
-                        raise UserError(f"{file}: column {field!r} holds {type(text).__name__}, not text")
+                        raise UserError(f"{file}, row {row}: {field!r} is {_what(text)}, not text; leave the row out")
                     yield text, size * rows // table.metadata.num_rows
+                rows += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)}); fetch it again") from None
 

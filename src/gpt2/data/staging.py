@@ -42,6 +42,9 @@ class Staging:
                 return journal
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or one that a crash of the machine damaged
+        if self.is_whole and not (self.out / DESCRIPTION).exists():  # another dataset, killed while it was moved
+            for name in _files_of(self.folder / DESCRIPTION):
+                (self.out / name).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -57,6 +60,10 @@ class Staging:
         """Write values down; what they speak of must be on the disk."""
         self.journal |= values
         write_text(self.folder / JOURNAL, json.dumps(self.journal))
+
+    def forget(self) -> None:
+        """Keep nothing for another process to go on from."""
+        (self.folder / JOURNAL).unlink(missing_ok=True)
 
     @property
     def is_whole(self) -> bool:
@@ -91,9 +98,9 @@ class Staging:
                 (self.out / name).unlink(missing_ok=True)
             old.unlink()
         (self.out / META).unlink(missing_ok=True)  # nanoGPT would believe it
-        for path in sorted(self.folder.iterdir()):
-            if path.name not in (DESCRIPTION, JOURNAL, LOCK):
-                shutil.rmtree(path) if path.is_dir() else path.replace(self.out / path.name)
+        for name in [*_files_of(self.folder / DESCRIPTION), META]:
+            if (path := self.folder / name).exists():  # else an earlier process has moved it, or there is none
+                path.replace(self.out / name)
         (self.folder / DESCRIPTION).replace(old)
         shutil.rmtree(self.folder)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from gpt2.data.corpora import Input
 from gpt2.data.sources import CHUNK, Piece, joined_at, pieces
 
+GOLDEN = (5**0.5 - 1) / 2
+"""Whose multiples fill the unit interval evenly, however many are taken."""
 UNDIVIDED = "all"
 """Of text whose tokens are divided when they are written."""
 
@@ -142,8 +144,9 @@ class Split:
         if self.tokens:
             return [(UNDIVIDED, piece)]
         if self.cut is None:
-            k = place.number + place.row  # of a single file's documents, or of files with one document each
-            return [("val" if int((k + 1) * self.fraction) > int(k * self.fraction) else "train", piece)]
+            offset = place.number * GOLDEN % 1  # so that files of one document each are spread as well
+            at = offset + place.row * self.fraction
+            return [("val" if int(at + self.fraction) > int(at) else "train", piece)]
         before = self.cut - place.characters
         if before >= len(piece.text):
             return [("train", piece)]

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -20,6 +21,8 @@ from gpt2.tokenizers import Tokenizer
 
 RECORD_SECONDS = 10.0
 """Work that a kill can cost, about."""
+PIECE_COST = 64
+"""Characters that a piece counts for besides its own, so that a batch of the shortest ones stays small too."""
 PROBE = 4
 """Batches after which the size of the result is estimated."""
 
@@ -92,9 +95,10 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
     )
     total = text.size()
     encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, job.eot, workers)
+    progress(done.mark.read, total, done.tokens)
     try:
         first = list(itertools.islice(encoded, PROBE))
-        _check_disk(job, first, done, total)
+        _check_disk(job, first, done)
         recorded = monotonic()
         for batch, tokens in itertools.chain(first, encoded):
             is_full = False
@@ -111,19 +115,22 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        kept = "goes on from the last that was written down" if "mark" in place.journal else "begins again"
         raise UserError(
             f"the disk of {place.out} is full after {done.tokens:,} tokens; make room and run the same command "
-            "again: it goes on from there"
+            f"again: it {kept}"
         ) from None
     finally:
         encoded.close()
         for writer in done.writers.values():
             writer.abandon()
     files = {name: writer.written for name, writer in done.writers.items() if writer.written}
-    if len(files) < 2 and text.part == (1, 1):
+    if done.writers["val"].tokens < job.val_tokens or (len(files) < 2 and text.part == (1, 1)):
+        place.forget()
+        where = "the text" if text.part == (1, 1) else "the first part"
         raise UserError(
-            f"the text has {done.mark.characters:,} characters, too few to train and validate on; give more, or "
-            "take less for validation"
+            f"{where} has {done.mark.characters:,} characters, too few to train and validate on; give more, or take "
+            "less for validation"
         )
     about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
     about |= {"part": text.part, "val_tokens": job.split.tokens}
@@ -136,7 +143,7 @@ def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
     size, mark = 0, start
     for place, mark in text.read(start):
         held += split(place)
-        size += len(place.piece.text)
+        size += len(place.piece.text) + PIECE_COST
         if size >= BATCH:
             yield Batch(held, mark)
             held, size = [], 0
@@ -155,14 +162,20 @@ def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -
             yield name, ids
 
 
-def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], done: Progress, total: int) -> None:
-    """Raise UserError where the first batches say that the disk will not hold all."""
+def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], done: Progress) -> None:
+    """Raise UserError where the first batches say that the disk will not hold all.
+
+    Files of other kinds than those read so far are left out: they may be compressed otherwise.
+    """
     if not first:
         return
+    begun, mark = done.mark, first[-1][0].mark
+    inputs = {number: job.text.inputs[number] for number in job.text.numbers}
+    kinds = {Path(inputs[number].name).suffix for number in range(begun.file, mark.file + 1)}
+    alike = sum(i.size for n, i in inputs.items() if n >= begun.file and Path(i.name).suffix in kinds)
     tokens = sum(len(ids) for _, encoded in first for ids in encoded.values())
-    read = first[-1][0].mark.read - done.mark.read
-    expected = tokens * (total - done.mark.read) // max(read, 1)
-    copies = sorted(job.text.inputs[n].size for n in job.text.numbers if job.text.inputs[n].copy)
+    expected = tokens * alike // max(mark.read - begun.read, 1)
+    copies = sorted(i.size for i in inputs.values() if i.copy)
     needed = expected * np.dtype(job.layout.dtype).itemsize + sum(copies[-2:])
     free = shutil.disk_usage(job.place.folder).free
     if needed > free:
