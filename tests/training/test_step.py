@@ -63,7 +63,7 @@ def test_an_update_heeds_documents(tiny, heeding: dict) -> None:
     model = type(run.model)(run.model.config).double()
     model.load_state_dict(run.model.state_dict())
     drawn, _ = all_rows(run, 0)
-    x, y = gather(run.train_tokens, row_starts(run), 16, run.device)
+    x, y = gather(run.train_tokens, row_starts(run, run.state.step), 16, run.device)
     with_one = [256 in row for row in drawn.tolist()]
     assert sum(with_one) > 6
     assert all(row[0] == 256 for row, has in zip(x.tolist(), with_one, strict=True) if has)
@@ -75,7 +75,7 @@ def test_an_update_heeds_documents(tiny, heeding: dict) -> None:
     assert abs(losses[0] - losses[1]) > 1e-2
     assert train_step(run).loss.item() == pytest.approx(losses[0], rel=1e-5)
     run = set_up(tiny(**heeding | {"align_documents": False}, gradient_accumulation_steps=3), silent)
-    assert torch.equal(gather(run.train_tokens, row_starts(run), 16, run.device)[0], drawn)
+    assert torch.equal(gather(run.train_tokens, row_starts(run, run.state.step), 16, run.device)[0], drawn)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (6, 2), (3, 4), (1, 12)])
@@ -101,7 +101,7 @@ def test_no_clipping_leaves_the_gradient_alone(tiny) -> None:
 
 
 def test_overfitting_repeats_the_first_batch(tiny) -> None:
-    run = set_up(tiny(overfit_single_batch=True, max_iters=150), silent)
+    run = set_up(tiny(overfit_step=0, max_iters=150), silent)
     x, y = all_rows(run, 0)
     for _ in range(150):
         train_step(run)

@@ -37,6 +37,12 @@ def adamw(
     return ZeroRedundancyOptimizer(groups, optimizer_class=torch.optim.AdamW, **settings)
 
 
+def skip_if(optimizer: torch.optim.Optimizer, flag: torch.Tensor) -> None:
+    """Have the next step change nothing where the scalar `flag` is set; nobody waits for the device to know it."""
+    fused: Any = getattr(optimizer, "optim", optimizer)  # ZeRO's holds the one that does the work
+    fused.found_inf = flag.to(torch.float32)
+
+
 def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's tensors as `name/key`, for example `transformer.wte.weight/exp_avg`.
 

@@ -54,8 +54,9 @@ class TrainConfig:
     """Micro-batches of an update, over all processes. Default: what total_batch_size asks for, else 1."""
     total_batch_size: int | None = None
     """Tokens of an update, over all processes; sets gradient_accumulation_steps."""
-    overfit_single_batch: bool = False
-    """Train on the first update's batch for ever, to see that the model can learn."""
+    overfit_step: int | None = None
+    """Train for ever on the batch of this update, counted from 0: to see that the model can learn, or to look at a
+    batch that did harm."""
 
     # -- model --
     model: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "d6", "d12", "d24", "d36", "d48"] = "gpt2"
@@ -171,7 +172,7 @@ class TrainConfig:
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
             "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
-            "min_lr": 0,
+            "min_lr": 0, "overfit_step": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and not value >= least:

@@ -1,5 +1,6 @@
 """The training loop: what is due at this step, then one update, then its record."""
 
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from types import FrameType
 
 from gpt2 import accounting, checkpoint, device
 from gpt2.distributed import World, joined
+from gpt2.errors import UserError
 from gpt2.evaluate.loss import evaluate_loss
 from gpt2.generation.engine import generate
 from gpt2.runlog import trackers
@@ -20,8 +22,11 @@ from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run, claimed, set_up
-from gpt2.training.step import StepResult, train_step
+from gpt2.training.step import StepResult, row_starts, train_step
 from gpt2.training.write_tensors import write_tensors
+
+MOST_SKIPPED = 10
+"""Updates skipped in a row that end a run."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Loop:
         self.run, self.console, self.log = run, console, log
         self.pending: list[StepResult] = []
         self.steps_timed, self.seconds_timed = 0, 0.0
+        self.skipped = 0
+        """Updates skipped since the last that was made."""
         self.losses: dict[str, float] = {}
 
     def until(self, stop: Stop) -> TrainResult:
@@ -179,13 +186,14 @@ class Loop:
     def record(self, began: float) -> None:
         """Log the updates made since `began`; reading their losses waits for the device."""
         run, state, config = self.run, self.run.state, self.run.config
-        figures = [(r.loss.item(), r.grad_norm.item(), r.lr) for r in self.pending]
+        figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
         seconds = time.perf_counter() - began
         state.seconds += seconds
         self.steps_timed += len(figures)
         self.seconds_timed += seconds
         rate = len(figures) * config.tokens_per_step / seconds
-        for i, (loss, grad_norm, lr) in enumerate(figures, start=1 - len(figures)):
+        values: dict[str, float] = {}
+        for i, (loss, grad_norm, lr, skipped) in enumerate(figures, start=1 - len(figures)):
             values = {
                 "loss": loss,
                 "lr": lr,
@@ -194,11 +202,33 @@ class Loop:
                 "tokens_per_second": round(rate, 1),
                 "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
             }
-            self.tell("train", state.step + i, values)
+            if skipped:
+                self.skip(state.step + i, values)
+            else:
+                self.skipped = 0
+                self.tell("train", state.step + i, values)
         self.pending.clear()
         if state.step % config.log_interval == 0:
             left = (config.max_iters - state.step) * self.seconds_timed / self.steps_timed
             self.console.step(state.step, values, eta_seconds=left)
+
+    def skip(self, step: int, values: dict[str, float]) -> None:
+        """Log an update that was not made. Raises UserError where there were too many in a row."""
+        run = self.run
+        rows = row_starts(run, step - 1).tolist()
+        self.log.write("skip", step, **values, rows=rows)
+        what = "loss" if not math.isfinite(values["loss"]) else "gradient"
+        self.console.note(f"step {step} · the {what} is not finite: update skipped (its rows are in log.jsonl)")
+        self.skipped += 1
+        if self.skipped == MOST_SKIPPED:
+            first = step - MOST_SKIPPED
+            go_on = f"gpt2 train --init_from=resume --out_dir={run.out_dir}"
+            look = f"gpt2 train --init_from={run.out_dir} --dataset={run.config.dataset} --out_dir=replay"
+            raise UserError(
+                f"{MOST_SKIPPED} updates in a row were skipped, from step {first + 1} on; go on from the last "
+                f"checkpoint with {go_on} and a lower --learning_rate, or look at that batch with {look} "
+                f"--overfit_step={first}"
+            )
 
     def evaluate(self) -> bool:
         """Measure both losses; returns whether the model is now to be saved."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from gpt2.data.batches import align, document_numbers, gather, micro_batches, sample_starts
 from gpt2.device import autocast
 from gpt2.distributed import whole
+from gpt2.optim.adamw import skip_if
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run
@@ -23,13 +24,15 @@ class StepResult:
     grad_norm: Tensor
     """Norm of the gradient before clipping."""
     lr: float
+    skipped: Tensor
+    """Whether nothing was changed, because loss or gradient were not finite."""
 
 
 def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
     config, step, world = run.config, run.state.step, run.world
     losses: list[Tensor] = []
-    mine = micro_batches(row_starts(run), config.accumulation, world.rank, world.size)
+    mine = micro_batches(row_starts(run, step), config.accumulation, world.rank, world.size)
     for micro, rows in mine:
         x, y = gather(run.train_tokens, rows, config.block_size, run.device)
         if config.dropout:
@@ -47,21 +50,25 @@ def train_step(run: Run) -> StepResult:
     lr = step_learning_rate(config, step)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
+    skipped = ~torch.isfinite(loss)
+    if not run.scaler.is_enabled():  # which skips what overflows by itself, as happens now and then
+        skipped |= ~torch.isfinite(grad_norm)
+        skip_if(run.optimizer, skipped)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, lr)
+    return StepResult(loss, grad_norm, lr, skipped)
 
 
-def row_starts(run: Run) -> np.ndarray:
-    """Where in the training tokens the rows of this update begin, one micro-batch after the other."""
+def row_starts(run: Run, step: int) -> np.ndarray:
+    """Where in the training tokens the rows of an update begin, one micro-batch after the other."""
     config = run.config
     starts = sample_starts(
         run.train_tokens.lengths,
         config.block_size,
         config.data_order,
         config.seed,
-        0 if config.overfit_single_batch else run.state.step,
+        step if config.overfit_step is None else config.overfit_step,
         config.accumulation * config.batch_size,
         config.batch_size,
     )

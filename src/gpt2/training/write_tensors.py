@@ -25,7 +25,10 @@ def write_tensors(run: Run, note: Callable[[str], None]) -> None:
     model = fit(model, run.tokenizer, "llmc", note)
     columns = min(llmc.COLUMNS, config.block_size)
     batch = gather(
-        run.train_tokens, row_starts(run)[: min(llmc.ROWS, run.config.batch_size)], columns, torch.device("cpu")
+        run.train_tokens,
+        row_starts(run, run.state.step)[: min(llmc.ROWS, run.config.batch_size)],
+        columns,
+        torch.device("cpu"),
     )
     folder = run.out_dir / "llmc"
     folder.mkdir(exist_ok=True)

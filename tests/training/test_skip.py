@@ -1,0 +1,85 @@
+"""Updates whose loss or gradient is not finite change nothing, are told, and end a run when they go on."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.errors import UserError
+from gpt2.formats.layout import saved_steps
+from gpt2.model import GPT
+from gpt2.runlog.records import read_log
+from gpt2.training import step as step_module
+from gpt2.training.loop import train
+from gpt2.training.setup import set_up
+from gpt2.training.step import train_step
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """Have the loss of these updates, counted from 0, be no number."""
+    forward, calls = GPT.forward, [0]
+
+    def spoiled(self: GPT, idx: torch.Tensor, *arguments: object, **named: object):
+        logits, loss = forward(self, idx, *arguments, **named)
+        if self.training and loss is not None:
+            calls[0] += 1
+            if calls[0] - 1 in steps:
+                loss = loss * math.nan
+        return logits, loss
+
+    monkeypatch.setattr(GPT, "forward", spoiled)
+
+
+def state_of(run) -> list[torch.Tensor]:
+    moments = [value for values in run.optimizer.state.values() for value in values.values()]
+    return [t.detach().clone() for t in (*run.model.parameters(), *moments)]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = set_up(tiny(warmup_iters=0), lambda line: None)
+    assert not train_step(run).skipped
+    before = state_of(run)
+    run.state.step += 1
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spoiled(parameters, most):
+        parameters = list(parameters)
+        parameters[3].grad[0] = math.inf
+        return clip(parameters, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module.torch.nn.utils, "clip_grad_norm_", spoiled)
+        result = train_step(run)
+    assert result.skipped
+    assert torch.isfinite(result.loss)
+    assert all(map(torch.equal, before, state_of(run)))
+    assert not train_step(run).skipped
+    assert not all(map(torch.equal, before, state_of(run)))
+
+
+def test_skipped_updates_are_told_and_training_goes_on(tiny, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    spoil(monkeypatch, range(5, 8))
+    config = tiny(max_iters=20, log_interval=4)
+    result = train(config)
+    assert result.step == 20
+    log = read_log(Path(config.out_dir))
+    skips = [r for r in log if r["event"] == "skip"]
+    assert [r["step"] for r in skips] == [6, 7, 8]
+    assert [r["loss"] for r in skips] == [None] * 3
+    assert [len(r["rows"]) for r in skips] == [4] * 3
+    assert [r["step"] for r in log if r["event"] == "train"] == [s for s in range(1, 21) if s not in (6, 7, 8)]
+    assert all(math.isfinite(r["val_loss"]) for r in log if r["event"] == "eval")
+    assert "step 6 · the loss is not finite: update skipped" in capfd.readouterr().err
+
+
+def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        spoil(patch, range(12, 1000))
+        config = tiny(max_iters=100, checkpoint_interval=5, eval_interval=0)
+        message = r"10 updates in a row were skipped, from step 13 on; .*--init_from=resume.* --overfit_step=12$"
+        with pytest.raises(UserError, match=message):
+            train(config)
+    assert saved_steps(Path(config.out_dir))[0] == 20  # of weights that are good
+    resumed = tiny(max_iters=25, checkpoint_interval=5, eval_interval=0, init_from="resume")
+    assert train(resumed).step == 25
