@@ -188,7 +188,7 @@ def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) 
             os.killpg(process.pid, signal.SIGINT)
             time.sleep(gap)
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode in (130, -signal.SIGINT)  # the second where Python was leaving already
         assert b"Traceback" not in err
         assert not remaining(process.pid)
 
