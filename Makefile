@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-faults lint clean
 
 setup: .venv/installed
 
@@ -24,6 +24,9 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2
+
+test-faults: setup
+	GPT2_TEST_FAULTS=1 GPT2_TEST_WORLDS=2,4 $(BIN)/python -m pytest tests/distributed
 
 lint: setup
 	$(BIN)/ruff check .

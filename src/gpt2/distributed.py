@@ -3,8 +3,12 @@
 A process alone goes the same way, on which everything here then does nothing, correctly.
 """
 
+import faulthandler
 import functools
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +39,13 @@ class World:
     """Among the processes of this machine."""
     control: Any = None
     """The group through which they tell each other small things, without waiting for a GPU; None is the default."""
+
+    watchdog: "Watchdog | None" = None
+
+    def beat(self, where: str) -> None:
+        """Say that this process is alive and where it is; who says nothing for too long ends the group."""
+        if self.watchdog is not None:
+            self.watchdog.beat(where)
 
     @property
     def is_main(self) -> bool:
@@ -93,6 +104,47 @@ class World:
         return results[0]
 
 
+class Watchdog(threading.Thread):
+    """Ends this process where it has come no further for some time, and says which process all wait for.
+
+    The processes leave their whereabouts in the store through which they met.
+    """
+
+    def __init__(self, rank: int, size: int, seconds: float) -> None:
+        super().__init__(daemon=True)
+        self.rank, self.size, self.seconds = rank, size, seconds
+        self.store = dist.distributed_c10d._get_default_store()
+        self.beats = 0
+        self.last = time.monotonic()
+        self.done = threading.Event()
+        self.beat("its start")
+        self.start()
+
+    def beat(self, where: str) -> None:
+        self.beats += 1
+        self.store.set(f"gpt2/{self.rank}", f"{self.beats} {where}")
+        self.last = time.monotonic()
+
+    def run(self) -> None:
+        while not self.done.wait(self.seconds / 20):
+            waited = time.monotonic() - self.last
+            if waited > self.seconds:
+                sys.stderr.write(self.verdict(waited))
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(1)
+
+    def verdict(self, waited: float) -> str:
+        """What the others have left in the store says about who hangs."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        found = {rank: self.store.get(f"gpt2/{rank}").decode().split(" ", 1) for rank in others}
+        least = min(int(beats) for beats, _ in found.values())
+        behind = [f"process {rank} at {where}" for rank, (beats, where) in found.items() if int(beats) == least]
+        return (
+            f"gpt2: process {self.rank} came no further for {waited:.0f} s (dist_timeout={self.seconds:g}); of the "
+            f"others furthest behind: {', '.join(behind)}; this is where process {self.rank} waits:\n"
+        )
+
+
 ALONE = World()
 
 
@@ -104,11 +156,14 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout_seconds))  # the watchdog says more
+    rank, size = dist.get_rank(), dist.get_world_size()
+    watchdog = Watchdog(rank, size, timeout_seconds)
     try:
         control = dist.new_group(backend="gloo") if backend == "nccl" else None
-        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)), control)
+        yield World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), control, watchdog)
     finally:
+        watchdog.done.set()
         dist.destroy_process_group()
 
 

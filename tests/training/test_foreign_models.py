@@ -114,7 +114,7 @@ def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(
     plain = tiny(out_dir=str(tmp_path / "a"), **heeding if heed else {})
     config = replace(plain, out_dir=str(tmp_path / "b"), write_tensors=True)
     fresh = set_up(config, quiet)
-    x, y = gather(fresh.train_tokens, row_starts(fresh)[:4], 16, torch.device("cpu"))
+    x, y = gather(fresh.train_tokens, row_starts(fresh, 0)[:4], 16, torch.device("cpu"))
     _, loss = fresh.model.eval()(x, y)
     train(plain)
     train(config)

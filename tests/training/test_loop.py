@@ -256,11 +256,11 @@ def test_out_of_memory_names_the_knob(tiny, monkeypatch) -> None:
 
 
 def test_losses_that_are_no_numbers_are_logged_as_json(tiny, tmp_path: Path) -> None:
-    train(tiny(max_iters=30, learning_rate=1e30, min_lr=1e30, grad_clip=0.0))
+    train(tiny(max_iters=9, learning_rate=1e30, min_lr=1e30, grad_clip=0.0))
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=refuse) for line in lines]
-    assert None in [r["loss"] for r in records if r["event"] == "train"]
+    assert None in [r["loss"] for r in records if r["event"] == "skip"]

@@ -16,23 +16,26 @@ if TYPE_CHECKING:  # torch is not imported to answer --help
 EXIT_BAD_INPUT, EXIT_STOPPED = 2, 75
 
 
-def launch(nproc: str, arguments: Sequence[str], threads: int | None) -> int:
+def launch(nproc: str, arguments: Sequence[str], threads: int | None, max_restarts: int) -> int:
     """Run this command line in `nproc` processes under torchrun; returns the status they ended with.
 
-    nproc: a number, or `auto` for one a GPU. threads: of each process on a CPU; None shares the cores out. Raises
-    UserError for another `nproc`.
+    nproc: a number, or `auto` for one a GPU. threads: of each process on a CPU; None shares the cores out. Where one
+    dies, all are started again up to `max_restarts` times. Raises UserError for another `nproc`.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say, _status says
     count = processes(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or max(1, (os.cpu_count() or 1) // count)))
-    options = ["--standalone", f"--nproc-per-node={count}", "-m", "gpt2"]
+    options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={max_restarts}", "-m", "gpt2"]
     try:
         run(parse_args([*options, *without_nproc(arguments)]))
     except ChildFailedError as error:
         return _status(error)
+    except SignalException:
+        return EXIT_STOPPED  # the processes got the signal too, and have saved
     return 0
 
 
@@ -70,16 +73,22 @@ def without_nproc(arguments: Sequence[str]) -> list[str]:
     """The command line of one of the processes."""
     left, rest = [], iter(arguments)
     for argument in rest:
-        if argument == "--nproc":
-            next(rest, None)
-        elif not argument.startswith("--nproc="):
+        name, _, value = argument.replace("_", "-").partition("=")
+        if name not in ("--nproc", "--max-restarts"):
             left.append(argument)
+        elif not value:
+            next(rest, None)
     return left
 
 
 def is_launched() -> bool:
     """Whether this process is one of several already."""
     return "RANK" in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether the launcher starts this process again after one died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def speaks() -> bool:

@@ -1,7 +1,8 @@
 """`gpt2 train`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Annotated
 
 import cyclopts
@@ -9,7 +10,8 @@ from cyclopts import Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
-from gpt2.cli.launch import command_line, is_launched, launch, speaks
+from gpt2.cli.launch import command_line, is_launched, is_restarted, launch, speaks
+from gpt2.formats.layout import saved_steps
 from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
@@ -24,6 +26,7 @@ def train(
     /,
     *,
     nproc: str = "1",
+    max_restarts: int = 0,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
 ) -> int:
@@ -40,11 +43,15 @@ def train(
     nproc
         Processes on this machine that train together: a number, or auto for one a GPU. torchrun does the same, and
         more machines.
+    max_restarts
+        How often these processes go on from the last checkpoint after one of them has died.
     json_
         Print how the run ended as one JSON object.
     """
     if nproc != "1" and not is_launched():
-        return launch(nproc, command_line(), threads=1 if config.deterministic else None)
+        return launch(nproc, command_line(), 1 if config.deterministic else None, max_restarts)
+    if is_restarted() and saved_steps(Path(config.out_dir)):
+        config = replace(config, init_from="resume", overwrite=False)
     from gpt2.training.loop import train as run
 
     result = run(config)

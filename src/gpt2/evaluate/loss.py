@@ -36,6 +36,7 @@ def evaluate_loss(
     losses: list[tuple[int, float]] = []
     all_rows = world.size * batch_size
     for i in range(world.rank * batch_size, -(-len(starts) // all_rows) * all_rows, all_rows):
+        world.beat("an evaluation")
         is_mine = i < len(starts)  # whoever has none left computes along, since a sharded model needs all processes
         rows = starts[i : i + batch_size] if is_mine else starts[:batch_size]
         x, y = gather(tokens, rows, block_size, device)

@@ -161,7 +161,7 @@ class TrainConfig:
     """Add gradients up in an order that does not depend on the number of processes: the weights are then the same bit
     for bit with 1, 2, 4, … of them. On a CPU each process computes with OMP_NUM_THREADS threads, 1 unless given."""
     dist_timeout: float = 600.0
-    """Seconds after which processes that wait for another one give up."""
+    """Seconds without progress after which a process of several says which one all wait for, and ends the run."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -172,7 +172,7 @@ class TrainConfig:
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
             "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
-            "min_lr": 0, "overfit_step": 0,
+            "min_lr": 0, "overfit_step": 0, "dist_timeout": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and not value >= least:

@@ -268,6 +268,7 @@ class Loop:
     def publish(self) -> None:
         """Write the checkpoint of this step and remove those not kept."""
         run, state = self.run, self.run.state
+        run.world.beat("a checkpoint")
         began = time.perf_counter()
         state.scaler = run.scaler.state_dict()
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}

@@ -31,6 +31,7 @@ class StepResult:
 def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
     config, step, world = run.config, run.state.step, run.world
+    world.beat(f"step {step + 1}")
     losses: list[Tensor] = []
     mine = micro_batches(row_starts(run, step), config.accumulation, world.rank, world.size)
     for micro, rows in mine:
