@@ -164,6 +164,7 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         yield World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), control, watchdog)
     finally:
         watchdog.done.set()
+        watchdog.join()
         dist.destroy_process_group()
 
 

@@ -14,6 +14,7 @@ from gpt2.cli.convert import export, import_, validate
 from gpt2.cli.demo import demo
 from gpt2.cli.evaluate import app as eval_app
 from gpt2.cli.inspect import inspect
+from gpt2.cli.launch import is_launched
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.sample import sample
@@ -77,7 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(result if isinstance(result, int) else 0)
+    status = result if isinstance(result, int) else 0
+    if is_launched():  # Python's long way out now and then aborts in threads that PyTorch has not joined
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def fail(line: str) -> NoReturn:
