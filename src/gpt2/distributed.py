@@ -114,10 +114,10 @@ class Watchdog(threading.Thread):
         super().__init__(daemon=True)
         self.rank, self.size, self.seconds = rank, size, seconds
         self.store = dist.distributed_c10d._get_default_store()
+        self.store.set(f"gpt2/{rank}", "0 its start")
         self.beats = 0
-        self.last = time.monotonic()
+        self.last = float("inf")  # until training begins: before it data may be prepared for hours
         self.done = threading.Event()
-        self.beat("its start")
         self.start()
 
     def beat(self, where: str) -> None:
