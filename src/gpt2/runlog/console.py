@@ -3,7 +3,11 @@
 import sys
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 def format_step(values: dict[str, Any]) -> str:
@@ -25,7 +29,27 @@ def duration(seconds: float) -> str:
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
-class RunConsole:
+class LiveConsole:
+    """Lines that stay, above one that changes where there is a terminal."""
+
+    console: "Console"
+    live: "Progress | None"
+
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+
+class RunConsole(LiveConsole):
     """Progress of a run of `total` updates of which `done` are made. Of several processes only one `speaks`."""
 
     def __init__(self, total: int, done: int, speaks: bool = True) -> None:
@@ -54,21 +78,8 @@ class RunConsole:
         else:
             self.note(f"step {step}/{self.total} · {format_step(values)} · eta {duration(eta_seconds)}")
 
-    def note(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
-    def __enter__(self) -> Self:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-
-class WorkConsole:
+class WorkConsole(LiveConsole):
     """Progress of work through so many bytes, counting what comes of it, with its rate and the time left."""
 
     SECONDS = 10.0
@@ -110,19 +121,6 @@ class WorkConsole:
             left = (total - read) * seconds / (read - self.at_start[0])
             self.note(f"{read / max(total, 1):.0%} · {figures} · eta {duration(left)}")
             self.told = now
-
-    def note(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
-
-    def __enter__(self) -> Self:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.live is not None:
-            self.live.stop()
 
 
 def note(line: str) -> None:
