@@ -1,14 +1,18 @@
-import json
 import os
 import random
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gpt2 import checkpoint
+from gpt2 import checkpoint, tensor_file
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
 from gpt2.formats.open import load
@@ -17,10 +21,15 @@ from gpt2.optim.adamw import adamw
 from gpt2.tokenizers import CharTokenizer
 
 CONFIG = GPTConfig(block_size=8, vocab_size=5, n_layer=1, n_head=1, n_embd=8, pad_vocab=64)
+CHARS = CharTokenizer("abcde")
 
 
 def saved(out_dir: Path, steps: list[int]) -> GPT:
     """A run folder with checkpoints; returns the model of the last."""
+    return trained(steps, lambda *taken: checkpoint.write(checkpoint.snapshot(out_dir, *taken, CHARS, {})))[0]
+
+
+def trained(steps: list[int], each: Callable[..., None] | None = None) -> tuple[GPT, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = GPT(CONFIG)
     optimizer = adamw(model, 1e-2, (0.9, 0.95), 0.1)
@@ -28,9 +37,9 @@ def saved(out_dir: Path, steps: list[int]) -> GPT:
     for step in steps:
         model(idx, idx)[1].backward()
         optimizer.step()
-        state = checkpoint.TrainState(step=step)
-        checkpoint.save(out_dir, state, model, optimizer, CharTokenizer("abcde"), {})
-    return model
+        if each:
+            each(checkpoint.TrainState(step=step), model, optimizer)
+    return model, optimizer
 
 
 def test_weights_optimizer_and_state_come_back(tmp_path: Path) -> None:
@@ -62,31 +71,39 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
         assert path.suffix in (".safetensors", ".json")
 
 
-def test_any_flipped_bit_and_any_truncation_is_detected(tmp_path: Path) -> None:
+DAMAGES = int(os.environ.get("GPT2_TEST_DAMAGES", "40"))
+"""How often each kind of damage is done; `make test-faults` does it 500 times."""
+
+
+def flip_a_bit(content: bytearray, rng: random.Random) -> None:
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+
+
+def truncate(content: bytearray, rng: random.Random) -> None:
+    del content[rng.randrange(len(content)) :]
+
+
+def zero_a_page(content: bytearray, rng: random.Random) -> None:
+    begin = rng.randrange(0, len(content), 512)
+    content[begin : begin + 512] = bytes(len(content[begin : begin + 512]))
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, zero_a_page])
+def test_any_damage_is_detected(damage: Callable[[bytearray, random.Random], None], tmp_path: Path) -> None:
     saved(tmp_path, [1])
-    folder = checkpoint.folder_of(tmp_path, 1)
-    rng = random.Random(0)
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        for _ in range(12):
-            at, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
-            damaged = bytearray(content)
-            damaged[at] ^= bit
-            if path.name == "manifest.json" and json_equal(content, bytes(damaged)):
-                continue  # white space, or a digit of a number written another way
-            path.write_bytes(damaged)
-            assert manifest_problem(folder), f"{path.name} byte {at}"
-            path.write_bytes(content[:at])
-            assert manifest_problem(folder), f"{path.name} cut at {at}"
-        path.write_bytes(content)
+    folder, rng, done = checkpoint.folder_of(tmp_path, 1), random.Random(0), 0
+    files = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    while done < DAMAGES:
+        path = rng.choice(list(files))
+        damaged = bytearray(files[path])
+        damage(damaged, rng)
+        if damaged == files[path]:
+            continue  # a page that was zero
+        path.write_bytes(damaged)
+        assert manifest_problem(folder), path.name
+        path.write_bytes(files[path])
+        done += 1
     assert manifest_problem(folder) is None
-
-
-def json_equal(a: bytes, b: bytes) -> bool:
-    try:
-        return json.loads(a) == json.loads(b)
-    except ValueError:
-        return False
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path) -> None:
@@ -114,22 +131,85 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_a_save_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, [1])
 
-    def full(*args: object, **kwargs: object) -> None:
+    def full(*args: object, **kwargs: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_manifest", full)
-    with pytest.raises(OSError, match="No space"):
-        saved(tmp_path, [2])
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
+    for name in ("fsync", "pwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(
+                UserError, match=r"step_0000002 \(No space left on device\): it needs [\d,]+ bytes and"
+            ):
+                saved(tmp_path, [2])
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
 
 
-def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
-        raise SafetensorError("I/O error: No space left on device")
+def test_a_full_disk_is_known_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda path: 1234)
+    with pytest.raises(UserError, match="and 1,234 are free"):
+        saved(tmp_path, [1])
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        saved(tmp_path, [2])
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process that dies is forked")
+def test_whatever_a_save_was_doing_when_its_process_died_the_last_whole_checkpoint_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "PIECE", 400)  # so that many writes make a file
+    model, optimizer = trained([0])
+    before, after = (
+        checkpoint.snapshot(tmp_path, checkpoint.TrainState(step, best_step=step), model, optimizer, CHARS, {})
+        for step in (1, 2)
+    )
+    seen, point = [], 0
+    while not seen or seen[-1] != 0:
+        point += 1
+        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+        checkpoint.write(before)
+        checkpoint.tidy(tmp_path, checkpoint.TrainState(1, best_step=1), keep=1)
+        if (pid := os.fork()) == 0:
+            die_after_call(point)
+            checkpoint.write(after)
+            checkpoint.tidy(tmp_path, checkpoint.TrainState(2, best_step=2), keep=1)
+            os._exit(0)
+        seen.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        found = checkpoint.latest(tmp_path, pytest.fail)
+        assert found.name == "step_0000001" if seen[-1] in BEFORE_THE_NAME else found.name.startswith("step_")
+        load(str(tmp_path))  # the run, which stands for its best checkpoint
+    assert found.name == "step_0000002"
+    assert {OPERATIONS[code - 1] for code in seen[:-1]} >= {"pwrite", "write", "fsync", "replace", "mkdir", "rmdir"}
+    checkpoint.write(replace(after, folder=checkpoint.folder_of(tmp_path, 3)))
+    assert checkpoint.saved_steps(tmp_path) == [3, 2]
+
+
+OPERATIONS = (
+    "write",
+    "pwrite",
+    "truncate",
+    "fsync",
+    "replace",
+    "rename",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "open",
+    "close",
+)
+BEFORE_THE_NAME = {1 + OPERATIONS.index(name) for name in ("pwrite", "truncate", "mkdir")}
+
+
+def die_after_call(number: int) -> None:
+    """End this process, and run nothing more in it, after so many calls that change what is on disk."""
+    left = number
+
+    def watch(frame: FrameType, event: str, function: Any) -> None:
+        nonlocal left
+        if event == "c_return" and (name := getattr(function, "__name__", "")) in OPERATIONS:
+            left -= 1
+            if not left:
+                os._exit(1 + OPERATIONS.index(name))
+
+    sys.setprofile(watch)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks up open files in /proc")

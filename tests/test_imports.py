@@ -11,7 +11,7 @@ import gpt2
 PACKAGE = Path(gpt2.__file__).parent
 FLOORS = [
     {"errors", "files"},
-    {"model", "accounting", "device", "tokenizers", "distributed"},
+    {"model", "accounting", "device", "tokenizers", "distributed", "tensor_file"},
     {"data", "optim", "formats", "generation", "runlog"},
     {"evaluate", "checkpoint"},
     {"training"},

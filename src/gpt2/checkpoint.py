@@ -6,24 +6,28 @@ SHA-256 of each. There is no random state to store: batches and dropout are func
 
 import errno
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from gpt2.distributed import ALONE, World, whole, whole_parameters
-from gpt2.errors import UserError, first_line
-from gpt2.files import manifest_problem, publish, write_manifest, write_text
+from gpt2.distributed import ALONE, World, part_of, parts_of
+from gpt2.errors import UserError
+from gpt2.files import free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.adamw import load_named_state, named_state
+from gpt2.tensor_file import Layout, Part, kinds
 from gpt2.tokenizers import Tokenizer
 
 
@@ -41,57 +45,109 @@ class TrainState:
     """The float16 gradient scaler's state; empty for other formats."""
 
 
-def save(
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is to hold: this process's parts of it, and what is said about it."""
+
+    folder: Path
+    weights: dict[str, Part]
+    moments: dict[str, Part]
+    """The optimizer's state."""
+    metadata: dict[str, str]
+    description: str
+    """Content of `state.json`."""
+
+
+def snapshot(
     out_dir: Path,
     state: TrainState,
     model: GPT,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer,
     about: dict[str, Any],
-    world: World = ALONE,
-) -> Path:
-    """Publish the checkpoint of `state.step` and return its folder.
+) -> Snapshot:
+    """What is to be saved of `state.step`; its tensors are those of the run, and change with it.
 
-    `about` is kept for reading: the configuration and the dataset. All processes of the `world` must call, the main
-    one writes: the files do not depend on how many they are. Raises OSError where they cannot be written; the
-    checkpoints before it stay as they are.
+    `about` is kept for reading: the configuration and the dataset.
     """
-    folder = folder_of(out_dir, state.step)
-    parameters = _collected(whole_parameters(model), world)
-    moments = _collected(((name, whole(tensor)) for name, tensor in named_state(optimizer).items()), world)
+    description = {
+        "format": FORMAT,
+        **asdict(state),
+        "model": asdict(model.config),
+        **about,
+        "tokenizer": tokenizer.to_json(),
+    }
+    return Snapshot(
+        folder_of(out_dir, state.step),
+        parts_of(model),
+        {name: part_of(tensor) for name, tensor in named_state(optimizer).items()},
+        bare.metadata(model.config),
+        json.dumps(description, indent=1) + "\n",
+    )
 
-    def write(temporary: Path) -> None:
+
+def write(taken: Snapshot, world: World = ALONE) -> None:
+    """Publish a checkpoint: every process of the `world` writes what only it has, into the same files.
+
+    The files do not depend on how many the processes are, which need one file system. Raises UserError, in all, where
+    they cannot be written; the checkpoints before it stay as they are.
+    """
+    files = {"model.safetensors": (taken.weights, taken.metadata), "optimizer.safetensors": (taken.moments, None)}
+    held = world.gather([kinds(parts) for parts, _ in files.values()])
+    layouts, mine = {}, {}
+    for number, (name, (parts, metadata)) in enumerate(files.items()):
+        layouts[name] = Layout({key: kind for has in held for key, kind in has[number].items()}, metadata)
+        before = {key for has in held[: world.rank] for key in has[number]}
+        mine[name] = {key: part for key, part in parts.items() if key not in before or not part.is_whole}
+    needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
+
+    def begin() -> None:
+        temporary = stack.enter_context(publish(taken.folder))
+        if free_bytes(taken.folder.parent) < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         temporary.mkdir()
-        _write_tensors(parameters, temporary / "model.safetensors", bare.metadata(model.config))
-        _write_tensors(moments, temporary / "optimizer.safetensors")
-        description = {
-            "format": FORMAT,
-            **asdict(state),
-            "model": asdict(model.config),
-            **about,
-            "tokenizer": tokenizer.to_json(),
-        }
-        (temporary / "state.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        for name, layout in layouts.items():
+            layout.create(temporary / name)
+
+    def write_mine() -> None:
+        for name, layout in layouts.items():
+            layout.write(temporary_of(taken.folder) / name, mine[name])
+
+    def seal() -> None:
+        temporary = temporary_of(taken.folder)
+        (temporary / "state.json").write_text(taken.description, encoding="utf-8")
         write_manifest(temporary)
+        stack.close()  # publishes
 
-    def publish_all() -> None:
-        with publish(folder) as temporary:
-            write(temporary)
-
-    world.main_only(publish_all)
-    return folder
-
-
-def _collected(tensors: Iterable[tuple[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
-    """Whole tensors, kept where they are to be written; they come one by one."""
-    return {name: t.detach().cpu().contiguous() for name, t in tensors if world.is_main}
+    with ExitStack() as stack:
+        world.main_only(lambda: _on_disk(begin, taken.folder, needed))
+        world.agreed(lambda: _on_disk(write_mine, taken.folder, needed))
+        world.main_only(lambda: _on_disk(seal, taken.folder, needed))
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:
+    """Do what may fail for the disk's sake. Raises UserError then."""
     try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise OSError(errno.EIO, first_line(error), str(path)) from error
+        work()
+    except OSError as error:
+        raise UserError(
+            f"cannot save {folder} ({error.strerror or error}): it needs {needed:,} bytes and {free_bytes(folder):,} "
+            "are free; the checkpoints before it are intact: make room, and go on with --init_from=resume"
+        ) from error
+
+
+def tidy(out_dir: Path, state: TrainState, keep: int) -> None:
+    """Once the checkpoint of `state.step` is there: note it where it is the best, remove those not kept.
+
+    Raises UserError where the disk does not let it.
+    """
+
+    def work() -> None:
+        if state.best_step == state.step:
+            note_best(out_dir, state)
+        prune(out_dir, keep, state.best_step)
+
+    _on_disk(work, out_dir / "checkpoints", 0)
 
 
 def note_best(out_dir: Path, state: TrainState) -> None:
@@ -142,4 +198,21 @@ def restore(folder: Path, model: GPT) -> TrainState:
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load the optimizer's state of an intact checkpoint, or this process's part of it, in place."""
-    load_named_state(optimizer, load_file(folder / "optimizer.safetensors"))
+    with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
+        load_named_state(optimizer, Lazily({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
+
+
+class Lazily(Mapping[str, torch.Tensor]):
+    """Tensors that are read when they are asked for, so that a process reads what it is to keep."""
+
+    def __init__(self, read: dict[str, Callable[[], torch.Tensor]]) -> None:
+        self.read = read
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.read[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read)
+
+    def __len__(self) -> int:
+        return len(self.read)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.errors import ToldElsewhere, UserError
+from gpt2.tensor_file import Part
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -41,6 +42,12 @@ class World:
     """The group through which they tell each other small things, without waiting for a GPU; None is the default."""
 
     watchdog: "Watchdog | None" = None
+
+    def apart(self) -> "World":
+        """The same processes with a channel of their own, for what happens beside the training."""
+        if self.size == 1:
+            return self
+        return replace(self, control=dist.new_group(backend="gloo"), watchdog=None)
 
     def beat(self, where: str) -> None:
         """Say that this process is alive and where it is; who says nothing for too long ends the group."""
@@ -352,12 +359,11 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by name, put together where processes have parts of it: all must iterate."""
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """What this process has of every parameter, by name; they share its memory."""
     if is_sharded(model):
         cast("FSDPModule", model).reshard()  # an evaluation leaves some of them whole
-    for name, parameter in model.named_parameters():
-        yield name, whole(parameter.detach())
+    return {name: part_of(parameter) for name, parameter in model.named_parameters()}
 
 
 def is_sharded(sharded: object) -> bool:
@@ -370,12 +376,26 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
+def part_of(tensor: Tensor) -> Part:
+    """What this process has of a tensor. fully_shard gives rows out as `torch.chunk` does."""
+    tensor = tensor.detach()
+    if not is_sharded(tensor):
+        return Part(tensor, tuple(tensor.shape))
+    sharded = cast("DTensor", tensor)
+    rows = sharded.to_local()
+    first = min(sharded.device_mesh.get_local_rank() * -(-len(sharded) // sharded.device_mesh.size()), len(sharded))
+    return Part(rows, tuple(sharded.shape), first)
+
+
 def part_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """This process's part of a whole `tensor`, where the parameter is in parts."""
+    """A copy of this process's part of a whole `tensor`, where the parameter is in parts; else of all of it."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
+        return tensor.to(parameter.device, copy=True)
+    from torch.distributed.tensor import DTensor
 
     assert isinstance(parameter, DTensor)
-    here = tensor.to(parameter.device)
-    return distribute_tensor(here, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    here = part_of(parameter)
+    rows = tensor[here.first : here.first + len(here.rows)].to(parameter.device, copy=True)
+    return DTensor.from_local(
+        rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )

@@ -37,6 +37,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def temporary_of(target: Path) -> Path:
+    """Where `publish` has a file or folder made."""
+    return target.parent / f".{target.name}.tmp"
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk of a path, or of where it would be."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+
+
 @contextmanager
 def publish(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; make a file or folder there and it becomes `target` whole.
@@ -46,7 +56,7 @@ def publish(target: Path) -> Iterator[Path]:
     one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.tmp"
+    temporary = temporary_of(target)
     _remove(temporary)
     try:
         yield temporary
@@ -81,13 +91,21 @@ def write_text(target: Path, text: str) -> None:
 def write_manifest(folder: Path) -> None:
     """Record the size and SHA-256 of every file in `folder`; written last, it vouches for the rest."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_as_manifest({"files": files}), encoding="utf-8")
+
+
+def _as_manifest(content: object) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def manifest_problem(folder: Path) -> str | None:
     """What is wrong with a folder that `write_manifest` sealed, in a few words; None when it is intact."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        content = json.loads(text)
+        files = content["files"]
+        if text != _as_manifest(content):
+            return f"{MANIFEST} is not as it was written"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from runs import curve, final_weights, safe_log, start_process, wait_for_step
 
 import gpt2
+from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.formats.layout import best_step, saved_steps
 from gpt2.runlog.records import read_log
@@ -200,3 +202,41 @@ def test_other_tokens_at_a_resume_are_noticed(tiny, dataset: Path, text: str, tm
 def test_precision_can_change_at_a_resume(tiny, tmp_path: Path) -> None:
     for step, dtype in enumerate(("float32", "float16", "bfloat16", "float16"), start=1):
         assert train(tiny(max_iters=step, init_from="auto", dtype=dtype)).step == step
+
+
+def test_checkpoints_written_beside_the_training_are_the_same(tiny, tmp_path: Path) -> None:
+    settings = {"max_iters": 12, "checkpoint_interval": 3, "keep_checkpoints": 0, "dropout": 0.1}
+    runs = [tmp_path / name for name in ("waiting", "beside")]
+    for run in runs:
+        train(tiny(**settings, out_dir=str(run), async_checkpoint=run.name == "beside"))
+    for step in (3, 6, 9, 12):
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            one, other = ((run / "checkpoints" / f"step_{step:07d}" / name).read_bytes() for run in runs)
+            assert one == other, (step, name)
+    assert curve(runs[0]) == curve(runs[1])
+    for run in runs:
+        assert saved_steps(run) == [12, 10, 9, 6, 3]
+        assert [r["step"] for r in read_log(run) if r["event"] == "checkpoint"] == [3, 6, 9, 10, 12]
+        assert (run / "checkpoints" / "best.json").exists()
+
+
+def test_what_goes_wrong_beside_the_training_ends_it_at_the_next_step(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, start = checkpoint.write, threading.Thread.start
+
+    def full(taken: checkpoint.Snapshot, world: object) -> None:
+        if taken.folder.name == "step_0000006":
+            raise UserError("no room")
+        write(taken)
+
+    def start_and_join(thread: threading.Thread) -> None:  # so that it is known which step is the next
+        start(thread)
+        thread.join()
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(threading.Thread, "start", start_and_join)
+    with pytest.raises(UserError, match="no room"):
+        train(tiny(max_iters=12, checkpoint_interval=3, eval_interval=0, log_interval=100, async_checkpoint=True))
+    assert max(r["step"] for r in read_log(tmp_path / "run") if r["event"] == "train") <= 7
+    assert saved_steps(tmp_path / "run") == [3]

@@ -1,6 +1,6 @@
 """AdamW as GPT-2 training uses it: weight decay on matrices, none on biases and LayerNorm gains."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,37 +39,39 @@ def adamw(
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: torch.Tensor) -> None:
     """Have the next step change nothing where the scalar `flag` is set; nobody waits for the device to know it."""
-    fused: Any = getattr(optimizer, "optim", optimizer)  # ZeRO's holds the one that does the work
+    fused: Any = _inner(optimizer)
     fused.found_inf = flag.to(torch.float32)
 
 
 def named_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as `name/key`, for example `transformer.wte.weight/exp_avg`.
+    """The optimizer's tensors as `name/key`, for example `transformer.wte.weight/exp_avg`: those this process has.
 
-    Needs an optimizer whose groups were made from named parameters. Where processes share the state all must call,
-    and the main one gets it, the others nothing.
+    Needs an optimizer whose groups were made from named parameters.
     """
-    if (consolidate := getattr(optimizer, "consolidate_state_dict", None)) is not None:  # of ZeRO's
-        consolidate(to=0)
-        if torch.distributed.get_rank():
-            return {}
-    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    state = _inner(optimizer).state
     return {
-        f"{names[number]}/{key}": value
-        for number, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
+        f"{name}/{key}": value
+        for name, parameter in _named_parameters(optimizer)
+        for key, value in state.get(parameter, {}).items()
     }
 
 
 def load_named_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `named_state` gave, or this process's part of it. Settings stay the optimizer's own."""
-    groups, state, number = [], {}, 0
+    """Put back what `named_state` of all processes gave, this process's part of it. Settings stay the optimizer's."""
+    inner = _inner(optimizer)
+    mine = {p for group in inner.param_groups for p in group["params"]}
+    for name, parameter in _named_parameters(optimizer):
+        found = {key: f"{name}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+        if parameter in mine and found["step"] in tensors:
+            inner.state[parameter] = {key: part_like(parameter, tensors[full]) for key, full in found.items()}
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that has the state: ZeRO's holds one over its share of the parameters."""
+    return getattr(optimizer, "optim", optimizer)
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter, of all processes."""
     for group in optimizer.param_groups:
-        named = list(zip(group["param_names"], group["params"], strict=True))
-        for i, (name, parameter) in enumerate(named, start=number):
-            found = {key: f"{name}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            if found["step"] in tensors:
-                state[i] = {key: part_like(parameter, tensors[full]) for key, full in found.items()}
-        groups.append({**group, "params": list(range(number, number + len(named)))})
-        number += len(named)
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        yield from zip(group["param_names"], group["params"], strict=True)

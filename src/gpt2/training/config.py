@@ -117,6 +117,8 @@ class TrainConfig:
     """Save at every evaluation; False: only when the validation loss is the best so far, and at the end."""
     checkpoint_interval: int = 0
     """Save every so many updates as well; 0 is off."""
+    async_checkpoint: bool = False
+    """Write checkpoints beside the training, from a copy in the CPU's memory as large as model and optimizer."""
     write_tensors: bool = False
     """Before a fresh run's first update write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c
     does."""

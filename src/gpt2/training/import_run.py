@@ -45,9 +45,10 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     load_named_state(optimizer, progress.moments(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
-    folder = checkpoint.save(out_dir, state, model, optimizer, tokenizer, about)
+    taken = checkpoint.snapshot(out_dir, state, model, optimizer, tokenizer, about)
+    checkpoint.write(taken)
     write_text(out_dir / "config.toml", dump_toml({k: v for k, v in config.as_dict().items() if k != "overwrite"}))
-    return folder
+    return taken.folder
 
 
 def _understood(settings: dict[str, Any]) -> dict[str, Any]:

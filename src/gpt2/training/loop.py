@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +21,7 @@ from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
+from gpt2.training.saver import Saver
 from gpt2.training.setup import Run, claimed, set_up
 from gpt2.training.step import StepResult, row_starts, train_step
 from gpt2.training.write_tensors import write_tensors
@@ -61,25 +62,30 @@ def _train(run: Run) -> TrainResult:
             train_loss, val_loss = losses["train_loss"], losses["val_loss"]
             console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
             return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
-        with claimed(run), LogWriter(run.out_dir, speaks) as log, stop_on_signals(run.world) as stop:
-            return Loop(run, console, log).until(stop)
+        with (
+            claimed(run),
+            LogWriter(run.out_dir, speaks) as log,
+            Saver(run.world, config.async_checkpoint) as saver,
+            stop_on_signals(run.world, saver) as stop,
+        ):
+            return Loop(run, console, log, saver).until(stop)
 
 
 class Stop:
-    """Whether a signal asked one of the processes, and so all, to end the run."""
+    """Whether a signal asked one of the processes, and so all, to end the run, or a checkpoint cannot be written."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, saver: Saver) -> None:
+        self.world, self.saver = world, saver
         self.signal: int | None = None
 
     def __bool__(self) -> bool:
-        return self.world.any(self.signal is not None)
+        return self.world.any(self.signal is not None or self.saver.failed)
 
 
 @contextmanager
-def stop_on_signals(world: World) -> Iterator[Stop]:
+def stop_on_signals(world: World, saver: Saver) -> Iterator[Stop]:
     """Turn the first SIGINT or SIGTERM into a request to stop; the second exits at once."""
-    stop = Stop(world)
+    stop = Stop(world, saver)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.signal is not None:
@@ -120,8 +126,8 @@ def estimate_losses(run: Run) -> dict[str, float]:
 class Loop:
     """Drives a run and keeps its records."""
 
-    def __init__(self, run: Run, console: RunConsole, log: LogWriter) -> None:
-        self.run, self.console, self.log = run, console, log
+    def __init__(self, run: Run, console: RunConsole, log: LogWriter, saver: Saver) -> None:
+        self.run, self.console, self.log, self.saver = run, console, log, saver
         self.pending: list[StepResult] = []
         self.steps_timed, self.seconds_timed = 0, 0.0
         self.skipped = 0
@@ -157,6 +163,8 @@ class Loop:
                 if state.step % config.log_interval == 0 or self.anything_due() or stop:
                     break
             self.record(began)
+        self.saver.wait()
+        self.record_saved()
         stopped = stopping and (skipped or not last)
         self.log.write("end", state.step, tokens=state.tokens, stopped=stopped)
         if stopped:
@@ -208,6 +216,7 @@ class Loop:
                 self.skipped = 0
                 self.tell("train", state.step + i, values)
         self.pending.clear()
+        self.record_saved()
         if state.step % config.log_interval == 0:
             left = (config.max_iters - state.step) * self.seconds_timed / self.steps_timed
             self.console.step(state.step, values, eta_seconds=left)
@@ -258,26 +267,24 @@ class Loop:
         self.console.note(f"--- sample at step {state.step}\n{text.strip()}\n---")
 
     def save(self) -> None:
-        """Have a checkpoint of this step on disk, and the best one known."""
-        run, state = self.run, self.run.state
-        if run.saved_step != state.step:
-            self.publish()
-        if state.best_step == state.step:
-            run.world.main_only(lambda: checkpoint.note_best(run.out_dir, state))
-
-    def publish(self) -> None:
-        """Write the checkpoint of this step and remove those not kept."""
+        """Have a checkpoint of this step on disk, or on its way there, and the best one known."""
         run, state = self.run, self.run.state
         run.world.beat("a checkpoint")
-        began = time.perf_counter()
-        state.scaler = run.scaler.state_dict()
-        about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
-        folder = checkpoint.save(run.out_dir, state, run.model, run.optimizer, run.tokenizer, about, run.world)
-        run.saved_step = state.step
-        keep = run.config.keep_checkpoints
-        run.world.main_only(lambda: checkpoint.prune(run.out_dir, keep, state.best_step))
-        seconds = round(time.perf_counter() - began, 3)
-        self.log.write("checkpoint", state.step, path=folder.name, seconds=seconds)
+        now, keep = replace(state, scaler=run.scaler.state_dict()), run.config.keep_checkpoints
+        if run.saved_step == state.step:
+            self.saver.wait()
+            run.world.main_only(lambda: checkpoint.tidy(run.out_dir, now, keep))
+        else:
+            about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
+            taken = checkpoint.snapshot(run.out_dir, now, run.model, run.optimizer, run.tokenizer, about)
+            self.saver.save(state.step, taken, lambda: checkpoint.tidy(run.out_dir, now, keep))
+            run.saved_step = state.step
+        self.record_saved()
+
+    def record_saved(self) -> None:
+        """Log the checkpoints that have come to disk."""
+        for saved in self.saver.collect():
+            self.log.write("checkpoint", **asdict(saved))
 
     def tell(self, event: str, step: int, values: dict[str, float]) -> None:
         """Write a record, and its numbers to the trackers."""
