@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
-from gpt2.distributed import ALONE, World, part_of, parts_of
+from gpt2.distributed import ALONE, World, part_like, part_of, parts_of
 from gpt2.errors import UserError
 from gpt2.files import free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import bare
@@ -41,6 +40,10 @@ class TrainState:
     """Time spent training, over all resumes."""
     best_val_loss: float | None = None
     best_step: int | None = None
+    left_out: int = 0
+    """Updates whose batches were passed over after loss spikes: update n has the batch n + left_out."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last updates, where spikes are looked for."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The float16 gradient scaler's state; empty for other formats."""
 
@@ -190,10 +193,12 @@ def latest(out_dir: Path, note: Callable[[str], None]) -> Path:
 
 
 def restore(folder: Path, model: GPT) -> TrainState:
-    """Load the weights of an intact checkpoint in place; returns where the run stood."""
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    """Load the weights of an intact checkpoint, or this process's part of them, in place; returns where it stood."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(part_like(parameter, file.get_tensor(name)))
     description = read_description(folder)
-    return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__})
+    return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__ if name in description})
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -104,6 +104,10 @@ class TrainConfig:
     grad_clip: float = 1.0
     """Largest gradient norm; 0 is off."""
 
+    rollback_on_spike: float = 0.0
+    """Where a loss lies this many standard deviations above the mean of the 128 before it, go back to the last
+    checkpoint and pass over the batches since; 0 is off."""
+
     # -- evaluation, records, checkpoints --
     eval_interval: int = 2000
     """Updates between evaluations; also at the start and the end. 0: only at the end."""
@@ -174,7 +178,7 @@ class TrainConfig:
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
             "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
-            "min_lr": 0, "overfit_step": 0, "dist_timeout": 1,
+            "min_lr": 0, "overfit_step": 0, "rollback_on_spike": 0, "dist_timeout": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and not value >= least:

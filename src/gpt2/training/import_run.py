@@ -12,7 +12,7 @@ from gpt2.formats.source import Source
 from gpt2.optim.adamw import adamw, load_named_state
 from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
-from gpt2.training.setup import SHAPE
+from gpt2.training.weights import SHAPE
 
 # Settings of another trainer that say where it ran, and not how it trained.
 ELSEWHERE = ("out_dir", "init_from", "overwrite", "device", "dtype", "compile", "backend", "wandb_log", "eval_only")

@@ -21,9 +21,12 @@ from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
+from gpt2.training.folder import claimed
 from gpt2.training.saver import Saver
-from gpt2.training.setup import Run, claimed, set_up
+from gpt2.training.setup import Run, set_up
+from gpt2.training.spikes import SpikeWatch
 from gpt2.training.step import StepResult, row_starts, train_step
+from gpt2.training.stragglers import StragglerWatch
 from gpt2.training.write_tensors import write_tensors
 
 MOST_SKIPPED = 10
@@ -132,6 +135,8 @@ class Loop:
         self.steps_timed, self.seconds_timed = 0, 0.0
         self.skipped = 0
         """Updates skipped since the last that was made."""
+        self.spikes = SpikeWatch(run, log, console)
+        self.stragglers = StragglerWatch(run, log, console)
         self.losses: dict[str, float] = {}
 
     def until(self, stop: Stop) -> TrainResult:
@@ -195,6 +200,8 @@ class Loop:
         """Log the updates made since `began`; reading their losses waits for the device."""
         run, state, config = self.run, self.run.state, self.run.config
         figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
+        split = [r.watch.seconds() for r in self.pending]
+        self.pending.clear()
         seconds = time.perf_counter() - began
         state.seconds += seconds
         self.steps_timed += len(figures)
@@ -212,11 +219,15 @@ class Loop:
             }
             if skipped:
                 self.skip(state.step + i, values)
-            else:
-                self.skipped = 0
-                self.tell("train", state.step + i, values)
-        self.pending.clear()
+                continue
+            self.skipped = 0
+            self.tell("train", state.step + i, values, {part: round(s, 5) for part, s in split[i - 1].items()})
+            if self.spikes.sees(loss):
+                self.saver.wait()
+                if self.spikes.roll_back(state.step + i, loss):
+                    return
         self.record_saved()
+        self.stragglers.look(split)
         if state.step % config.log_interval == 0:
             left = (config.max_iters - state.step) * self.seconds_timed / self.steps_timed
             self.console.step(state.step, values, eta_seconds=left)
@@ -286,8 +297,8 @@ class Loop:
         for saved in self.saver.collect():
             self.log.write("checkpoint", **asdict(saved))
 
-    def tell(self, event: str, step: int, values: dict[str, float]) -> None:
-        """Write a record, and its numbers to the trackers."""
-        self.log.write(event, step, **values)
+    def tell(self, event: str, step: int, values: dict[str, float], seconds: dict[str, float] | None = None) -> None:
+        """Write a record, and its numbers to the trackers. seconds: what went into which part."""
+        self.log.write(event, step, **values, **({"seconds": seconds} if seconds else {}))
         for tracker in self.run.trackers:
             tracker.log(step, trackers.numbers(values))

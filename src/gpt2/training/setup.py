@@ -1,8 +1,6 @@
 """From a configuration to everything a run needs: device, data, model, optimizer, records; fresh or restored."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,30 +14,15 @@ from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
 from gpt2.distributed import ALONE, Engine, World
 from gpt2.errors import UserError, first_line
-from gpt2.files import locked, write_text
 from gpt2.formats.layout import read_description, saved_steps
-from gpt2.formats.open import build, open_model
-from gpt2.formats.source import Source
 from gpt2.generation.engine import encode_prompt
-from gpt2.model import GPT, GPTConfig
+from gpt2.model import GPT
 from gpt2.optim.adamw import adamw, load_named_state
-from gpt2.runlog.trackers import TensorBoardTracker, Tracker, WandbTracker, require
+from gpt2.runlog.trackers import Tracker, require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
-from gpt2.training.recipes import dump_toml, parse_toml
-
-# Settings that a model brings with it when it is not built from scratch.
-SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
-# What a run writes into its folder, and so all that starting anew removes.
-RUN_FILES = (
-    "config.toml",
-    "log.jsonl",
-    "checkpoints/*step_*",
-    "checkpoints/best.json",
-    "llmc/gpt2_*.bin",
-    "samples/step_*.txt",
-    "tensorboard/events.*",
-)
+from gpt2.training.recipes import parse_toml
+from gpt2.training.weights import SHAPE, make_model, moments
 
 Note = Callable[[str], None]
 
@@ -80,7 +63,7 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     """
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
-    run, forward, moments = world.agreed(lambda: _build(config, restored, dataset, world, note))
+    run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note))
     run.engine = distributed.wrapped(
         run.model,
         run.model.transformer.h,
@@ -97,8 +80,8 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     run.optimizer = adamw(run.model, config.learning_rate, betas, config.weight_decay, shared)
     if restored is not None:
         checkpoint.restore_optimizer(restored, run.optimizer)
-    elif moments is not None:
-        load_named_state(run.optimizer, moments)
+    elif imported is not None:
+        load_named_state(run.optimizer, imported)
     return run
 
 
@@ -142,13 +125,13 @@ def _build(
     boundary = dataset.tokenizer.eot if config.document_mask else None
     if config.sample_interval:
         encode_prompt(dataset.tokenizer, config.sample_start)
-    model, source = _make_model(config, dataset, restored, asked, note)
+    model, source = make_model(config, dataset, restored, asked, note)
     model.to(where)
     config = replace(config, **{name: getattr(model.config, name) for name in SHAPE})
     train_tokens = dataset.split("train", config.block_size)
     val_tokens = dataset.split("val", config.block_size)
 
-    moments = _moments(source, config) if config.resume_optimizer and restored is None else None
+    found = moments(source, config) if config.resume_optimizer and restored is None else None
     scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
     state = checkpoint.TrainState()
     if restored is not None:
@@ -192,7 +175,7 @@ def _build(
         peak_flops=peak,
         saved_step=state.step if restored is not None else None,
     )
-    return run, forward, moments
+    return run, forward, found
 
 
 def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
@@ -231,77 +214,6 @@ def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
             "tell documents by; prepare the text with --tokenizer=byte, bpe or gpt2, or give "
             f"{' '.join(f'--{name}=False' for name in heed)}"
         )
-
-
-def _make_model(
-    config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any], note: Note
-) -> tuple[GPT, Source | None]:
-    """The network on the CPU: initialised from the seed, or with the weights of a model or checkpoint.
-
-    `asked` is the shape as the user gave it, before defaults were filled in. The model's source comes with it
-    where there is one.
-    """
-    runtime: dict[str, Any] = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
-    tokenizer = dataset.tokenizer
-    if restored is not None:
-        description = read_description(restored)
-        dataset.require_tokenizer(description["tokenizer"], f"the run in {config.out_dir}")
-        shape = {name: description["model"][name] for name in SHAPE}
-        _refuse_other_shape(asked, shape, f"the run in {config.out_dir}")
-        return GPT(GPTConfig(**shape, **runtime)), None
-    if config.init_from in ("scratch", "auto"):
-        vocab_size = config.vocab_size or tokenizer.vocab_size
-        if vocab_size < tokenizer.vocab_size:
-            raise UserError(
-                f"vocab_size={vocab_size} is too small: {dataset.path} uses {tokenizer.vocab_size} token ids; "
-                "leave --vocab_size out"
-            )
-        assert config.n_layer and config.n_head and config.n_embd, "the configuration is resolved"
-        torch.manual_seed(config.seed)
-        shape = GPTConfig(
-            block_size=config.block_size,
-            vocab_size=vocab_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            bias=config.bias,
-            gelu=config.gelu,
-            **runtime,
-        )
-        return GPT(shape), None
-    source = open_model(config.init_from)
-    if source.known_tokenizer:
-        dataset.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
-    dataset.require_vocabulary(source.config.vocab_size, source.origin)
-    fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
-    _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
-    for line in source.notes:
-        note(line)
-    if asked["gelu"] not in (None, source.config.gelu):
-        note(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
-        runtime["gelu"] = asked["gelu"]
-    model = build(source, **runtime)
-    if config.block_size != model.config.block_size:
-        model.crop_block_size(config.block_size)
-    return model, source
-
-
-def _moments(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The optimizer's state that came with the model. Raises UserError where there is none."""
-    if source is None or source.progress.optimizer is None:
-        raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
-    tensors = source.progress.optimizer()
-    for key in ("exp_avg", "exp_avg_sq"):
-        positions = f"transformer.wpe.weight/{key}"
-        tensors[positions] = tensors[positions][: config.block_size].clone()  # as many as the model has kept
-    return tensors
-
-
-def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str) -> None:
-    """Raise UserError where a shape was asked for that the weights do not have."""
-    for name, value in shape.items():
-        if asked[name] not in (None, value):
-            raise UserError(f"{whose} has {name}={value}, not {asked[name]}; leave --{name} out")
 
 
 def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any], note: Note) -> TrainConfig:
@@ -361,48 +273,3 @@ def _require_trackers(config: TrainConfig) -> None:
         require("wandb", "wandb_log")
     if config.tensorboard_log:
         require("torch.utils.tensorboard", "tensorboard_log")
-
-
-def _open_trackers(config: TrainConfig, out_dir: Path) -> list[Tracker]:
-    """The trackers that are switched on."""
-    opened: list[Tracker] = []
-    if config.wandb_log:
-        name = config.wandb_run_name or str(out_dir)
-        opened.append(WandbTracker(config.wandb_project, name, config.as_dict()))
-    if config.tensorboard_log:
-        opened.append(TensorBoardTracker(out_dir / "tensorboard"))
-    return opened
-
-
-@contextmanager
-def claimed(run: Run) -> Iterator[None]:
-    """The run folder made ready, and this run's alone, with the trackers open.
-
-    A fresh run first removes what an old one left. Raises UserError where the folder cannot be written or
-    another process trains in it.
-    """
-    with ExitStack() as stack:
-        run.world.main_only(lambda: _claim(run, stack))
-        yield
-
-
-def _claim(run: Run, stack: ExitStack) -> None:
-    config, out_dir = run.config, run.out_dir
-    try:
-        (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
-    if not stack.enter_context(locked(out_dir / ".lock")):
-        raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
-    old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
-    for path in {*old, *(out_dir / "checkpoints").glob(".*.tmp")}:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    # As a recipe it must not delete the run it describes.
-    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-    write_text(out_dir / "config.toml", dump_toml(settings))
-    run.trackers = _open_trackers(config, out_dir)
-    for tracker in run.trackers:
-        stack.callback(tracker.close)

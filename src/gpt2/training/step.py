@@ -13,6 +13,7 @@ from gpt2.optim.adamw import skip_if
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run
+from gpt2.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,32 @@ class StepResult:
     lr: float
     skipped: Tensor
     """Whether nothing was changed, because loss or gradient were not finite."""
+    watch: Stopwatch
+    """Its time in this process: data, forward, backward, reduce (what of it does not overlap) and optimizer."""
 
 
 def train_step(run: Run) -> StepResult:
     """Make update number `run.state.step` (zero-based). The caller counts it."""
     config, step, world = run.config, run.state.step, run.world
     world.beat(f"step {step + 1}")
+    watch = Stopwatch(run.device)
     losses: list[Tensor] = []
     mine = micro_batches(row_starts(run, step), config.accumulation, world.rank, world.size)
     for micro, rows in mine:
         x, y = gather(run.train_tokens, rows, config.block_size, run.device)
+        watch.mark("data")
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
         with run.engine.micro_batch(is_last=micro == mine[-1][0]):
             with autocast(run.device, config.dtype):
                 _, loss = run.engine.forward(x, y, documents=document_numbers(x, run.boundary))
+            watch.mark("forward")
             run.scaler.scale(loss / config.accumulation).backward()
+        watch.mark("backward")
         losses.append(loss.detach())
     run.engine.finish()
     loss = world.concatenated(torch.stack(losses)).mean()
+    watch.mark("reduce")
 
     run.scaler.unscale_(run.optimizer)
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf")))
@@ -58,7 +66,8 @@ def train_step(run: Run) -> StepResult:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, lr, skipped)
+    watch.mark("optimizer")
+    return StepResult(loss, grad_norm, lr, skipped, watch)
 
 
 def row_starts(run: Run, step: int) -> np.ndarray:
@@ -69,7 +78,7 @@ def row_starts(run: Run, step: int) -> np.ndarray:
         config.block_size,
         config.data_order,
         config.seed,
-        step if config.overfit_step is None else config.overfit_step,
+        step + run.state.left_out if config.overfit_step is None else config.overfit_step,
         config.accumulation * config.batch_size,
         config.batch_size,
     )

@@ -1,0 +1,95 @@
+"""A loss far above those before it: back to the last checkpoint, and past the batch that gave it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from runs import curve, final_weights
+
+from gpt2.errors import UserError
+from gpt2.model import GPT
+from gpt2.runlog.records import read_log
+from gpt2.training import step as step_module
+from gpt2.training.loop import train
+from gpt2.training.spikes import is_spike
+from gpt2.training.stopwatch import Stopwatch
+from gpt2.training.stragglers import straggler
+
+SETTINGS = {"max_iters": 60, "checkpoint_interval": 20, "eval_interval": 0, "keep_checkpoints": 0}
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has batches exchanged for others, and the loss of some be twenty times what it is."""
+    forward, starts, now = GPT.forward, step_module.sample_starts, [0]
+
+    def arrange(spoiled: Callable[[int], bool], other: Callable[[int], int] = lambda n: n) -> None:
+        def watched(lengths, block_size, order, seed, step, *more):
+            now[0] = step
+            return starts(lengths, block_size, order, seed, other(step), *more)
+
+        def spoiling(self: GPT, idx: torch.Tensor, *arguments: object, **named: object):
+            logits, loss = forward(self, idx, *arguments, **named)
+            bad = self.training and loss is not None and spoiled(now[0])
+            return logits, loss * 20 if bad else loss
+
+        monkeypatch.setattr(step_module, "sample_starts", watched)
+        monkeypatch.setattr(GPT, "forward", spoiling)
+
+    return arrange
+
+
+def test_the_batch_of_a_spike_is_passed_over(tiny, batches, tmp_path: Path) -> None:
+    batches(spoiled=lambda n: n == 45)
+    for max_iters in (60, 43, 50, 60):  # whole, then in parts: one ends within what is done again
+        name = "whole" if not (tmp_path / "whole").exists() else "parts"
+        changes = {**SETTINGS, "max_iters": max_iters, "lr_decay_iters": 60, "warmup_iters": 3}
+        train(tiny(**changes, out_dir=str(tmp_path / name), rollback_on_spike=10, init_from="auto"))
+    [told] = [r for r in read_log(tmp_path / "whole") if r["event"] == "resume"]
+    assert (told["step"], told["left_out"]) == (40, 6)
+    assert "step 46 · the loss is" in told["because"]
+    assert [r["step"] for r in read_log(tmp_path / "whole") if r["event"] == "train"] == list(range(1, 61))
+
+    batches(spoiled=lambda n: False, other=lambda n: n + 6 if n >= 40 else n)
+    train(tiny(**SETTINGS, lr_decay_iters=60, warmup_iters=3, out_dir=str(tmp_path / "without")))
+    assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "without")
+    assert curve(tmp_path / "whole")[-1] == curve(tmp_path / "without")[-1]
+    # stopped at step 43 the newest checkpoint is that one, so 3 batches are passed over and not 6
+    assert [r["left_out"] for r in read_log(tmp_path / "parts") if r["event"] == "resume" and "left_out" in r] == [3]
+
+
+def test_going_back_again_and_again_ends_the_run(tiny, batches, tmp_path: Path) -> None:
+    batches(spoiled=lambda n: n >= 45)
+    with pytest.raises(UserError, match=r"again after 3 returns to .*step_0000040; go on with .* --learning_rate"):
+        train(tiny(**SETTINGS, rollback_on_spike=10))
+
+
+def test_without_a_checkpoint_the_run_goes_on(tiny, batches, tmp_path: Path, capsys) -> None:
+    batches(spoiled=lambda n: n == 35)
+    train(tiny(**SETTINGS | {"checkpoint_interval": 0, "max_iters": 40}, rollback_on_spike=10, log_interval=40))
+    assert "no checkpoint yet to go back to" in capsys.readouterr().err
+    assert [r["step"] for r in read_log(tmp_path / "run") if r["event"] == "train"] == list(range(1, 41))
+
+
+def test_what_a_spike_is() -> None:
+    recent = [3.0, 5.0] * 20  # mean 4, standard deviation 1
+    assert is_spike(recent, 7.1, 3)
+    assert not is_spike(recent, 6.9, 3)
+    assert not is_spike(recent[:31], 100.0, 3)
+
+
+def test_what_a_straggler_is() -> None:
+    assert straggler([1.0, 1.0, 1.6, 1.1]) == (2, 1.6)
+    assert straggler([1.0, 1.0, 1.4, 1.1]) is None
+    assert straggler([2.0, 1.0]) == (0, 2.0)
+    assert straggler([2.0]) is None
+
+
+def test_time_is_split_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 11.0, 13.0, 14.0, 18.0])
+    monkeypatch.setattr("gpt2.training.stopwatch.time.perf_counter", lambda: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    for part in ("data", "forward", "data", "forward"):
+        watch.mark(part)
+    assert watch.seconds() == {"data": 2.0, "forward": 6.0}
