@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -26,3 +28,61 @@ def test_nanogpts_flops_and_mfu() -> None:
     assert accounting.flops_per_token(GPTConfig()) == 855_166_464
     # 240 sequences of 1024 tokens in 2.7 s on an A100
     assert accounting.mfu(NANOGPT_DEFAULT, 240 * 1024 / 2.7, 312e12) == pytest.approx(0.249368849067, abs=1e-12)
+
+
+def kept_for_backward(config: GPTConfig, batch_size: int, half: bool) -> int:
+    """Bytes of what autograd keeps from a forward pass, weights left out."""
+    model = GPT(config)
+    sizes = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        alive.append(tensor)
+        return tensor
+
+    idx = torch.zeros(batch_size, config.block_size, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=half):
+        model(idx, idx)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_block_keeps_what_the_arithmetic_says(half: bool) -> None:
+    shape = {"block_size": 64, "vocab_size": 100, "n_head": 4, "n_embd": 64}
+    shallow, deep = (GPTConfig(**shape, n_layer=n) for n in (2, 3))
+    kept = kept_for_backward(deep, 4, half) - kept_for_backward(shallow, 4, half)
+    counted = [accounting.memory(c, accounting.Sharing(), 4, half=half).activations for c in (deep, shallow)]
+    assert counted[0] - counted[1] == pytest.approx(kept, rel=0.02)
+
+
+def test_state_of_a_parameter_takes_sixteen_bytes_until_it_is_shared() -> None:
+    config = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16)
+    n = accounting.num_params(config)
+
+    def state(**sharing: Any) -> tuple[int, int, int]:
+        found = accounting.memory(config, accounting.Sharing(**sharing), 1, half=False)
+        return found.parameters, found.gradients, found.optimizer
+
+    assert state() == state(processes=1, parallel="fsdp") == (4 * n, 4 * n, 8 * n)
+    assert state(processes=4) == (4 * n, 4 * n, 8 * n)
+    assert state(processes=4, parallel="fsdp") == (n, n, 2 * n)  # 4 divides every first dimension
+    assert state(processes=2, zero_stage=1)[:2] == (4 * n, 4 * n)
+    assert 4 * n <= state(processes=2, zero_stage=1)[2] < 4.1 * n
+
+
+def test_the_fullest_of_several_shares() -> None:
+    assert accounting.largest_zero_share([5, 3, 3, 2], 2) == 7
+    assert accounting.largest_zero_share([5, 3, 3, 2], 9) == 5
+
+
+def test_bytes_sent() -> None:
+    config = GPTConfig()
+    half = 4 * accounting.num_params(config) / 2
+    for sharing, micro_batches, times in (
+        (accounting.Sharing(2), 5, 2),
+        (accounting.Sharing(2, zero_stage=1), 5, 3),
+        (accounting.Sharing(2, "fsdp"), 5, 11),
+    ):
+        assert accounting.communication(config, sharing, micro_batches) == times * half
+    assert accounting.communication(config, accounting.Sharing(), 5) == 0

@@ -1,6 +1,9 @@
-"""Parameters, FLOPs and utilisation: arithmetic on a configuration, nothing measured."""
+"""Parameters, FLOPs, memory and communication: arithmetic on a configuration, nothing measured."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Literal
 
 from gpt2.model import GPTConfig
 
@@ -55,3 +58,84 @@ def flops_per_token(config: GPTConfig) -> int:
 def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float:
     """Model FLOPs utilisation: the share of `peak_flops` (FLOP/s) that the model's own arithmetic uses."""
     return flops_per_token(config) * tokens_per_second / peak_flops
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How processes share a model."""
+
+    processes: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    zero_stage: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the process with the largest share needs."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    """What fully_shard puts together to compute with."""
+    activations: int
+    """Kept from forward for backward."""
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it, as if all of it had its largest size at once."""
+        return sum(astuple(self))
+
+
+def memory(
+    config: GPTConfig, sharing: Sharing, batch_size: int, *, half: bool, activation_checkpointing: bool = False
+) -> Memory:
+    """Memory of a process that trains with micro-batches of (batch_size, block_size) and AdamW, without dropout.
+
+    Weights, gradients and AdamW's two moments are float32: 16 bytes a parameter before they are shared. `half`:
+    matrix products in bfloat16 or float16, whose inputs are kept so. As Korthikanti et al. 2022 count, section 4.1,
+    for attention that keeps no scores.
+    """
+    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(config)}
+    all_of, blocks = sum(sizes.values()), sum(n for name, n in sizes.items() if name.startswith("transformer.h."))
+    here, moments, gathered = all_of, all_of, 0
+    if sharing.processes > 1 and sharing.parallel == "fsdp":
+        rows = (
+            math.ceil(shape[0] / sharing.processes) * math.prod(shape[1:]) for _, shape in parameter_shapes(config)
+        )
+        here = moments = sum(rows)
+        block = blocks // config.n_layer
+        rest = all_of - blocks
+        gathered = 4 * (2 * rest + 3 * block)  # weights of two blocks, gradients of one; both of what is in none
+    elif sharing.processes > 1 and sharing.zero_stage:
+        moments = largest_zero_share(list(sizes.values()), sharing.processes)
+    C, L, BT = config.n_embd, config.n_layer, batch_size * config.block_size
+    item = 2 if half else 4
+    block_input, block_all = 4 * BT * C, (8 + 14 * item) * BT * C + 4 * BT * config.n_head
+    activations = L * block_input + block_all if activation_checkpointing else L * block_all
+    activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
+    if half:  # autocast keeps the matrices it has converted
+        activations += 2 * (12 * L * C * C + config.vocab_size * C)
+    logits = (8 + item) * BT * config.vocab_size  # themselves, log-probabilities, gradient
+    return Memory(4 * here, 4 * here, 8 * moments, gathered, activations, logits)
+
+
+def largest_zero_share(sizes: list[int], processes: int) -> int:
+    """Parameters whose state the fullest process keeps: each goes, largest first, to the one that has least."""
+    shares = [0] * processes
+    for size in sorted(sizes, reverse=True):
+        shares[shares.index(min(shares))] += size
+    return max(shares)
+
+
+def communication(config: GPTConfig, sharing: Sharing, micro_batches: int) -> float:
+    """Bytes that a process sends in an update of so many micro-batches of its own, by ring algorithms.
+
+    ddp reduces gradients once (Patarasuk & Yuan 2009); ZeRO then sends each parameter from its owner to all; fsdp
+    gathers the parameters twice a micro-batch and reduces the gradients once (Rajbhandari et al. 2020, section 7).
+    """
+    once = 4 * num_params(config) * (sharing.processes - 1) / sharing.processes
+    if sharing.parallel == "fsdp":
+        return (2 * micro_batches + 1) * once
+    return (2 + sharing.zero_stage) * once

@@ -264,13 +264,12 @@ class FixedOrder:
         distance = 1
         while distance < self.world.size:
             partner = self.world.rank ^ distance
-            mine = torch.cat([t.flatten() for t in total])
-            theirs = torch.empty_like(mine)
-            exchange = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
-            for request in dist.batch_isend_irecv(exchange):
-                request.wait()
-            mine = mine + theirs  # the same in both: a + b is b + a
-            total = [t.view_as(p) for t, p in zip(mine.split([p.numel() for p in total]), total, strict=True)]
+            for mine in total:  # one by one, to need memory for only one more
+                theirs = torch.empty_like(mine)
+                exchange = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+                for request in dist.batch_isend_irecv(exchange):
+                    request.wait()
+                mine += theirs  # the same in both: a + b is b + a
             distance *= 2
         for parameter, gradient in zip(self.parameters, total, strict=True):
             parameter.grad = gradient
