@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -117,10 +118,9 @@ class Watchdog(threading.Thread):
     The processes leave their whereabouts in the store through which they met.
     """
 
-    def __init__(self, rank: int, size: int, seconds: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, seconds: float) -> None:
         super().__init__(daemon=True)
-        self.rank, self.size, self.seconds = rank, size, seconds
-        self.store = dist.distributed_c10d._get_default_store()
+        self.store, self.rank, self.size, self.seconds = store, rank, size, seconds
         self.store.set(f"gpt2/{rank}", "0 its start")
         self.beats = 0
         self.last = float("inf")  # until training begins: before it data may be prepared for hours
@@ -163,9 +163,11 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout_seconds))  # the watchdog says more
-    rank, size = dist.get_rank(), dist.get_world_size()
-    watchdog = Watchdog(rank, size, timeout_seconds)
+    timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog is sooner and says more
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store = _unused_part(store, rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    watchdog = Watchdog(store, rank, size, timeout_seconds)
     try:
         control = dist.new_group(backend="gloo") if backend == "nccl" else None
         yield World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), control, watchdog)
@@ -173,6 +175,28 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         watchdog.done.set()
         watchdog.join()
         dist.destroy_process_group()
+
+
+def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store in which only the processes that live now have written anything.
+
+    torchrun keeps one store while it starts processes again, in which PyTorch uses the same keys as before, so that
+    they may take the address of one that died for that of its successor. Its count of the restarts is no name for a
+    part: machines can differ in it. So each process shows a name never used before, and the main one answers under it
+    with the name of the part, until all have taken that: what one shows may still be its predecessor's.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"gpt2/arrived/{rank}", name)
+        part = store.get(f"gpt2/part/{name}").decode()
+        store.set(f"gpt2/taken/{part}/{rank}", "")
+        return dist.PrefixStore(part, store)
+    while not store.check([f"gpt2/taken/{name}/{other}" for other in range(1, size)]):
+        for other in range(1, size):
+            arrived = store.get(f"gpt2/arrived/{other}").decode()
+            store.set(f"gpt2/part/{arrived}", name)
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 class Engine(Protocol):
