@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ANSWER_SECONDS = 10
+"""For how long a process that is about to end asks about the others."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -142,14 +145,22 @@ class Watchdog(threading.Thread):
 
     def verdict(self, waited: float) -> str:
         """What the others have left in the store says about who hangs."""
+        found: list[str] = []
+        asking = threading.Thread(target=lambda: found.append(self.furthest_behind()), daemon=True)
+        asking.start()
+        asking.join(ANSWER_SECONDS)  # who keeps the store may be who hangs, or was on a machine that is off
+        silence = "the main process or its torchrun, which knows about the others, does not answer"
+        return (
+            f"gpt2: process {self.rank} came no further for {waited:.0f} s (dist_timeout={self.seconds:g}); "
+            f"{found[0] if found else silence}; this is where process {self.rank} waits:\n"
+        )
+
+    def furthest_behind(self) -> str:
         others = [rank for rank in range(self.size) if rank != self.rank]
         found = {rank: self.store.get(f"gpt2/{rank}").decode().split(" ", 1) for rank in others}
         least = min(int(beats) for beats, _ in found.values())
         behind = [f"process {rank} at {where}" for rank, (beats, where) in found.items() if int(beats) == least]
-        return (
-            f"gpt2: process {self.rank} came no further for {waited:.0f} s (dist_timeout={self.seconds:g}); of the "
-            f"others furthest behind: {', '.join(behind)}; this is where process {self.rank} waits:\n"
-        )
+        return f"of the others furthest behind: {', '.join(behind)}"
 
 
 ALONE = World()
@@ -165,7 +176,7 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog is sooner and says more
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    store = _unused_part(store, rank, size)
+    store = unused_part(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     watchdog = Watchdog(store, rank, size, timeout_seconds)
     try:
@@ -177,7 +188,7 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         dist.destroy_process_group()
 
 
-def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
     """A part of the store in which only the processes that live now have written anything.
 
     torchrun keeps one store while it starts processes again, in which PyTorch uses the same keys as before, so that
