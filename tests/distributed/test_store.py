@@ -1,0 +1,27 @@
+"""Processes that are started again beside what those before them have left in torchrun's store. Here, threads."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from gpt2.distributed import unused_part
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_they_meet_where_nothing_was_written_yet(late: int) -> None:
+    """Whichever of them starts after the others have read what they could."""
+    server = dist.TCPStore("localhost", 0, is_master=True)
+
+    def process(rank: int, attempt: int) -> set[str]:
+        if attempt and rank == late:
+            time.sleep(0.2)
+        store = unused_part(dist.TCPStore("localhost", server.port, is_master=False), rank, 3)
+        assert not store.check([f"address of {rank}"])
+        store.set(f"address of {rank}", f"{attempt}")
+        return {store.get(f"address of {other}").decode() for other in range(3)}
+
+    with ThreadPoolExecutor(3) as pool:
+        for attempt in range(3):
+            assert list(pool.map(process, range(3), [attempt] * 3)) == [{f"{attempt}"}] * 3
