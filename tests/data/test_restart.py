@@ -15,6 +15,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from processes import environment, members, remaining
 
 from gpt2.data import staging, tokenise
 from gpt2.data.dataset import open_dataset
@@ -180,9 +181,11 @@ def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) 
             f"--out={tmp_path / 'out'}",
             "--tokenizer=byte",
         ]
-        process = subprocess.Popen([*command, "--workers=2"], stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--workers=2"], stderr=subprocess.PIPE, env=environment(tmp_path), start_new_session=True
+        )
         deadline = time.monotonic() + 60
-        while len(members(process.pid)) < 4 and time.monotonic() < deadline and process.poll() is None:
+        while len(members(tmp_path)) < 4 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.01)  # two workers, and what watches over what they share
         for _ in range(3):
             os.killpg(process.pid, signal.SIGINT)
@@ -190,7 +193,7 @@ def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) 
         _, err = process.communicate(timeout=60)
         assert process.returncode in (130, -signal.SIGINT)  # the second where Python was leaving already
         assert b"Traceback" not in err
-        assert not remaining(process.pid)
+        assert not remaining(tmp_path)
 
 
 def test_two_processes_do_not_prepare_one_dataset(corpus: list[Path], tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "gpt2", "prepare", str(source), f"--out={out}", "--workers=2", *options]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(out))
 
     began = time.monotonic()
     undisturbed = start(tmp_path / "whole")
@@ -266,7 +269,7 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         process.wait()
         if (out / "dataset.json").exists():
             continue  # it had come to the end
-        assert not remaining(process.pid), "a worker outlived the process that was killed"
+        assert not remaining(out), "a worker outlived the process that was killed"
         again = start(out)
         assert again.wait(120) == 0, again.stderr.read() if again.stderr else ""
         assert content(out) == content(tmp_path / "whole")
@@ -275,27 +278,6 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         if done == kills:
             return
     raise AssertionError(f"only {done} processes were alive when they were to be killed")
-
-
-def remaining(group: int) -> list[int]:
-    """Members of a session that do not end within five seconds."""
-    deadline = time.monotonic() + 5
-    while (found := members(group)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def members(group: int) -> list[int]:
-    """Processes of a session that are still alive."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-        except (OSError, IndexError):
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 def test_leftovers_of_a_staging_folder_are_no_dataset(corpus: list[Path], tmp_path: Path) -> None:
