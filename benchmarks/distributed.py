@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gpt2 import accounting, device
 from gpt2.accounting import Sharing
-from gpt2.distributed import joined
+from gpt2.distributed.world import joined
 from gpt2.model import GPTConfig
 from gpt2.optim.adamw import named_state
 from gpt2.training.config import TrainConfig

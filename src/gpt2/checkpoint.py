@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gpt2.distributed import ALONE, World, part_like, part_of, parts_of
+from gpt2.distributed.parts import part_like, part_of, parts_of
+from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError
 from gpt2.files import free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import bare
@@ -160,11 +161,15 @@ def note_best(out_dir: Path, state: TrainState) -> None:
 
 
 def prune(out_dir: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none."""
+    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none.
+
+    One goes by its name first, so that nobody ever finds half of it.
+    """
     if keep:
         for step in saved_steps(out_dir)[keep:]:
             if step != best_step:
-                shutil.rmtree(folder_of(out_dir, step))
+                folder = folder_of(out_dir, step)
+                shutil.rmtree(folder.replace(temporary_of(folder)))
 
 
 def latest(out_dir: Path, note: Callable[[str], None]) -> Path:

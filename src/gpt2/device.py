@@ -123,3 +123,8 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is what PyTorch raises where a GPU, or a CPU, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

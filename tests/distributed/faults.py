@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import environment
+from processes import environment, members
 
 from gpt2.formats.layout import saved_steps
 from gpt2.training.config import TrainConfig
@@ -53,3 +53,8 @@ def wait_for_checkpoint(out_dir: Path, process: subprocess.Popen[str]) -> None:
 def weights(out_dir: Path) -> bytes:
     assert saved_steps(out_dir)[0] == STEPS
     return (out_dir / "checkpoints" / f"step_{STEPS:07d}" / "model.safetensors").read_bytes()
+
+
+def ranks(out_dir: Path) -> dict[int, int]:
+    """Ids of the processes that train, by rank."""
+    return {int(e["RANK"]): process for process, e in members(out_dir).items() if "RANK" in e}

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import every, settings, start, wait_for_checkpoint, weights
-from processes import members, remaining
+from faults import every, ranks, settings, start, wait_for_checkpoint, weights
+from processes import remaining
 
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
@@ -18,11 +18,6 @@ RESTARTING = {
     "gpt2": ("gpt2", "train", "--nproc=2", "--max_restarts=1"),
     "torchrun": ("torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m", "gpt2", "train"),
 }
-
-
-def ranks(out_dir: Path) -> dict[int, int]:
-    """Ids of the processes that train, by rank."""
-    return {int(e["RANK"]): process for process, e in members(out_dir).items() if "RANK" in e}
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from gpt2.distributed import unused_part
+from gpt2.distributed.world import unused_part
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])

@@ -7,7 +7,7 @@ import torch
 from gpt2.data.batches import document_numbers, evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast
-from gpt2.distributed import ALONE, World
+from gpt2.distributed.world import ALONE, World
 from gpt2.model import GPT
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2.distributed import part_like
+from gpt2.distributed.parts import part_like
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from gpt2 import accounting, checkpoint, device
-from gpt2.distributed import World, joined
+from gpt2.distributed.world import World, joined
 from gpt2.errors import UserError
 from gpt2.evaluate.loss import evaluate_loss
 from gpt2.generation.engine import generate
@@ -54,7 +54,16 @@ def train(config: TrainConfig) -> TrainResult:
     torchrun all its processes train together; a signal to one of them ends all.
     """
     with joined(device.pick_device(config.device), config.backend, config.dist_timeout) as world:
-        return _train(set_up(config, note, world))
+        try:
+            return _train(set_up(config, note, world))
+        except RuntimeError as error:
+            if device.is_out_of_memory(error):
+                raise UserError(
+                    "the memory does not hold the run; lower --batch_size and raise --gradient_accumulation_steps to "
+                    "keep the tokens per step, add --activation_checkpointing, or share the model between more "
+                    "processes with --zero_stage=1 or --parallel=fsdp"
+                ) from error
+            raise
 
 
 def _train(run: Run) -> TrainResult:

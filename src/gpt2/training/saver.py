@@ -11,7 +11,7 @@ import torch
 
 from gpt2 import checkpoint
 from gpt2.checkpoint import Snapshot
-from gpt2.distributed import World
+from gpt2.distributed.world import World
 from gpt2.tensor_file import Part
 
 

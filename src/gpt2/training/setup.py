@@ -8,11 +8,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gpt2 import checkpoint, device, distributed
+from gpt2 import checkpoint, device
 from gpt2.data.batches import document_numbers, gather
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.distributed import ALONE, Engine, World
+from gpt2.distributed import engines
+from gpt2.distributed.engines import Engine
+from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError, first_line
 from gpt2.formats.layout import read_description, saved_steps
 from gpt2.generation.engine import encode_prompt
@@ -64,7 +66,7 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
     run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note))
-    run.engine = distributed.wrapped(
+    run.engine = engines.wrapped(
         run.model,
         run.model.transformer.h,
         forward,
@@ -113,7 +115,7 @@ def _build(
     }
     config = replace(config.resolved(), **chosen)
 
-    distributed.check(
+    engines.check(
         world,
         micro_batches=config.accumulation,
         deterministic=config.deterministic,
@@ -153,7 +155,7 @@ def _build(
     note(f"model {model.num_params():,} parameters · dataset {dataset.path}, {len(train_tokens):,} training tokens")
 
     if config.activation_checkpointing:
-        distributed.recompute(model.transformer.h)
+        engines.recompute(model.transformer.h)
     forward: nn.Module = model
     if not config.eval_only:
         _require_trackers(config)

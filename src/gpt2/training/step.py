@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpt2.data.batches import align, document_numbers, gather, micro_batches, sample_starts
 from gpt2.device import autocast
-from gpt2.distributed import whole
+from gpt2.distributed.parts import whole
 from gpt2.optim.adamw import skip_if
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
