@@ -26,7 +26,8 @@ test: setup lint
 	$(BIN)/python -m pytest -n 2
 
 test-faults: setup
-	GPT2_TEST_FAULTS=1 GPT2_TEST_WORLDS=2,4 $(BIN)/python -m pytest tests/distributed
+	GPT2_TEST_FAULTS=1 GPT2_TEST_WORLDS=2,4 GPT2_TEST_DAMAGES=500 \
+	  $(BIN)/python -m pytest tests/distributed tests/test_checkpoint.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +77,13 @@ def test_state_of_a_parameter_takes_sixteen_bytes_until_it_is_shared() -> None:
 def test_the_fullest_of_several_shares() -> None:
     assert accounting.largest_zero_share([5, 3, 3, 2], 2) == 7
     assert accounting.largest_zero_share([5, 3, 3, 2], 9) == 5
+
+
+def test_the_plan_in_the_docs_is_the_one_that_the_arithmetic_gives() -> None:
+    root = Path(__file__).parent.parent
+    script = [sys.executable, str(root / "benchmarks" / "plan_table.py")]
+    table = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert table in (root / "docs" / "distributed.md").read_text()
 
 
 def test_bytes_sent() -> None:

@@ -88,12 +88,14 @@ SHARED = {"zero": {"zero_stage": 1}, "fsdp": {"parallel": "fsdp"}}
 
 @pytest.mark.parametrize("kind", SHARED)
 def test_shared_optimizers_and_parameters_train_the_same(kind: str, run) -> None:
-    alone, shared = run("alone", 1), run(kind, WORLDS[0], **SHARED[kind], sample_interval=6, sample_tokens=5)
-    agree(alone, shared)
+    alone = run("alone", 1)
+    for n in WORLDS:
+        shared = run(f"{kind}{n}", n, **SHARED[kind], sample_interval=6, sample_tokens=5)
+        agree(alone, shared)
     # what is saved does not know of the sharing, and goes on shared in another way
     settings = {"init_from": "auto", "max_iters": 16, "lr_decay_iters": 16}
     other = "fsdp" if kind == "zero" else "zero"
-    agree(run("alone", 1, **settings), run(kind, WORLDS[-1], **settings, **SHARED[other]))
+    agree(run("alone", 1, **settings), run(f"{kind}{WORLDS[0]}", WORLDS[-1], **settings, **SHARED[other]))
 
 
 def agree(one: str, other: str) -> None:
@@ -107,9 +109,10 @@ def agree(one: str, other: str) -> None:
 
 
 def test_resumed_with_other_numbers_of_processes(run) -> None:
-    whole = run("whole", 1, deterministic=True)
-    schedule = {"lr_decay_iters": 12, "warmup_iters": 0, "deterministic": True}
     legs = [1, *WORLDS, 1]
+    steps = 25 * len(legs)
+    schedule = {"lr_decay_iters": steps, "warmup_iters": 0, "deterministic": True}
+    whole = run("whole", 1, **schedule, max_iters=steps)
     for leg, nproc in enumerate(legs, start=1):
-        resumed = run("resumed", nproc, **schedule, init_from="auto", max_iters=12 * leg // len(legs))
+        resumed = run("resumed", nproc, **schedule, init_from="auto", max_iters=25 * leg)
     assert fingerprint(resumed) == fingerprint(whole)

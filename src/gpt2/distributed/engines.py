@@ -1,6 +1,7 @@
 """How a model is wrapped, and how the gradients of micro-batches here and elsewhere become one."""
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -176,6 +177,8 @@ def wrapped(
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
+        # It warns of logits that are a view, which nobody here changes in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         mesh = init_device_mesh(device.type, (world.size,))
         policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
         for block in blocks:
