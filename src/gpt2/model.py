@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from gpt2.errors import UserError
 
+LOGITS_AT_ONCE = 1024
+"""Rows of logits that `log_probs` holds: 200 MB with GPT-2's vocabulary."""
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
@@ -230,17 +232,38 @@ class GPT(nn.Module):
         end = start + idx.size(1)
         assert end <= self.config.block_size, f"{end} positions; block_size is {self.config.block_size}"
         positions = torch.arange(start, end, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
-        x = F.dropout(x, self.config.dropout, self.training)
         mask = None
         if documents is not None:
             assert cache is None, "a cache does not know the documents of its positions"
             mask = (documents[:, None, :, None] == documents[:, None, None, :]).tril()  # (B, 1, T, T)
-        for block in self.transformer.h:
-            x = block(x, cache, mask)
+        x = self.states(idx, positions, mask, cache)
         if cache is not None:
             cache.length = end
+        return x
+
+    def states(self, idx: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+        """Final hidden states (B, T, C) of tokens at the int64 `positions`, (T,) or (B, T).
+
+        mask: bool (B, 1, T, T), which tokens (last) each one sees; None is all up to itself.
+        """
+        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.transformer.h:
+            x = block(x, cache, mask)
         return self.transformer.ln_f(x)
+
+    def log_probs(self, idx: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+        """How likely some tokens are after others: natural logarithms (N,), in the weights' format.
+
+        idx, positions, mask: as in `states`. sources: int64 (N,), places in the flattened `idx`. targets: int64
+        (N,), the token after each. Logits exist for these places alone and for LOGITS_AT_ONCE of them at a time;
+        under autocast too in the weights' float32, because bfloat16 numbers near 100 are 0.5 apart.
+        """
+        x = self.states(idx, positions, mask).flatten(0, 1)[sources]  # (N, C)
+        x = x.to(self.transformer.wte.weight.dtype)
+        parts = zip(x.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.cat([-F.cross_entropy(self.head(h), t, reduction="none") for h, t in parts])
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C). In training, zero rows pad the product and are cut off again."""

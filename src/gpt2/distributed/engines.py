@@ -175,7 +175,13 @@ def wrapped(
     """
     if world.size > 1 and parallel == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            FSDPModule,
+            OffloadPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
 
         # It warns of logits that are a view, which nobody here changes in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -191,6 +197,7 @@ def wrapped(
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         assert isinstance(model, FSDPModule), "fully_shard has made it one"
+        register_fsdp_forward_method(model, "log_probs")  # it too needs whole parameters
         return Sharded(model)
     if deterministic:
         return FixedOrder(model, forward, world, micro_batches)
