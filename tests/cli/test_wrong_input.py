@@ -39,6 +39,10 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     Path("latin.txt").write_bytes("é".encode("latin-1") * 100)
     Path("empty").mkdir()
     Path("there.json").write_text("{}")
+    task = {"ctx": "the cat sat", "endings": ["on a mat", "and saw", "two dogs", "the hill"], "label": 0}
+    Path("h.jsonl").write_text(json.dumps(task) + "\n")
+    Path("long.jsonl").write_text(json.dumps(task | {"endings": ["on a mat", "on a mat on a mat"]}) + "\n")
+    Path("broken.jsonl").write_text(json.dumps(task) + "\n{\n")
     export(open_model("r"), "nanogpt", Path("nano"), print)
     Path("nano/meta.pkl").unlink()
     return tmp_path
@@ -130,6 +134,18 @@ WRONG = [
     ("prepare shakespeare --from=a_file", "not the tiny Shakespeare"),
     ("eval loss r", "DATASET"),
     ("eval loss r empty", "holds no dataset"),
+    ("eval hellaswag r --data=nowhere.jsonl", "no file nowhere.jsonl"),
+    ("eval hellaswag r --data=broken.jsonl", "broken.jsonl, line 2 is no JSON"),
+    ("eval hellaswag r --data=long.jsonl", "task 0 has an ending of 18 tokens, more than the model's 16"),
+    ("eval hellaswag r --data=h.jsonl --limit=0", "limit is 0"),
+    ("eval hellaswag r --data=h.jsonl --limit=1.5", "--limit is 1.5"),
+    ("eval hellaswag r --data=h.jsonl --rendering=lm-eval", "line 1 has no activity_label"),
+    ("eval hellaswag r --data=h.jsonl --rendering=nice", "nice"),
+    ("eval hellaswag r --data=h.jsonl --batch_tokens=0", "batch_tokens is 0"),
+    ("eval hellaswag r --data=h.jsonl --out=a_file", "a_file already exists"),
+    ("eval hellaswag r --data=h.jsonl --write_bin=t.bin", "llm.c's file holds GPT-2's tokens"),
+    ("eval hellaswag nano --data=h.jsonl", "brings no tokenizer; name one with --tokenizer"),
+    ("eval hellaswag empty --data=h.jsonl", "is no model"),
     ("plot empty", "log.jsonl"),
     ("export", "FORMAT"),
     ("export onnx r out", "onnx"),
