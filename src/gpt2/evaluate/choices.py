@@ -136,9 +136,9 @@ def log_likelihoods(
     """The log-likelihood of each ending of each task, in nats.
 
     batch_tokens: tokens to compute at a time, padding included. Default: what suits the device.
-    The processes of a `world` share the batches, and all get the same figures, which do not depend on how many they
-    are. Leaves the model in the mode (train or eval) it was in. Raises UserError where an ending does not fit the
-    model, or the model gives no finite numbers.
+    The processes of a `world` share the batches, each with as many forward passes, as a sharded model needs; all get
+    the same figures, which do not depend on how many they are. Leaves the model in the mode (train or eval) it was
+    in. Raises UserError where an ending does not fit the model, or the model gives no finite numbers.
     """
     device = next(model.parameters()).device
     check_fits(tasks, model.config)
@@ -151,16 +151,14 @@ def log_likelihoods(
     """Of each ending its task, its number and its log-likelihood."""
     for first in range(0, len(batches), world.size):
         world.beat("an evaluation")
-        number = first + world.rank
-        is_mine = number < len(batches)  # else compute along, since a sharded model needs all processes
-        batch = batches[number if is_mine else 0]
+        batch = batches[
+            (first + world.rank) % len(batches)
+        ]  # one of the first again, where none is left: all compute
         with autocast(device, dtype):
-            found = model.log_probs(*tensors_of(batch, device)).tolist()
-        if is_mine:
-            ending_log_probs = iter(found)
-            for row in batch:
-                for i, ending in row.endings.items():
-                    mine.append((row.task, i, sum(itertools.islice(ending_log_probs, len(ending)))))
+            log_probs = iter(model.log_probs(*tensors_of(batch, device)).tolist())
+        for row in batch:
+            for i, ending in row.endings.items():
+                mine.append((row.task, i, sum(itertools.islice(log_probs, len(ending)))))
         computed = [row for batch in batches[first : first + world.size] for row in batch]
         done += sum(row.length for row in computed)
         finished += sum(0 in row.endings for row in computed)
