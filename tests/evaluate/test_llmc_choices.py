@@ -64,6 +64,15 @@ def test_tokens_go_with_gpt2s_vocabulary_and_one_rendering(tmp_path: Path) -> No
         read_tasks(tmp_path / "t.bin", None, "lm-eval")
 
 
+def test_an_empty_ending_is_damage(tmp_path: Path) -> None:
+    write([ONE], tmp_path / "t.bin")
+    header = (tmp_path / "t.bin").read_bytes()[:1024]
+    stream = [65535, 28, 0, 0, 4, 1, 7, 0, 1, 1, 1, 2, 1, 3]
+    (tmp_path / "t.bin").write_bytes(header + np.array(stream, "<u2").tobytes())
+    with pytest.raises(UserError, match="task 0 of 1 is damaged"):
+        read(tmp_path / "t.bin")
+
+
 def test_every_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
     """Cut anywhere, or any word of the frame changed: one error line, or tasks of another content."""
     path = tmp_path / "t.bin"

@@ -147,13 +147,10 @@ def log_likelihoods(
     total, done, finished = sum(row.length for row in rows), 0, 0
     was_training = model.training
     model.eval()
-    mine: list[tuple[int, int, float]] = []
-    """Of each ending its task, its number and its log-likelihood."""
+    mine: list[tuple[int, int, float]] = []  # of each ending its task, its number and its log-likelihood
     for first in range(0, len(batches), world.size):
         world.beat("an evaluation")
-        batch = batches[
-            (first + world.rank) % len(batches)
-        ]  # one of the first again, where none is left: all compute
+        batch = batches[(first + world.rank) % len(batches)]  # where none is left, one of the first again
         with autocast(device, dtype):
             log_probs = iter(model.log_probs(*tensors_of(batch, device)).tolist())
         for row in batch:
