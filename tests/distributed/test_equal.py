@@ -1,6 +1,7 @@
 """The number of processes does not change the training. They are started by torchrun and talk through gloo."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -87,11 +88,20 @@ SHARED = {"zero": {"zero_stage": 1}, "fsdp": {"parallel": "fsdp"}}
 
 
 @pytest.mark.parametrize("kind", SHARED)
-def test_shared_optimizers_and_parameters_train_the_same(kind: str, run) -> None:
-    alone = run("alone", 1)
+def test_shared_optimizers_and_parameters_train_the_same(kind: str, run, tmp_path: Path) -> None:
+    task = {"ctx": "the cat", "endings": ["sat on a mat", "saw", "and two dogs", "run over"], "label": 1}
+    (tmp_path / "h.jsonl").write_text(f"{json.dumps(task)}\n" * 3)  # a batch; one of the processes has none
+    measured = {"hellaswag_interval": 6, "hellaswag_data": str(tmp_path / "h.jsonl")}
+
+    def figures(out: str) -> list[tuple[float, float]]:
+        return [(r["acc"], r["acc_norm"]) for r in read_log(Path(out)) if "acc" in r]
+
+    alone = run("alone", 1, **measured)
+    assert len(figures(alone)) == 3
     for n in WORLDS:
-        shared = run(f"{kind}{n}", n, **SHARED[kind], sample_interval=6, sample_tokens=5)
+        shared = run(f"{kind}{n}", n, **SHARED[kind], **measured, sample_interval=6, sample_tokens=5)
         agree(alone, shared)
+        assert figures(alone) == figures(shared)
     # what is saved does not know of the sharing, and goes on shared in another way
     settings = {"init_from": "auto", "max_iters": 16, "lr_decay_iters": 16}
     other = "fsdp" if kind == "zero" else "zero"

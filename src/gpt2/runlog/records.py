@@ -82,6 +82,8 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             resumed_at = step
             records = [r for r in records if r["step"] <= step]
         elif event in DONE_AGAIN and step == resumed_at:
-            records = [r for r in records if (r["event"], r["step"]) != (event, step)]
+            # an evaluation of the loss does not replace one of HellaSwag, which has other figures
+            again = (event, step, record.keys())
+            records = [r for r in records if (r["event"], r["step"], r.keys()) != again]
         records.append(record)
     return records

@@ -113,6 +113,12 @@ class TrainConfig:
     """Updates between evaluations; also at the start and the end. 0: only at the end."""
     eval_iters: int = 200
     """Batches an evaluation averages, at fixed places spread over each split; 0 is the whole split."""
+    hellaswag_interval: int = 0
+    """Updates between HellaSwag evaluations, also at the start and the end; 0 is off."""
+    hellaswag_limit: int = 0
+    """Take only this many of its tasks, from the first on; 0 is all 10,042."""
+    hellaswag_data: str = ""
+    """A .jsonl of its tasks, or llm.c's hellaswag_val.bin. Default: downloaded into data_dir once."""
     eval_only: bool = False
     """Evaluate once and stop."""
     log_interval: int = 1
@@ -178,7 +184,8 @@ class TrainConfig:
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
             "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
-            "min_lr": 0, "overfit_step": 0, "rollback_on_spike": 0, "dist_timeout": 1,
+            "min_lr": 0, "overfit_step": 0, "rollback_on_spike": 0, "dist_timeout": 1, "hellaswag_interval": 0,
+            "hellaswag_limit": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and not value >= least:

@@ -15,6 +15,7 @@ from types import FrameType
 from gpt2 import accounting, checkpoint, device
 from gpt2.distributed.world import World, joined
 from gpt2.errors import UserError
+from gpt2.evaluate.choices import choose
 from gpt2.evaluate.loss import evaluate_loss
 from gpt2.generation.engine import generate
 from gpt2.runlog import trackers
@@ -162,6 +163,8 @@ class Loop:
             skipped = evaluating and bool(stop)  # whoever asks to stop does not wait for an evaluation
             if evaluating and not skipped:
                 save |= self.evaluate()
+            if (self.due(config.hellaswag_interval) or (last and run.hellaswag)) and not stop:
+                self.hellaswag()
             if not stop and self.due(config.sample_interval):
                 self.sample()
             stopping = bool(stop)  # read once: a signal may come at any moment
@@ -202,7 +205,8 @@ class Loop:
     def anything_due(self) -> bool:
         """Whether the row of updates must pause before the next one."""
         config = self.run.config
-        intervals = (config.eval_interval, config.checkpoint_interval, config.sample_interval)
+        evaluations = (config.eval_interval, config.hellaswag_interval)
+        intervals = (*evaluations, config.checkpoint_interval, config.sample_interval)
         return self.run.state.step >= config.max_iters or config.max_minutes > 0 or any(map(self.due, intervals))
 
     def record(self, began: float) -> None:
@@ -271,6 +275,15 @@ class Loop:
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
         self.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
         return (best or run.config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0)
+
+    def hellaswag(self) -> None:
+        """Measure how often the model finds the right ending in HellaSwag's tasks."""
+        run, step = self.run, self.run.state.step
+        began = time.perf_counter()
+        result = choose(run.model, run.hellaswag, dtype=run.config.dtype, world=run.world)
+        values = {"acc": result.acc, "acc_norm": result.acc_norm, "seconds": round(time.perf_counter() - began, 3)}
+        self.tell("eval", step, values)
+        self.console.note(f"step {step} · HellaSwag acc {result.acc:.4f} · acc_norm {result.acc_norm:.4f}")
 
     def sample(self) -> None:
         """Continue the sample prompt, with the same seed each time, into samples/. All processes do: they agree."""

@@ -16,6 +16,7 @@ from gpt2.distributed import engines
 from gpt2.distributed.engines import Engine
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError, first_line
+from gpt2.evaluate.choices import Task
 from gpt2.formats.layout import read_description, saved_steps
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT
@@ -23,6 +24,7 @@ from gpt2.optim.adamw import adamw, load_named_state
 from gpt2.runlog.trackers import Tracker, require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
+from gpt2.training.hellaswag import hellaswag_tasks
 from gpt2.training.recipes import parse_toml
 from gpt2.training.weights import SHAPE, make_model, moments
 
@@ -54,6 +56,8 @@ class Run:
     engine: Engine = field(init=False)
     """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
     optimizer: torch.optim.Optimizer = field(init=False)
+    hellaswag: list[Task] = field(default_factory=list)
+    """The tasks to measure with while training; none where that is off."""
     trackers: list[Tracker] = field(default_factory=list)
     """Filled while the run has its folder."""
 
@@ -66,6 +70,7 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
     run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note))
+    run.hellaswag = world.main_first(lambda: hellaswag_tasks(run.config, run.tokenizer, run.model.config, note))
     run.engine = engines.wrapped(
         run.model,
         run.model.transformer.h,
