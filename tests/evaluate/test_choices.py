@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gpt2.distributed import World
+from gpt2.distributed.world import World
 from gpt2.errors import UserError
 from gpt2.evaluate.choices import Result, Row, Task, batches_of, choose, log_likelihoods
 from gpt2.model import GPT, GPTConfig
