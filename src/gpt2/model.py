@@ -96,6 +96,11 @@ class KVCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """In a format whose sums of exponentials are good for something."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class LayerNorm(nn.Module):
     """LayerNorm whose bias can be left out."""
 
@@ -223,7 +228,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(x[:, [-1]]), None
         logits = self.head(x)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
@@ -251,6 +256,16 @@ class GPT(nn.Module):
         for block in self.transformer.h:
             x = block(x, cache, mask)
         return self.transformer.ln_f(x)
+
+    def token_losses(self, idx: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Cross-entropy of every target in nats (B, T), float32 at least; arguments as in `forward`.
+
+        Logits exist for LOGITS_AT_ONCE places at a time.
+        """
+        x = self.hidden(idx, documents=documents).flatten(0, 1)
+        parts = zip(x.split(LOGITS_AT_ONCE), targets.flatten().split(LOGITS_AT_ONCE), strict=True)
+        losses = [F.cross_entropy(at_least_float32(self.head(h)), t, reduction="none") for h, t in parts]
+        return torch.cat(losses).view(targets.shape)
 
     def log_probs(self, idx: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
         """How likely some tokens are after others: natural logarithms (N,), in the weights' format.

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from gpt2.cli.launch import command_line, is_launched, launch
+
 app = cyclopts.App(name="eval", help="Measure a model.", help_format="markdown")
 
 
@@ -17,13 +19,19 @@ def loss(
     /,
     *,
     split: Literal["train", "val"] = "val",
+    tokens: int | None = None,
+    stride: int | None = None,
     batch_size: int = 16,
+    plot: Path | None = None,
     data_dir: str = "data",
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    nproc: str = "1",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
-) -> None:
-    """Mean loss and perplexity over a whole split, in blocks of the model's context.
+) -> int | None:
+    """Mean loss, perplexity and bits per byte over a whole split.
+
+    Every token but the first is predicted once. Bits per byte compare models with different tokenizers.
 
     Parameters
     ----------
@@ -34,50 +42,86 @@ def loss(
         A prepared folder, token files (a folder, file or glob), a name under data_dir, or a corpus.
     split
         Which part of the dataset.
+    tokens
+        Predict only this many, from the beginning on.
+    stride
+        Tokens by which a window of the model's context moves on. Default: the whole context; less gives every token
+        more to look back on, and takes longer.
     batch_size
-        Blocks computed at a time.
+        Windows computed at a time.
+    plot
+        Draw the loss at each position of the context into this picture.
     data_dir
         Where prepared datasets live.
     device
         auto, cpu, cuda, cuda:N or mps.
     dtype
         Format of matrix products.
+    nproc
+        Processes on this machine that share the work: a number, or auto for one a GPU. torchrun does the same.
     json_
-        Print one JSON object instead of a line.
+        Print one JSON object instead of a line; it has the loss at each position too.
     """
+    if nproc != "1" and not is_launched():
+        return launch(nproc, command_line(), None, 0)
     import math
 
-    from gpt2.data.dataset import open_dataset
+    from gpt2.data.dataset import Dataset, open_dataset
+    from gpt2.data.shards import Tokens
     from gpt2.device import pick_device, pick_dtype
+    from gpt2.distributed.world import joined
     from gpt2.errors import UserError
-    from gpt2.evaluate.loss import evaluate_loss
+    from gpt2.evaluate.loss import measure, sliding
     from gpt2.formats.open import build, open_model
+    from gpt2.formats.source import Source
     from gpt2.runlog.console import note
+    from gpt2.runlog.position_plot import check_name, plot_positions
 
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
-    where = pick_device(device)
-    source = open_model(model)
-    data = open_dataset(dataset, data_dir, note)
-    if source.known_tokenizer:
-        data.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
-    data.require_vocabulary(source.config.vocab_size, source.origin)
-    block_size = source.config.block_size
-    tokens = data.split(split, block_size)
-    value = evaluate_loss(
-        build(source).to(where),
-        tokens,
-        block_size=block_size,
-        batch_size=batch_size,
-        batches=0,
-        dtype=pick_dtype(dtype, where),
-    )
-    scored = (len(tokens) - 1) // block_size * block_size
+    if plot is not None:
+        check_name(plot)
+    for name, value in (("batch_size", batch_size), ("stride", stride), ("tokens", tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    with joined(pick_device(device), "auto", 600) as world:
+
+        def find() -> tuple[Source, Dataset, Tokens]:
+            source, data = open_model(model), open_dataset(dataset, data_dir, note)
+            if stride is not None and stride > (context := source.config.block_size):
+                raise UserError(f"stride is {stride}, more than the model's context of {context}; lower it")
+            if source.known_tokenizer:
+                data.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
+            data.require_vocabulary(source.config.vocab_size, source.origin)
+            return source, data, data.split(split, 1)
+
+        source, data, found = world.main_first(find)
+        length = min(len(found), (tokens or len(found)) + 1)
+        block_size = min(source.config.block_size, length - 1)
+        where = pick_device(device, world.local_rank)
+        result = measure(
+            build(source).to(where),
+            found,
+            sliding(length, block_size, min(stride or block_size, block_size)),
+            block_size=block_size,
+            batch_size=batch_size,
+            dtype=pick_dtype(dtype, where),
+            world=world,
+        )
+        if not world.is_main:
+            return None
+    if plot is not None:
+        plot_positions(result.by_position, f"{source.origin}, {split} of {data.path}", plot)
+    bits = result.bits_per_byte(data.tokenizer)
     if json_:
-        figures = {"model": source.origin, "dataset": str(data.path), "split": split, "tokens": scored}
-        print(json.dumps({**figures, "loss": value, "perplexity": math.exp(value)}))
+        about = {"model": source.origin, "dataset": str(data.path), "split": split, "tokens": length - 1}
+        figures = {"loss": result.mean, "perplexity": math.exp(result.mean), "bits_per_byte": bits}
+        print(json.dumps({**about, **figures, "stride": stride or block_size, "by_position": result.by_position}))
     else:
-        print(f"{split} loss {value:.4f} · perplexity {math.exp(value):.2f} · {scored:,} tokens · {source.origin}")
+        a_byte = "" if bits is None else f" · {bits:.4f} bits per byte"
+        print(
+            f"{split} loss {result.mean:.4f} · perplexity {math.exp(result.mean):.2f}{a_byte} · "
+            f"{length - 1:,} tokens · {source.origin}"
+        )
+    return None
 
 
 @app.command
@@ -95,8 +139,9 @@ def hellaswag(
     data_dir: str = "data",
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    nproc: str = "1",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
-) -> None:
+) -> int | None:
     """Share of HellaSwag's tasks in which the model finds the right ending likeliest, of four.
 
     acc compares the probabilities of the whole endings, acc_norm their means for the length of the endings.
@@ -128,18 +173,25 @@ def hellaswag(
         auto, cpu, cuda, cuda:N or mps.
     dtype
         Format of matrix products; close calls are computed again in float32.
+    nproc
+        Processes on this machine that share the work: a number, or auto for one a GPU. torchrun does the same.
     json_
         Print one JSON object instead of a line.
     """
+    if nproc != "1" and not is_launched():
+        return launch(nproc, command_line(), None, 0)
     import time
+    from contextlib import nullcontext
 
     from gpt2.device import pick_device, pick_dtype
+    from gpt2.distributed.world import joined
     from gpt2.errors import UserError
     from gpt2.evaluate import llmc_choices
-    from gpt2.evaluate.choices import check_fits, choose
+    from gpt2.evaluate.choices import Task, check_fits, choose
     from gpt2.evaluate.hellaswag import read_tasks, validation_file
     from gpt2.files import write_text
     from gpt2.formats.open import build, open_model
+    from gpt2.formats.source import Source
     from gpt2.runlog.console import WorkConsole, note
 
     if batch_tokens is not None and batch_tokens < 1:
@@ -147,24 +199,39 @@ def hellaswag(
     for target in (out, write_bin):
         if target is not None and target.exists():
             raise UserError(f"{target} already exists; name another file")
-    where = pick_device(device)
-    source = open_model(model, tokenizer)
-    known = source.known_tokenizer
-    if write_bin is not None and (rendering != "build-nanogpt" or (known is not None and known.kind != "gpt2")):
-        raise UserError("llm.c's file holds GPT-2's tokens as build-nanogpt renders them; leave --write_bin out")
-    path = data or validation_file(data_dir, note)
-    tasks = read_tasks(path, known, rendering, limit, note)
-    if write_bin is not None:
-        llmc_choices.write(tasks, write_bin)
-        note(f"wrote {len(tasks):,} tasks to {write_bin}")
-        return
-    check_fits(tasks, source.config)
-    chosen = pick_dtype(dtype, where)
-    network = build(source).to(where)
-    began = time.perf_counter()
-    with WorkConsole("tasks") as console:
-        result = choose(network, tasks, dtype=chosen, batch_tokens=batch_tokens, progress=console.progress)
-    seconds = time.perf_counter() - began
+    with joined(pick_device(device), "auto", 600) as world:
+        say = note if world.is_main else lambda line: None
+
+        def find() -> tuple[Source, Path, list[Task]]:
+            source = open_model(model, tokenizer)
+            known = source.known_tokenizer
+            if write_bin is not None and (
+                rendering != "build-nanogpt" or (known is not None and known.kind != "gpt2")
+            ):
+                raise UserError(
+                    "llm.c's file holds GPT-2's tokens as build-nanogpt renders them; leave --write_bin out"
+                )
+            path = data or validation_file(data_dir, say)
+            tasks = read_tasks(path, known, rendering, limit, say)
+            if write_bin is None:
+                check_fits(tasks, source.config)
+            return source, path, tasks
+
+        source, path, tasks = world.main_first(find)
+        if write_bin is not None:
+            world.main_only(lambda: llmc_choices.write(tasks, write_bin))
+            say(f"wrote {len(tasks):,} tasks to {write_bin}")
+            return None
+        where = pick_device(device, world.local_rank)
+        chosen = pick_dtype(dtype, where)
+        network = build(source).to(where)
+        began = time.perf_counter()
+        with WorkConsole("tasks") if world.is_main else nullcontext() as console:
+            told = {"progress": console.progress} if console else {}
+            result = choose(network, tasks, dtype=chosen, batch_tokens=batch_tokens, world=world, **told)
+        seconds = time.perf_counter() - began
+        if not world.is_main:
+            return None
     if out is not None:
         lines = zip(result.labels, result.predictions, result.predictions_norm, result.log_likelihoods, strict=True)
         names = ("task", "label", "prediction", "prediction_norm", "log_likelihoods")
@@ -186,3 +253,4 @@ def hellaswag(
             f"HellaSwag acc {acc:.4f} ± {acc_error:.4f} · acc_norm {norm:.4f} ± {norm_error:.4f} · "
             f"{len(tasks):,} tasks · {len(tasks) / seconds:,.1f} tasks/s · {source.origin}"
         )
+    return None

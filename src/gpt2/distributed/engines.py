@@ -197,7 +197,8 @@ def wrapped(
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         assert isinstance(model, FSDPModule), "fully_shard has made it one"
-        register_fsdp_forward_method(model, "log_probs")  # it too needs whole parameters
+        for method in ("token_losses", "log_probs"):  # they too need whole parameters
+            register_fsdp_forward_method(model, method)
         return Sharded(model)
     if deterministic:
         return FixedOrder(model, forward, world, micro_batches)

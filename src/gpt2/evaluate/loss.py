@@ -1,7 +1,12 @@
-"""Mean cross-entropy over a split, at places that are always the same."""
+"""Cross-entropy of a model over tokens, at places that are always the same."""
 
 import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from gpt2.data.batches import document_numbers, evaluation_starts, gather
@@ -9,9 +14,108 @@ from gpt2.data.shards import Tokens
 from gpt2.device import autocast
 from gpt2.distributed.world import ALONE, World
 from gpt2.model import GPT
+from gpt2.tokenizers import Tokenizer
+
+
+class Window(NamedTuple):
+    """Tokens to compute together: a model's context from `start` on."""
+
+    start: int
+    skip: int
+    """How many of its first predictions do not count, because an earlier window has made them."""
+
+
+def blocks(tokens: Tokens, block_size: int, count: int) -> list[Window]:
+    """At most `count` windows spread evenly over the tokens, without overlap; 0 is all of them."""
+    return [Window(int(start), 0) for start in evaluation_starts(tokens, block_size, count)]
+
+
+def sliding(length: int, block_size: int, stride: int) -> list[Window]:
+    """Windows of `block_size` predictions that count every one of `length` tokens but the first, once.
+
+    Each goes on `stride` tokens after the last one's end, so that all but those of the first window have at least
+    block_size - stride tokens before them (as Hugging Face's guide to perplexity does it). The last is moved back to
+    end with the tokens. Needs at least block_size + 1 tokens.
+    """
+    ends = [*range(block_size, length - 1, stride), length - 1]
+    before = [0, *ends]
+    return [Window(end - block_size, block_size - (end - b)) for end, b in zip(ends, before, strict=False)]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a model's predictions cost."""
+
+    nats: np.ndarray
+    """Sum of the losses at each position of the context, float64 (block_size,)."""
+    counts: np.ndarray
+    """Predictions at each position, int64 (block_size,)."""
+    ids: np.ndarray
+    """How often each token id was to be predicted, int64 (V,)."""
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return math.fsum(self.nats) / int(self.counts.sum())
+
+    @property
+    def by_position(self) -> list[float | None]:
+        """Nats a token at each position; None where nothing was predicted."""
+        return [n / c if c else None for n, c in zip(self.nats.tolist(), self.counts.tolist(), strict=True)]
+
+    def bits_per_byte(self, tokenizer: Tokenizer) -> float | None:
+        """Bits for each byte of the text, which compares models with different tokens. End-of-text has no bytes.
+
+        None where no text was predicted.
+        """
+        sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.flatnonzero(self.ids).tolist() if i != tokenizer.eot}
+        text = sum(size * int(self.ids[i]) for i, size in sizes.items())
+        return math.fsum(self.nats) / math.log(2) / text if text else None
 
 
 @torch.no_grad()
+def measure(
+    model: GPT,
+    tokens: Tokens,
+    windows: Sequence[Window],
+    *,
+    block_size: int,
+    batch_size: int,
+    dtype: str,
+    boundary: int | None = None,
+    world: World = ALONE,
+) -> Loss:
+    """The losses of the predictions in `windows` of `block_size` tokens.
+
+    Attention does not look back over the token `boundary`, where one is given. The processes of a `world` share the
+    batches, and all get the same figures, which do not depend on how many they are. Sums are float64. Leaves the
+    model in the mode (train or eval) it was in.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    sums: list[tuple[int, np.ndarray]] = []
+    ids = np.zeros(model.config.vocab_size, dtype=np.int64)
+    all_rows = world.size * batch_size
+    for i in range(world.rank * batch_size, -(-len(windows) // all_rows) * all_rows, all_rows):
+        world.beat("an evaluation")
+        is_mine = i < len(windows)  # whoever has none left computes along, since a sharded model needs all processes
+        batch = windows[i : i + batch_size] if is_mine else windows[:batch_size]
+        x, y = gather(tokens, [window.start for window in batch], block_size, device)
+        with autocast(device, dtype):
+            losses = model.token_losses(x, y, document_numbers(x, boundary))
+        if is_mine:
+            counted = torch.arange(block_size, device=device) >= torch.tensor(
+                [[w.skip] for w in batch], device=device
+            )
+            sums.append((i, (losses.double() * counted).sum(0).cpu().numpy()))
+            ids += np.bincount(y[counted].cpu().numpy(), minlength=len(ids))
+    model.train(was_training)
+    every = sorted(itertools.chain.from_iterable(world.gather(sums)), key=lambda pair: pair[0])
+    counts = np.bincount([window.skip for window in windows], minlength=block_size).cumsum()
+    return Loss(np.sum([nats for _, nats in every], axis=0), counts, np.sum(world.gather(ids), axis=0))
+
+
 def evaluate_loss(
     model: GPT,
     tokens: Tokens,
@@ -25,25 +129,8 @@ def evaluate_loss(
 ) -> float:
     """Mean loss in nats a token over `batches` batches of blocks spread evenly over `tokens`; 0 is all blocks.
 
-    Attention does not look back over the token `boundary`, where one is given. The processes of a `world` share the
-    batches, and all get the same mean, which does not depend on how many they are.
-    Leaves the model in the mode (train or eval) it was in.
+    The rest is as in `measure`.
     """
-    device = next(model.parameters()).device
-    starts = evaluation_starts(tokens, block_size, batches * batch_size)
-    was_training = model.training
-    model.eval()
-    losses: list[tuple[int, float]] = []
-    all_rows = world.size * batch_size
-    for i in range(world.rank * batch_size, -(-len(starts) // all_rows) * all_rows, all_rows):
-        world.beat("an evaluation")
-        is_mine = i < len(starts)  # whoever has none left computes along, since a sharded model needs all processes
-        rows = starts[i : i + batch_size] if is_mine else starts[:batch_size]
-        x, y = gather(tokens, rows, block_size, device)
-        with autocast(device, dtype):
-            _, loss = model(x, y, documents=document_numbers(x, boundary))
-        if is_mine:
-            losses.append((i, loss.item() * len(rows)))
-    model.train(was_training)
-    every = sorted(itertools.chain.from_iterable(world.gather(losses)))
-    return sum(loss for _, loss in every) / len(starts)
+    windows = blocks(tokens, block_size, batches * batch_size)
+    shape = {"block_size": block_size, "batch_size": batch_size}
+    return measure(model, tokens, windows, **shape, dtype=dtype, boundary=boundary, world=world).mean
