@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from gpt2.errors import UserError
 from gpt2.files import write_text
+from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
 # What a resumed run does again at the step of its checkpoint, because a run that is asked to stop saves first.
@@ -22,14 +23,15 @@ DONE_AGAIN = ("eval", "sample")
 
 
 class LogWriter:
-    """Appends records to the log of a run folder. Of several processes only one `writes`."""
+    """Appends records to the log of a run folder and tells its trackers. Of several processes only one `writes`."""
 
-    def __init__(self, out_dir: Path, writes: bool = True) -> None:
+    def __init__(self, out_dir: Path, writes: bool = True, trackers: Trackers | None = None) -> None:
         path = out_dir / FILE if writes else Path(os.devnull)
         self.samples = out_dir / "samples" if writes else None
         if writes:
             _cut_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
+        self.trackers = trackers
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one record; it survives the process from here on. JSON has no inf and nan: they become null."""
@@ -37,12 +39,14 @@ class LogWriter:
         record = {"event": event, "step": step, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self.trackers is not None:
+            self.trackers.log(event, step, values)
 
-    def sample(self, step: int, text: str) -> None:
+    def sample(self, step: int, text: str, **values: Any) -> None:
         """Keep a text that the model wrote, as a file and as a record."""
         if self.samples is not None:
             write_text(self.samples / f"step_{step:07d}.txt", text + "\n")
-        self.write("sample", step, text=text)
+        self.write("sample", step, text=text, **values)
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +74,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{run} holds no {FILE}; name the out_dir of a run")
     records: list[dict[str, Any]] = []
-    resumed_at = None
+    resumed_at, before = None, 0
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
         try:
@@ -79,11 +83,12 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}, line {number} is no record; remove that line") from None
         if event == "resume":
-            resumed_at = step
             records = [r for r in records if r["step"] <= step]
+            resumed_at, before = step, len(records)
         elif event in DONE_AGAIN and step == resumed_at:
             # an evaluation of the loss does not replace one of HellaSwag, which has other figures
             again = (event, step, record.keys())
-            records = [r for r in records if (r["event"], r["step"], r.keys()) != again]
+            kept = [r for r in records[:before] if (r["event"], r["step"], r.keys()) != again]
+            records, before = kept + records[before:], len(kept)
         records.append(record)
     return records

@@ -142,10 +142,12 @@ class TrainConfig:
     """Length of those samples in tokens."""
     wandb_log: bool = False
     """Also log to Weights & Biases."""
+    trackio_log: bool = False
+    """Also log to trackio, on this machine."""
     wandb_project: str = "gpt2"
-    """Its project."""
+    """Project of both."""
     wandb_run_name: str = ""
-    """Its run name. Default: out_dir."""
+    """Run name of both. Default: out_dir."""
     tensorboard_log: bool = False
     """Also log for TensorBoard, to out_dir/tensorboard."""
 

@@ -1,13 +1,13 @@
 """The folder of a run made ready, and the run's alone."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gpt2.errors import UserError
 from gpt2.files import locked, write_text
-from gpt2.runlog.trackers import TensorBoardTracker, Tracker, WandbTracker
+from gpt2.runlog.trackers import TensorBoardTracker, TrackioTracker, Trackers, WandbTracker
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import dump_toml
 from gpt2.training.setup import Run
@@ -24,30 +24,32 @@ RUN_FILES = (
 )
 
 
-def _open_trackers(config: TrainConfig, out_dir: Path) -> list[Tracker]:
-    """The trackers that are switched on."""
-    opened: list[Tracker] = []
+def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> None:
+    """Open those that are switched on."""
+    about = config.wandb_project, config.wandb_run_name or str(out_dir), config.as_dict()
     if config.wandb_log:
-        name = config.wandb_run_name or str(out_dir)
-        opened.append(WandbTracker(config.wandb_project, name, config.as_dict()))
+        trackers.open("wandb_log", lambda: WandbTracker(*about))
+    if config.trackio_log:
+        trackers.open("trackio_log", lambda: TrackioTracker(*about))
     if config.tensorboard_log:
-        opened.append(TensorBoardTracker(out_dir / "tensorboard"))
-    return opened
+        trackers.open("tensorboard_log", lambda: TensorBoardTracker(out_dir / "tensorboard"))
 
 
 @contextmanager
-def claimed(run: Run) -> Iterator[None]:
-    """The run folder made ready, and this run's alone, with the trackers open.
+def claimed(run: Run, note: Callable[[str], None]) -> Iterator[Trackers]:
+    """The run folder made ready, and this run's alone; yields the trackers, open, in the main process.
 
-    A fresh run first removes what an old one left. Raises UserError where the folder cannot be written or
-    another process trains in it.
+    A fresh run first removes what an old one left. `note` is told of trackers that fail. Raises UserError where the
+    folder cannot be written or another process trains in it.
     """
     with ExitStack() as stack:
-        run.world.main_only(lambda: _claim(run, stack))
-        yield
+        trackers = Trackers(note)
+        stack.callback(trackers.close)
+        run.world.main_only(lambda: _claim(run, stack, trackers))
+        yield trackers
 
 
-def _claim(run: Run, stack: ExitStack) -> None:
+def _claim(run: Run, stack: ExitStack, trackers: Trackers) -> None:
     config, out_dir = run.config, run.out_dir
     try:
         (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,4 @@ def _claim(run: Run, stack: ExitStack) -> None:
     # As a recipe it must not delete the run it describes.
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     write_text(out_dir / "config.toml", dump_toml(settings))
-    run.trackers = _open_trackers(config, out_dir)
-    for tracker in run.trackers:
-        stack.callback(tracker.close)
+    _open_trackers(config, out_dir, trackers)

@@ -18,7 +18,6 @@ from gpt2.errors import UserError
 from gpt2.evaluate.choices import choose
 from gpt2.evaluate.loss import evaluate_loss
 from gpt2.generation.engine import generate
-from gpt2.runlog import trackers
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
@@ -76,8 +75,8 @@ def _train(run: Run) -> TrainResult:
             console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
             return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
         with (
-            claimed(run),
-            LogWriter(run.out_dir, speaks) as log,
+            claimed(run, console.note) as trackers,
+            LogWriter(run.out_dir, speaks, trackers) as log,
             Saver(run.world, config.async_checkpoint) as saver,
             stop_on_signals(run.world, saver) as stop,
         ):
@@ -320,7 +319,5 @@ class Loop:
             self.log.write("checkpoint", **asdict(saved))
 
     def tell(self, event: str, step: int, values: dict[str, float], seconds: dict[str, float] | None = None) -> None:
-        """Write a record, and its numbers to the trackers. seconds: what went into which part."""
+        """Write a record. seconds: what went into which part."""
         self.log.write(event, step, **values, **({"seconds": seconds} if seconds else {}))
-        for tracker in self.run.trackers:
-            tracker.log(step, trackers.numbers(values))

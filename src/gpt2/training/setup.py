@@ -21,7 +21,7 @@ from gpt2.formats.layout import read_description, saved_steps
 from gpt2.generation.engine import encode_prompt
 from gpt2.model import GPT
 from gpt2.optim.adamw import adamw, load_named_state
-from gpt2.runlog.trackers import Tracker, require
+from gpt2.runlog.trackers import require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.hellaswag import hellaswag_tasks
@@ -58,8 +58,6 @@ class Run:
     optimizer: torch.optim.Optimizer = field(init=False)
     hellaswag: list[Task] = field(default_factory=list)
     """The tasks to measure with while training; none where that is off."""
-    trackers: list[Tracker] = field(default_factory=list)
-    """Filled while the run has its folder."""
 
 
 def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
@@ -278,5 +276,7 @@ def _require_trackers(config: TrainConfig) -> None:
     """Raise UserError where a tracker's package is missing."""
     if config.wandb_log:
         require("wandb", "wandb_log")
+    if config.trackio_log:
+        require("trackio", "trackio_log")
     if config.tensorboard_log:
         require("torch.utils.tensorboard", "tensorboard_log")
