@@ -61,3 +61,13 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no log"):
         read_log(tmp_path)
+
+
+def test_two_evaluations_of_one_step_both_stay(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    write(
+        log,
+        ("eval", 2, 1), ("eval", 2, 1), ("checkpoint", 2, 1), ("train", 3, 1),
+        ("resume", 2, 0), ("eval", 2, 2), ("eval", 2, 3), ("train", 3, 2),
+    )  # fmt: skip
+    assert read(log) == [("checkpoint", 2, 1), ("resume", 2, 0), ("eval", 2, 2), ("eval", 2, 3), ("train", 3, 2)]

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from gpt2.errors import UserError, first_line
 
 NUMBERS = {
-    "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory", "train_loss", "val_loss", "acc", "acc_norm",
+    "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory",
+    "train_loss", "val_loss", "acc", "acc_norm",
 }  # fmt: skip
 """What of the `train` and `eval` records becomes a curve."""
 

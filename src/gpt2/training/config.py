@@ -150,6 +150,10 @@ class TrainConfig:
     """Run name of both. Default: out_dir."""
     tensorboard_log: bool = False
     """Also log for TensorBoard, to out_dir/tensorboard."""
+    llmc_log: bool = False
+    """Also write out_dir/llmc/main.log, as llm.c's trainer does."""
+    build_nanogpt_log: bool = False
+    """Also write out_dir/build-nanogpt/log.txt, as build-nanogpt does."""
 
     # -- machine --
     device: str = "auto"

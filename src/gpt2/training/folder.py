@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gpt2.errors import UserError
 from gpt2.files import locked, write_text
-from gpt2.runlog.trackers import TensorBoardTracker, TrackioTracker, Trackers, WandbTracker
+from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC, PeerLogWriter
+from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import dump_toml
 from gpt2.training.setup import Run
@@ -19,6 +20,8 @@ RUN_FILES = (
     "checkpoints/*step_*",
     "checkpoints/best.json",
     "llmc/gpt2_*.bin",
+    "llmc/main.log",
+    "build-nanogpt/log.txt",
     "samples/step_*.txt",
     "tensorboard/events.*",
 )
@@ -33,6 +36,10 @@ def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> No
         trackers.open("trackio_log", lambda: TrackioTracker(*about))
     if config.tensorboard_log:
         trackers.open("tensorboard_log", lambda: TensorBoardTracker(out_dir / "tensorboard"))
+    if config.llmc_log:
+        trackers.open("llmc_log", lambda: PeerLogWriter(out_dir / "llmc", LLMC))
+    if config.build_nanogpt_log:
+        trackers.open("build_nanogpt_log", lambda: PeerLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))
 
 
 @contextmanager
