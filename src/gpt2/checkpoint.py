@@ -141,13 +141,13 @@ def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:
 
 
 def tidy(out_dir: Path, state: TrainState, keep: int) -> None:
-    """Once the checkpoint of `state.step` is there: note it where it is the best, remove those not kept.
+    """Once the checkpoint of `state.step` is there: note which is the best, remove those not kept.
 
     Raises UserError where the disk does not let it.
     """
 
     def work() -> None:
-        if state.best_step == state.step:
+        if state.best_step in saved_steps(out_dir):  # perhaps of a process that was killed before it noted it
             note_best(out_dir, state)
         prune(out_dir, keep, state.best_step)
 

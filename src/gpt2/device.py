@@ -1,6 +1,8 @@
 """What this machine can do: devices, number formats, peak rates."""
 
 import os
+import resource
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 
@@ -114,6 +116,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had at most: of tensors on a GPU, of everything on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def describe(device: torch.device) -> str:

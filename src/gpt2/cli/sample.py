@@ -1,7 +1,6 @@
 """`gpt2 sample`."""
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from gpt2.errors import UserError
@@ -53,7 +52,7 @@ def sample(
     """
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import build, open_model
-    from gpt2.generation.engine import check_settings, encode_prompt, stream_text
+    from gpt2.generation.engine import check_settings, encode_prompt, read_prompt, stream_text
 
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; it must be at least 1")
@@ -81,14 +80,3 @@ def sample(
             sys.stdout.write(piece)
             sys.stdout.flush()
         print("\n---------------", flush=True)
-
-
-def read_prompt(start: str) -> str:
-    """The prompt itself, or the text of `FILE:path`."""
-    if not start.startswith("FILE:"):
-        return start
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt from {path} ({error}); give a UTF-8 text file") from None

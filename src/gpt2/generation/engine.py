@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -114,6 +115,17 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings) -> 
     Example: `gpt2.generate(model, tokenizer, "def main", max_new_tokens=100, temperature=0)`.
     """
     return "".join(stream_text(model, tokenizer, prompt, **settings))
+
+
+def read_prompt(start: str) -> str:
+    """The prompt itself, or the text of `FILE:path`. Raises UserError."""
+    if not start.startswith("FILE:"):
+        return start
+    path = Path(start.removeprefix("FILE:"))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompt from {path} ({error}); give a UTF-8 text file") from None
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -33,6 +33,13 @@ class TrainConfig:
     """Optimizer updates to make in all."""
     max_minutes: float = 0.0
     """Stop after this many minutes of training, as if max_iters were reached; 0 is no limit."""
+    max_tokens: int = 0
+    """Train on at most this many tokens, where that is less than max_iters; 0 is no limit."""
+    max_epochs: float = 0.0
+    """Train on at most this many times the dataset's training tokens, where that is less than max_iters; 0 is no
+    limit."""
+    early_stopping_patience: int = 0
+    """Stop after this many evaluations, one every eval_interval, without a better validation loss; 0 is off."""
 
     # -- data --
     dataset: str = ""
@@ -90,7 +97,7 @@ class TrainConfig:
     warmup_iters: int | None = None
     """Updates of linear warmup. Default: a twentieth of max_iters, at most 2000."""
     lr_decay_iters: int | None = None
-    """Update at which the learning rate reaches min_lr. Default: max_iters."""
+    """Update at which the learning rate reaches min_lr. Default: max_iters, or where max_tokens or max_epochs end."""
     min_lr: float | None = None
     """Learning rate at the end. Default: a tenth of learning_rate."""
     wsd_decay_fraction: float = 0.2
@@ -136,8 +143,10 @@ class TrainConfig:
     """Keep this many newest checkpoints, and the best; 0 keeps all."""
     sample_interval: int = 0
     """Updates between samples written to samples/ and shown; 0 is off."""
-    sample_start: str = "\n"
-    """Prompt of those samples."""
+    sample_start: str | tuple[str, ...] = "\n"
+    """Prompt of those samples, or FILE:path to read it from. Several: a list, or the flag once for each."""
+    num_samples: int = 1
+    """Samples of each prompt: the first with seed, the next ones counting up, the same at every step."""
     sample_tokens: int = 200
     """Length of those samples in tokens."""
     wandb_log: bool = False
@@ -188,7 +197,8 @@ class TrainConfig:
             "max_iters": 0, "batch_size": 1, "block_size": 1, "eval_interval": 0, "eval_iters": 0,
             "log_interval": 1, "checkpoint_interval": 0, "keep_checkpoints": 0, "sample_interval": 0,
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
-            "max_minutes": 0, "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
+            "max_minutes": 0, "max_tokens": 0, "max_epochs": 0, "early_stopping_patience": 0, "num_samples": 1,
+            "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
             "min_lr": 0, "overfit_step": 0, "rollback_on_spike": 0, "dist_timeout": 1, "hellaswag_interval": 0,
             "hellaswag_limit": 0,
@@ -207,6 +217,11 @@ class TrainConfig:
             raise UserError(
                 f"align_documents moves windows, but data_order={self.data_order} shows every token once an epoch; "
                 "use --data_order=random or --align_documents=False"
+            )
+        if self.early_stopping_patience and not self.eval_interval:
+            raise UserError(
+                f"early_stopping_patience={self.early_stopping_patience} counts evaluations, and eval_interval=0 "
+                "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
             )
         self._check_batch()
         if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
@@ -247,6 +262,11 @@ class TrainConfig:
         return self.accumulation * self.batch_size * self.block_size
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """What sample_start says."""
+        return (self.sample_start,) if isinstance(self.sample_start, str) else self.sample_start
+
+    @property
     def decay_end(self) -> int:
         """Update at which the learning rate reaches its end."""
         return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
@@ -268,8 +288,9 @@ class TrainConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting that has a value, in the order above."""
-        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        """Every setting that has a value, in the order above, as a TOML file or JSON holds it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
 
 
 HINTS = get_type_hints(TrainConfig)
@@ -277,7 +298,8 @@ assert get_args(HINTS["lr_schedule"]) == SCHEDULES
 
 
 def checked(name: str, value: Any) -> Any:
-    """`value` as the setting `name` takes it: a path as text, any real number where a float belongs.
+    """`value` as the setting `name` takes it: a path as text, any real number where a float belongs, a list of texts
+    as a tuple.
 
     Raises UserError for any other type, which a TOML file can hold, for a choice there is not, and for
     numbers and text that a TOML file cannot hold.
@@ -288,14 +310,19 @@ def checked(name: str, value: Any) -> Any:
         value = os.fspath(value)
     if float in kinds and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
+    texts = [value]
     if get_origin(hint) is Literal:
         if value not in kinds:
-            raise UserError(f"{name} is {value!r}; choose from {', '.join(kinds)}")
+            raise UserError(f"{name} is {value!r}; choose from {', '.join(map(str, kinds))}")
+    elif tuple[str, ...] in kinds and isinstance(value, list | tuple):
+        texts, value = list(value), tuple(value)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{name} is {value!r}; it must be a text or a list of texts")
     elif type(value) not in kinds:
         expected = " or ".join(k.__name__ for k in kinds if k is not type(None))
         raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} is {value}; it must be a finite number")
-    if isinstance(value, str) and any(0xD800 <= ord(c) < 0xE000 for c in value):
+    if any(0xD800 <= ord(c) < 0xE000 for text in texts if isinstance(text, str) for c in text):
         raise UserError(f"{name} is {value!r}, which is not valid text; give it in UTF-8")
     return value

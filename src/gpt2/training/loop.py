@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +16,13 @@ from gpt2.distributed.world import World, joined
 from gpt2.errors import UserError
 from gpt2.evaluate.choices import choose
 from gpt2.evaluate.loss import evaluate_loss
-from gpt2.generation.engine import generate
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
+from gpt2.training.ending import evaluations_since
 from gpt2.training.folder import claimed
+from gpt2.training.ledger import Ledger
+from gpt2.training.samples import sample_texts
 from gpt2.training.saver import Saver
 from gpt2.training.setup import Run, set_up
 from gpt2.training.spikes import SpikeWatch
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _train(run: Run) -> TrainResult:
     config, speaks = run.config, run.world.is_main
-    with RunConsole(config.max_iters, run.state.step, speaks) as console:
+    with RunConsole(run.last_step, run.state.step, speaks) as console:
         if config.eval_only:
             losses = estimate_losses(run)
             train_loss, val_loss = losses["train_loss"], losses["val_loss"]
@@ -147,21 +148,25 @@ class Loop:
         self.spikes = SpikeWatch(run, log, console)
         self.stragglers = StragglerWatch(run, log, console)
         self.losses: dict[str, float] = {}
+        self.ledger = Ledger()
 
     def until(self, stop: Stop) -> TrainResult:
-        """Train until max_iters, max_minutes or a signal."""
+        """Train until a budget is used up, patience is at its end, or a signal."""
         run, config, state = self.run, self.run.config, self.run.state
         self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
         if config.write_tensors and run.saved_step is None:
             run.world.main_only(lambda: write_tensors(run, self.console.note))
         while True:
-            last = state.step >= config.max_iters or self.is_time_up()
+            end = self.budget_used_up()
+            last = end is not None
             save = last or (state.step > 0 and self.due(config.checkpoint_interval))
             unmeasured = config.eval_interval > 0 and run.saved_step == state.step and state.best_step is None
             evaluating = last or self.due(config.eval_interval) or unmeasured  # an imported model may be the best
             skipped = evaluating and bool(stop)  # whoever asks to stop does not wait for an evaluation
             if evaluating and not skipped:
                 save |= self.evaluate()
+                if not last and self.is_out_of_patience():
+                    end, last, save = "early_stopping_patience", True, True
             if (self.due(config.hellaswag_interval) or (last and run.hellaswag)) and not stop:
                 self.hellaswag()
             if not stop and self.due(config.sample_interval):
@@ -171,18 +176,31 @@ class Loop:
                 self.save()
             if last or stopping:
                 break
-            began = time.perf_counter()
+            self.ledger.mark()
             while True:  # updates with nothing between them
                 self.pending.append(train_step(run))
                 state.step += 1
                 state.tokens += config.tokens_per_step
                 if state.step % config.log_interval == 0 or self.anything_due() or stop:
                     break
-            self.record(began)
+            self.record()
         self.saver.wait()
+        self.ledger.mark("checkpoints")
         self.record_saved()
         stopped = stopping and (skipped or not last)
-        self.log.write("end", state.step, tokens=state.tokens, stopped=stopped)
+        self.log.write(
+            "end",
+            state.step,
+            tokens=state.tokens,
+            stopped=stopped,
+            because="signal" if stopped else end,
+            seconds=self.ledger.totals(),
+        )
+        if end == "early_stopping_patience" and not stopped:
+            self.console.note(
+                f"the validation loss is best at step {state.best_step}, and not better in "
+                f"{config.early_stopping_patience} evaluations since"
+            )
         if stopped:
             go_on = f"gpt2 train --init_from=resume --out_dir={run.out_dir}"
             self.console.note(f"stopped at step {state.step} and saved; go on with {go_on}")
@@ -192,10 +210,21 @@ class Loop:
             run.out_dir, state.step, self.losses.get("train_loss"), self.losses.get("val_loss"), stopped
         )
 
-    def is_time_up(self) -> bool:
-        """Whether max_minutes have passed, by the clock of any process."""
-        limit = self.run.config.max_minutes * 60
-        return limit > 0 and self.run.world.any(self.run.state.seconds >= limit)
+    def budget_used_up(self) -> str | None:
+        """The setting whose limit is reached: of updates, or of minutes by the clock of any process."""
+        run, state = self.run, self.run.state
+        if state.step >= run.last_step:
+            return "max_iters"
+        limit = run.config.max_minutes * 60
+        return "max_minutes" if limit > 0 and run.world.any(state.seconds >= limit) else None
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the last evaluations, this one with them, found nothing better than the best before them."""
+        config, state = self.run.config, self.run.state
+        if not config.early_stopping_patience:
+            return False
+        waited = evaluations_since(state.best_step or 0, state.step, config.eval_interval)
+        return waited >= config.early_stopping_patience
 
     def due(self, interval: int) -> bool:
         """Whether something that happens every `interval` steps happens now."""
@@ -206,20 +235,21 @@ class Loop:
         config = self.run.config
         evaluations = (config.eval_interval, config.hellaswag_interval)
         intervals = (*evaluations, config.checkpoint_interval, config.sample_interval)
-        return self.run.state.step >= config.max_iters or config.max_minutes > 0 or any(map(self.due, intervals))
+        return self.run.state.step >= self.run.last_step or config.max_minutes > 0 or any(map(self.due, intervals))
 
-    def record(self, began: float) -> None:
-        """Log the updates made since `began`; reading their losses waits for the device."""
+    def record(self) -> None:
+        """Log the updates made since the last record; reading their losses waits for the device."""
         run, state, config = self.run, self.run.state, self.run.config
         figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
         split = [r.watch.seconds() for r in self.pending]
         self.pending.clear()
-        seconds = time.perf_counter() - began
+        seconds = self.ledger.updates(split)
         state.seconds += seconds
         self.steps_timed += len(figures)
         self.seconds_timed += seconds
         rate = len(figures) * config.tokens_per_step / seconds
         values: dict[str, float] = {}
+        memory = device.peak_memory(run.device)
         for i, (loss, grad_norm, lr, skipped) in enumerate(figures, start=1 - len(figures)):
             values = {
                 "loss": loss,
@@ -228,6 +258,7 @@ class Loop:
                 "tokens": state.tokens + i * config.tokens_per_step,
                 "tokens_per_second": round(rate, 1),
                 "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
+                "memory": memory,
             }
             if skipped:
                 self.skip(state.step + i, values)
@@ -236,13 +267,16 @@ class Loop:
             self.tell("train", state.step + i, values, {part: round(s, 5) for part, s in split[i - 1].items()})
             if self.spikes.sees(loss):
                 self.saver.wait()
-                if self.spikes.roll_back(state.step + i, loss):
+                is_back = self.spikes.roll_back(state.step + i, loss)
+                self.ledger.mark("checkpoints")
+                if is_back:
                     return
         self.record_saved()
         self.stragglers.look(split)
         if state.step % config.log_interval == 0:
-            left = (config.max_iters - state.step) * self.seconds_timed / self.steps_timed
+            left = (run.last_step - state.step) * self.seconds_timed / self.steps_timed
             self.console.step(state.step, values, eta_seconds=left)
+        self.ledger.mark("records")
 
     def skip(self, step: int, values: dict[str, float]) -> None:
         """Log an update that was not made. Raises UserError where there were too many in a row."""
@@ -265,13 +299,13 @@ class Loop:
     def evaluate(self) -> bool:
         """Measure both losses; returns whether the model is now to be saved."""
         run, state = self.run, self.run.state
-        began = time.perf_counter()
+        self.ledger.mark()
         self.losses = estimate_losses(run)
-        best = state.best_val_loss is None or self.losses["val_loss"] < state.best_val_loss
-        if best:
-            state.best_val_loss, state.best_step = self.losses["val_loss"], state.step
-        self.tell("eval", state.step, {**self.losses, "seconds": round(time.perf_counter() - began, 3)})
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
+        best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
+        if best:
+            state.best_val_loss, state.best_step = val_loss, state.step
+        self.tell("eval", state.step, {**self.losses, "seconds": round(self.ledger.mark("evaluation"), 5)})
         self.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
         return (best or run.config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0)
 
@@ -285,22 +319,17 @@ class Loop:
         self.console.note(f"step {step} · HellaSwag acc {result.acc:.4f} · acc_norm {result.acc_norm:.4f}")
 
     def sample(self) -> None:
-        """Continue the sample prompt, with the same seed each time, into samples/. All processes do: they agree."""
-        run, config, state = self.run, self.run.config, self.run.state
-        text = config.sample_start + generate(
-            run.model,
-            run.tokenizer,
-            config.sample_start,
-            max_new_tokens=config.sample_tokens,
-            seed=config.seed,
-            dtype=config.dtype,
-        )
-        self.log.sample(state.step, text)
-        self.console.note(f"--- sample at step {state.step}\n{text.strip()}\n---")
+        """Have the model continue the prompts, into samples/."""
+        self.ledger.mark()
+        text, step = sample_texts(self.run), self.run.state.step
+        self.log.sample(step, text, seconds=round(self.ledger.mark("sampling"), 5))
+        self.console.note(f"--- sample at step {step}\n{text.strip()}\n---")
+        self.ledger.mark("records")
 
     def save(self) -> None:
         """Have a checkpoint of this step on disk, or on its way there, and the best one known."""
         run, state = self.run, self.run.state
+        self.ledger.mark()
         run.world.beat("a checkpoint")
         now, keep = replace(state, scaler=run.scaler.state_dict()), run.config.keep_checkpoints
         if run.saved_step == state.step:
@@ -311,13 +340,16 @@ class Loop:
             taken = checkpoint.snapshot(run.out_dir, now, run.model, run.optimizer, run.tokenizer, about)
             self.saver.save(state.step, taken, lambda: checkpoint.tidy(run.out_dir, now, keep))
             run.saved_step = state.step
+        self.ledger.mark("checkpoints")
         self.record_saved()
 
     def record_saved(self) -> None:
         """Log the checkpoints that have come to disk."""
         for saved in self.saver.collect():
             self.log.write("checkpoint", **asdict(saved))
+        self.ledger.mark("records")
 
     def tell(self, event: str, step: int, values: dict[str, float], seconds: dict[str, float] | None = None) -> None:
         """Write a record. seconds: what went into which part."""
         self.log.write(event, step, **values, **({"seconds": seconds} if seconds else {}))
+        self.ledger.mark("records")

@@ -70,7 +70,7 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def dump_toml(values: dict[str, Any]) -> str:
-    """A flat TOML document of strings, finite numbers and booleans."""
+    """A flat TOML document of strings, lists of them, finite numbers and booleans."""
     lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
     return "".join(lines).replace("\x7f", "\\u007f")  # all that a JSON string may hold and a TOML string may not
 

@@ -18,12 +18,13 @@ from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError, first_line
 from gpt2.evaluate.choices import Task
 from gpt2.formats.layout import read_description, saved_steps
-from gpt2.generation.engine import encode_prompt
+from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.adamw import adamw, load_named_state
 from gpt2.runlog.trackers import require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
+from gpt2.training.ending import last_step
 from gpt2.training.hellaswag import hellaswag_tasks
 from gpt2.training.recipes import parse_toml
 from gpt2.training.weights import SHAPE, make_model, moments
@@ -50,6 +51,10 @@ class Run:
     world: World
     scaler: torch.amp.GradScaler
     state: checkpoint.TrainState
+    last_step: int
+    """Updates after which it ends: max_iters, or what the other budgets allow."""
+    prompts: tuple[str, ...]
+    """What is sampled from, where that is asked for."""
     peak_flops: float
     saved_step: int | None = None
     """Step of the newest checkpoint on disk; None for a run that has none yet."""
@@ -116,7 +121,11 @@ def _build(
         "device": config.device if world.size > 1 else str(where),
         "dtype": device.pick_dtype(config.dtype, where),
     }
-    config = replace(config.resolved(), **chosen)
+    train_tokens = dataset.split("train", config.block_size)
+    val_tokens = dataset.split("val", config.block_size)
+    last = last_step(config, len(train_tokens), checkpoint.TrainState(), lambda line: None)
+    resolved = replace(config, max_iters=last).resolved()  # the learning rate falls until then
+    config = replace(resolved, max_iters=config.max_iters, **chosen)
 
     engines.check(
         world,
@@ -128,13 +137,12 @@ def _build(
     )
     _require_end_of_text(config, dataset)
     boundary = dataset.tokenizer.eot if config.document_mask else None
-    if config.sample_interval:
-        encode_prompt(dataset.tokenizer, config.sample_start)
+    prompts = tuple(map(read_prompt, config.prompts)) if config.sample_interval else ()
+    for prompt in prompts:
+        encode_prompt(dataset.tokenizer, prompt)
     model, source = make_model(config, dataset, restored, asked, note)
     model.to(where)
     config = replace(config, **{name: getattr(model.config, name) for name in SHAPE})
-    train_tokens = dataset.split("train", config.block_size)
-    val_tokens = dataset.split("val", config.block_size)
 
     found = moments(source, config) if config.resume_optimizer and restored is None else None
     scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
@@ -143,7 +151,8 @@ def _build(
         state = checkpoint.restore(restored, model)
         if state.scaler:
             scaler.load_state_dict(state.scaler)
-        config = _note_changes(config, dataset, read_description(restored), note)
+        last = last_step(config, len(train_tokens), state, note)
+        config = _note_changes(config, last, dataset, read_description(restored), note)
         note(f"resuming {restored} at step {state.step}")
         if 0 < config.max_minutes * 60 <= state.seconds:
             note(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
@@ -177,6 +186,8 @@ def _build(
         world=world,
         scaler=scaler,
         state=state,
+        last_step=last,
+        prompts=prompts,
         peak_flops=peak,
         saved_step=state.step if restored is not None else None,
     )
@@ -221,14 +232,16 @@ def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
-def _note_changes(config: TrainConfig, dataset: Dataset, before: dict[str, Any], note: Note) -> TrainConfig:
+def _note_changes(
+    config: TrainConfig, last: int, dataset: Dataset, before: dict[str, Any], note: Note
+) -> TrainConfig:
     """Say what differs from the run that `before` describes; returns the settings with that run's origin."""
     settings, defaults = before["train"], TrainConfig().as_dict()
     for name, value in config.as_dict().items():
         earlier = settings.get(name, defaults.get(name, "not set"))
         if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
             note(f"changed for this resume: {name}={value} (was {earlier})")
-    if config.max_iters > config.decay_end:
+    if last > config.decay_end:
         note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
     if before["dataset"] and before["dataset"] != dataset.fingerprint:  # an imported run knows none
         note(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
