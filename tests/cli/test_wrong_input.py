@@ -35,6 +35,7 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     Path("mine.txt").write_text("some words to learn from\n" * 20)
     Path("nanogpt.py").write_text("import os\nbatch_size = 3\n")
     Path("bad.toml").write_text("batch_sise = 3\n")
+    Path("prompts.toml").write_text('sample_start = ["a", 3]\n')
     Path("float.toml").write_text("batch_size = 3.5\n")
     Path("latin.txt").write_bytes("é".encode("latin-1") * 100)
     Path("empty").mkdir()
@@ -91,6 +92,14 @@ WRONG = [
     ("train TINY --dataset=d --init_from=a_file", "is no model"),
     ("train TINY --dataset=d --max_iters=-1", "at least 0"),
     ("train TINY --dataset=d --min_lr=nan", "min_lr"),
+    ("train TINY --dataset=d --max_tokens=95", "95 tokens, less than the 96 of one update"),
+    ("train TINY --dataset=d --max_tokens=1.5", "whole number"),
+    ("train TINY --dataset=d --max_epochs=0.0001", "max_epochs=0.0001 is"),
+    ("train TINY --dataset=d --early_stopping_patience=2 --eval_interval=0", "eval_interval=0 makes none"),
+    ("train TINY --dataset=d --sample_interval=1 --sample_start=FILE:nowhere.txt", "nowhere.txt"),
+    ("train TINY --dataset=d --sample_interval=1 --sample_start=the --sample_start=Ω", "'Ω'"),
+    ("train TINY --dataset=d --num_samples=0", "num_samples is 0"),
+    ("train prompts.toml TINY --dataset=d", "prompts.toml: sample_start is ('a', 3); it must be a text or a list"),
     ("sample", "MODEL"),
     ("sample nowhere", "no model 'nowhere'"),
     ("sample empty", "is no model"),
@@ -299,6 +308,23 @@ def test_sample_continues_a_prompt_from_a_file(world: Path, gpt2_command) -> Non
     assert texts[0] != texts[1]
     again = gpt2_command("sample", "r", "--start=the cat", "--max_new_tokens=20", "--seed=1338")[1]
     assert again.startswith(texts[1])
+
+
+def test_several_prompts_in_a_recipe_and_by_flags(world: Path, gpt2_command) -> None:
+    Path("prompts.toml").write_text('dataset = "d"\nsample_interval = 1\nsample_start = ["the cat", "a"]\n')
+    for line in (
+        "train prompts.toml TINY --out_dir=recipe",
+        "train TINY --dataset=d --sample_interval=1 --sample_start=FILE:cat.txt --sample_start=a --out_dir=flags",
+        "train TINY --init_from=resume --out_dir=flags --max_iters=2",
+    ):
+        Path("cat.txt").write_text("the cat")
+        status, _, err = gpt2_command(*words_of(line))
+        assert status == 0, err
+    one, other = (Path(name, "samples", "step_0000001.txt").read_text() for name in ("recipe", "flags"))
+    assert one == other
+    assert 'sample_start = ["the cat", "a"]\n' in Path("recipe/config.toml").read_text()
+    assert 'sample_start = ["FILE:cat.txt", "a"]\n' in Path("flags/config.toml").read_text()
+    assert "changed for this resume: sample_start" not in err
 
 
 def test_empty_prompts_and_greedy_sampling_work(world: Path, gpt2_command) -> None:

@@ -56,6 +56,17 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"grad_clip": float("inf")}, "grad_clip is inf"),
         ({"seed": 2**63}, "seed"),
         ({"out_dir": "\udcff"}, "not valid text"),
+        ({"zero_stage": 2}, "choose from 0, 1"),
+        ({"max_tokens": -1}, "max_tokens is -1"),
+        ({"max_tokens": 1.5}, "max_tokens is 1.5"),
+        ({"max_epochs": -0.5}, "max_epochs is -0.5"),
+        ({"early_stopping_patience": -1}, "early_stopping_patience is -1"),
+        ({"early_stopping_patience": 2, "eval_interval": 0}, "eval_interval=0 makes none before the end"),
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"sample_start": 3}, "sample_start is 3"),
+        ({"sample_start": ()}, "must be a text or a list of texts"),
+        ({"sample_start": ["a", 3]}, "must be a text or a list of texts"),
+        ({"sample_start": ["a", "\udcff"]}, "not valid text"),
         ({"align_documents": True, "data_order": "shuffled"}, "data_order=shuffled shows every token once"),
         ({"align_documents": True, "data_order": "sequential"}, "use --data_order=random or --align_documents=False"),
     ],
@@ -87,7 +98,9 @@ def test_defaults_follow_other_settings() -> None:
 
 
 def test_toml_goes_out_and_in() -> None:
-    config = TrainConfig(out_dir='a "b" \\ ü 😀\n\x7f\x1f', min_lr=1e-7, compile=False).resolved()
+    config = TrainConfig(
+        out_dir='a "b" \\ ü 😀\n\x7f\x1f', min_lr=1e-7, compile=False, sample_start=["a\n", "ü"]
+    ).resolved()
     text = dump_toml(config.as_dict())
     assert tomllib.loads(text) == config.as_dict()
     assert TrainConfig(**parse_toml(text, "x")) == config

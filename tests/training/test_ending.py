@@ -1,0 +1,153 @@
+"""What ends a run: budgets of updates, tokens and epochs, patience; and which checkpoint is then the best."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from runs import curve, final_weights
+
+import gpt2
+from gpt2.checkpoint import TrainState
+from gpt2.data.dataset import open_dataset
+from gpt2.errors import UserError
+from gpt2.formats.layout import best_step, saved_steps
+from gpt2.runlog.records import read_log
+from gpt2.training import loop
+from gpt2.training.config import TrainConfig
+from gpt2.training.ending import evaluations_since, last_step
+from gpt2.training.loop import train
+
+
+@pytest.mark.parametrize(
+    ("budgets", "at", "expected", "told"),
+    [
+        # 1000 training tokens, 32 an update
+        ({"max_iters": 7}, (0, 0), 7, []),
+        ({"max_iters": 100, "max_tokens": 320}, (0, 0), 10, ["max_tokens=320 ends the run at step 10"]),
+        ({"max_iters": 100, "max_tokens": 319}, (0, 0), 9, ["max_tokens=319 ends the run at step 9"]),
+        ({"max_iters": 8, "max_tokens": 320}, (0, 0), 8, []),
+        ({"max_iters": 100, "max_epochs": 1}, (0, 0), 31, ["max_epochs=1.0 ends the run at step 31"]),
+        ({"max_iters": 100, "max_epochs": 0.5, "max_tokens": 640}, (0, 0), 15, ["max_epochs=0.5 ends"]),
+        ({"max_iters": 100, "max_epochs": 2.0, "max_tokens": 640}, (0, 0), 20, ["max_tokens=640 ends"]),
+        ({"max_iters": 100, "max_tokens": 640}, (5, 160), 20, ["max_tokens=640 ends"]),
+        ({"max_iters": 100, "max_tokens": 640}, (5, 320), 15, ["ends the run at step 15"]),  # larger updates before
+        ({"max_iters": 100, "max_tokens": 640}, (30, 960), 30, ["ends the run at step 30"]),
+    ],
+)
+def test_the_smallest_budget_ends_the_run(budgets: dict, at: tuple, expected: int, told: list[str]) -> None:
+    notes: list[str] = []
+    config = TrainConfig(batch_size=4, block_size=8, **budgets)
+    assert last_step(config, 1000, TrainState(step=at[0], tokens=at[1]), notes.append) == expected
+    assert len(notes) == len(told)
+    assert all(text in note for text, note in zip(told, notes, strict=True))
+
+
+@pytest.mark.parametrize("budget", [{"max_tokens": 31}, {"max_epochs": 0.03}])
+def test_a_budget_of_less_than_an_update_is_refused(budget: dict) -> None:
+    with pytest.raises(UserError, match=r"3[01] tokens, less than the 32 of one update; raise --max_"):
+        last_step(TrainConfig(batch_size=4, block_size=8, **budget), 1000, TrainState(), print)
+
+
+def test_the_learning_rate_follows_the_budget(tiny, dataset: Path, tmp_path: Path) -> None:
+    tokens = len(open_dataset(str(dataset)).splits["train"])
+    budgets = {"tokens": {"max_tokens": 30 * 64 + 63}, "epochs": {"max_epochs": 30.5 * 64 / tokens}}
+    train(tiny(max_iters=30, out_dir=str(tmp_path / "updates")))
+    for name, budget in budgets.items():
+        assert train(tiny(max_iters=1000, **budget, out_dir=str(tmp_path / name))).step == 30
+        assert curve(tmp_path / name) == curve(tmp_path / "updates")
+
+
+def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(tiny(max_iters=1000, max_tokens=640)).step == 10
+    assert train(gpt2.resume_config(run)).step == 10
+    assert train(gpt2.resume_config(run, max_tokens=1280)).step == 20
+    assert train(gpt2.resume_config(run, max_iters=15, max_tokens=1920)).step == 20
+    assert train(gpt2.resume_config(run, max_iters=1000, max_tokens=0, max_epochs=0.1, batch_size=2)).step > 20
+
+
+def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> None:
+    """Has the evaluation after so many updates give this loss."""
+    monkeypatch.setattr(
+        loop, "estimate_losses", lambda run: {"train_loss": 1.0, "val_loss": val_losses[run.state.step]}
+    )
+
+
+LOSSES = {0: 3.0, 5: 2.0, 10: 2.5, 15: 1.9, 20: 1.9, 25: 2.0, 30: 1.95, 35: 1.0, 40: 1.0}
+PATIENT = {
+    "max_iters": 40,
+    "eval_interval": 5,
+    "early_stopping_patience": 3,
+    "keep_checkpoints": 1,
+    "warmup_iters": 1,
+}
+
+
+def test_patience_ends_the_run(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    script(monkeypatch, LOSSES)
+    result = train(tiny(**PATIENT))
+    assert (result.step, result.stopped) == (30, False)
+    end = read_log(tmp_path / "run")[-1]
+    assert (end["event"], end["because"], end["stopped"]) == ("end", "early_stopping_patience", False)
+    assert "best at step 15, and not better in 3 evaluations since" in capfd.readouterr().err
+    assert saved_steps(tmp_path / "run") == [30, 15]
+    assert best_step(tmp_path / "run") == 15
+    assert train(gpt2.resume_config(tmp_path / "run")).step == 30
+    assert train(gpt2.resume_config(tmp_path / "run", early_stopping_patience=4)).step == 40
+    assert best_step(tmp_path / "run") == 35
+
+
+def test_patience_is_the_same_after_a_stop(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle, at an evaluation, and by a signal that leaves an evaluation out."""
+    script(monkeypatch, LOSSES | {17: 1.9, 20: 1.9})
+    train(tiny(**PATIENT, out_dir=str(tmp_path / "whole")))
+    for steps in (17, 20):
+        train(tiny(**PATIENT | {"max_iters": steps, "lr_decay_iters": 40}, init_from="auto"))
+    step, signalled = loop.train_step, []
+
+    def stopping(run):
+        if run.state.step == 24 and not signalled:
+            signalled.append(os.kill(os.getpid(), signal.SIGTERM))
+        return step(run)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+    stopped = train(tiny(**PATIENT, init_from="auto"))
+    assert (stopped.step, stopped.stopped) == (25, True)
+    assert read_log(tmp_path / "run")[-1]["because"] == "signal"
+    result = train(tiny(**PATIENT, init_from="auto"))
+    assert (result.step, result.stopped) == (30, False)
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")
+
+
+def test_evaluations_are_counted_from_the_best() -> None:
+    # every 10 updates: 20 and 30 after the best of 10; 30 alone after that of 25, where a run had ended
+    assert [evaluations_since(best, 30, 10) for best in (0, 10, 20, 25, 30)] == [3, 2, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"max_iters": 3}, "max_iters"), ({"max_minutes": 1e-9, "eval_interval": 0}, "max_minutes")]
+)
+def test_the_log_says_why_a_run_ended(tiny, tmp_path: Path, changes: dict, why: str) -> None:
+    train(tiny(**changes))
+    assert read_log(tmp_path / "run")[-1]["because"] == why
+
+
+def test_the_best_checkpoint_is_noted_though_its_process_was_killed_before(
+    tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, LOSSES)
+    settings = {"eval_interval": 5, "always_save_checkpoint": False, "keep_checkpoints": 1}
+    train(tiny(**settings, max_iters=15))
+    note = tmp_path / "run" / "checkpoints" / "best.json"
+    note.write_text('{"step": 5, "val_loss": 2.0}\n')  # as it was when the checkpoint of step 15 was there at last
+    train(gpt2.resume_config(tmp_path / "run", max_iters=30))
+    assert json.loads(note.read_text()) == {"step": 15, "val_loss": 1.9}
+    assert saved_steps(tmp_path / "run") == [30, 15]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, {0: float("nan"), 5: 2.0, 10: float("nan")})
+    train(tiny(eval_interval=5, max_iters=10))
+    assert best_step(tmp_path / "run") == 5
