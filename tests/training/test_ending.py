@@ -59,13 +59,14 @@ def test_the_learning_rate_follows_the_budget(tiny, dataset: Path, tmp_path: Pat
         assert curve(tmp_path / name) == curve(tmp_path / "updates")
 
 
-def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path, capfd) -> None:
     run = tmp_path / "run"
     assert train(tiny(max_iters=1000, max_tokens=640)).step == 10
+    assert capfd.readouterr().err.count("max_tokens=640 ends the run at step 10") == 1
     assert train(gpt2.resume_config(run)).step == 10
     assert train(gpt2.resume_config(run, max_tokens=1280)).step == 20
     assert train(gpt2.resume_config(run, max_iters=15, max_tokens=1920)).step == 20
-    assert train(gpt2.resume_config(run, max_iters=1000, max_tokens=0, max_epochs=0.1, batch_size=2)).step > 20
+    assert train(gpt2.resume_config(run, max_iters=1000, max_tokens=1600, batch_size=2)).step == 20 + 320 // 32
 
 
 def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> None:
@@ -77,12 +78,9 @@ def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> Non
 
 LOSSES = {0: 3.0, 5: 2.0, 10: 2.5, 15: 1.9, 20: 1.9, 25: 2.0, 30: 1.95, 35: 1.0, 40: 1.0}
 PATIENT = {
-    "max_iters": 40,
-    "eval_interval": 5,
-    "early_stopping_patience": 3,
-    "keep_checkpoints": 1,
-    "warmup_iters": 1,
-}
+    "max_iters": 40, "eval_interval": 5, "early_stopping_patience": 3, "warmup_iters": 1,
+    "keep_checkpoints": 1, "always_save_checkpoint": False,
+}  # fmt: skip
 
 
 def test_patience_ends_the_run(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

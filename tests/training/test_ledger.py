@@ -18,7 +18,10 @@ def test_all_time_is_booked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ledger.mark("evaluation") == 2
     assert ledger.updates([{"data": 1.0, "forward": 2.0}, {"data": 0.5, "forward": 3.0}]) == 7
     assert ledger.mark("evaluation") == 0.5
-    assert ledger.totals() == {"evaluation": 2.5, "data": 1.5, "forward": 5.0, "other": 1 + 0.5 + 1.5}
+    ledger.move("waiting", 0.25)
+    assert ledger.totals() == {
+        "evaluation": 2.5, "data": 1.5, "forward": 5.0, "waiting": 0.25, "other": 1 + 0.5 + 1.5 - 0.25,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("log_interval", [1, 10])

@@ -18,13 +18,17 @@ class Ledger:
         self.parts[part] = self.parts.get(part, 0.0) + seconds
         return seconds
 
+    def move(self, part: str, seconds: float) -> None:
+        """So much of what was, or will be, booked as `other` was this part."""
+        self.parts[part] = self.parts.get(part, 0.0) + seconds
+        self.parts["other"] = self.parts.get("other", 0.0) - seconds
+
     def updates(self, splits: Sequence[dict[str, float]]) -> float:
         """What happened since the last mark were updates, each with its own split; returns the seconds of all."""
         seconds = self.mark("other")
         for split in splits:
             for part, share in split.items():
-                self.parts[part] = self.parts.get(part, 0.0) + share
-                self.parts["other"] -= share
+                self.move(part, share)
         return seconds
 
     def totals(self) -> dict[str, float]:

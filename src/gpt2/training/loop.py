@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -90,9 +91,14 @@ class Stop:
     def __init__(self, world: World, saver: Saver) -> None:
         self.world, self.saver = world, saver
         self.signal: int | None = None
+        self.seconds = 0.0
+        """That asking took: the processes wait for each other."""
 
     def __bool__(self) -> bool:
-        return self.world.any(self.signal is not None or self.saver.failed)
+        began = time.perf_counter()
+        answer = self.world.any(self.signal is not None or self.saver.failed)
+        self.seconds += time.perf_counter() - began
+        return answer
 
 
 @contextmanager
@@ -188,6 +194,7 @@ class Loop:
         self.ledger.mark("checkpoints")
         self.record_saved()
         stopped = stopping and (skipped or not last)
+        self.ledger.move("waiting", stop.seconds)
         self.log.write(
             "end",
             state.step,

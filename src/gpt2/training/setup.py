@@ -123,7 +123,8 @@ def _build(
     }
     train_tokens = dataset.split("train", config.block_size)
     val_tokens = dataset.split("val", config.block_size)
-    last = last_step(config, len(train_tokens), checkpoint.TrainState(), lambda line: None)
+    told = note if restored is None else lambda line: None  # a resumed run tells what is left of its budgets
+    last = last_step(config, len(train_tokens), checkpoint.TrainState(), told)
     resolved = replace(config, max_iters=last).resolved()  # the learning rate falls until then
     config = replace(resolved, max_iters=config.max_iters, **chosen)
 
