@@ -300,7 +300,7 @@ class Loop:
             raise UserError(
                 f"{MOST_SKIPPED} updates in a row were skipped, from step {first + 1} on; go on from the last "
                 f"checkpoint with {go_on} and a lower --learning_rate, or look at that batch with {look} "
-                f"--overfit_step={first}"
+                f"--overfit_step={first + run.state.left_out}"
             )
 
     def evaluate(self) -> bool:
@@ -319,10 +319,10 @@ class Loop:
     def hellaswag(self) -> None:
         """Measure how often the model finds the right ending in HellaSwag's tasks."""
         run, step = self.run, self.run.state.step
-        began = time.perf_counter()
+        self.ledger.mark()
         result = choose(run.model, run.hellaswag, dtype=run.config.dtype, world=run.world)
-        values = {"acc": result.acc, "acc_norm": result.acc_norm, "seconds": round(time.perf_counter() - began, 3)}
-        self.tell("eval", step, values)
+        seconds = round(self.ledger.mark("evaluation"), 5)
+        self.tell("eval", step, {"acc": result.acc, "acc_norm": result.acc_norm, "seconds": seconds})
         self.console.note(f"step {step} · HellaSwag acc {result.acc:.4f} · acc_norm {result.acc_norm:.4f}")
 
     def sample(self) -> None:
