@@ -64,23 +64,22 @@ def test_each_process_keeps_as_much_as_the_arithmetic_says(dataset: Path, tmp_pa
 @every
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs cores to choose from")
 def test_a_process_that_holds_the_others_up_is_told(dataset: Path, tmp_path: Path) -> None:
-    """One process shares its core with three others that only count."""
-    larger = {"n_embd": 256, "n_layer": 4, "block_size": 64, "checkpoint_interval": 5, "max_iters": 80}
+    """One process shares its core with eight others that only count."""
+    larger = {"n_embd": 256, "n_layer": 4, "block_size": 64, "checkpoint_interval": 5, "max_iters": 60}
     process = start(settings(dataset, tmp_path / "run", **larger))
     wait_for_checkpoint(tmp_path / "run", process)
-    slow = ranks(tmp_path / "run")[1]
     for rank, pid in ranks(tmp_path / "run").items():
         for thread in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setaffinity(int(thread.name), {rank})
     count = "import os\nos.sched_setaffinity(0, {1})\nwhile True: pass"
-    busy = [subprocess.Popen([sys.executable, "-c", count]) for _ in range(3)]
+    busy = [subprocess.Popen([sys.executable, "-c", count]) for _ in range(8)]
     try:
         _, err = process.communicate(timeout=300)
     finally:
         for other in busy:
             other.kill()
             other.wait()
-    assert process.returncode == 0, (slow, err)
+    assert process.returncode == 0, err
     told = [r for r in read_log(tmp_path / "run") if r["event"] == "straggler"]
     assert told and {r["rank"] for r in told} == {1}
     assert re.search(r"step \d+ · process 1 on .* holds the others up: .* times the others' median", err)
