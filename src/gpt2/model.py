@@ -267,18 +267,27 @@ class GPT(nn.Module):
         losses = [F.cross_entropy(at_least_float32(self.head(h)), t, reduction="none") for h, t in parts]
         return torch.cat(losses).view(targets.shape)
 
-    def log_probs(self, idx: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
-        """How likely some tokens are after others: natural logarithms (N,), in the weights' format.
+    def log_probs(
+        self, idx: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How likely some tokens are after others, and whether no token is likelier.
 
         idx, positions, mask: as in `states`. sources: int64 (N,), places in the flattened `idx`. targets: int64
-        (N,), the token after each. Logits exist for these places alone and for LOGITS_AT_ONCE of them at a time;
-        under autocast too in the weights' float32, because bfloat16 numbers near 100 are 0.5 apart.
+        (N,), the token after each. Returns natural logarithms (N,) in the weights' format, and bool (N,). Logits
+        exist for these places alone and for LOGITS_AT_ONCE of them at a time; under autocast too in the weights'
+        float32, because bfloat16 numbers near 100 are 0.5 apart.
         """
         x = self.states(idx, positions, mask).flatten(0, 1)[sources]  # (N, C)
         x = x.to(self.transformer.wte.weight.dtype)
         parts = zip(x.split(LOGITS_AT_ONCE), targets.split(LOGITS_AT_ONCE), strict=True)
+        found: list[Tensor] = []
+        best: list[Tensor] = []
         with torch.autocast(x.device.type, enabled=False):
-            return torch.cat([-F.cross_entropy(self.head(h), t, reduction="none") for h, t in parts])
+            for h, t in parts:
+                logits = self.head(h)  # (LOGITS_AT_ONCE, V)
+                found.append(-F.cross_entropy(logits, t, reduction="none"))
+                best.append(logits.gather(1, t[:, None])[:, 0] == logits.amax(dim=1))
+        return torch.cat(found), torch.cat(best)
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., C). In training, zero rows pad the product and are cut off again."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gpt2.distributed.world import World
 from gpt2.errors import UserError
-from gpt2.evaluate.choices import Result, Row, Task, batches_of, choose, log_likelihoods
+from gpt2.evaluate.choices import Question, Result, Row, Task, batches_of, choose, log_likelihoods, scores
 from gpt2.model import GPT, GPTConfig
 
 VOCABULARY, BLOCK = 50, 24
@@ -63,6 +63,26 @@ def test_the_likelihoods_are_those_of_one_ending_at_a_time(flash: bool, batch_to
     found = log_likelihoods(model, tasks, batch_tokens=batch_tokens, dtype="float32")
     for values, task in zip(found, tasks, strict=True):
         assert values == pytest.approx(one_by_one(model, task), rel=1e-10)
+
+
+@torch.no_grad()
+def greedily(model: GPT, context: list[int], count: int) -> list[int]:
+    """The likeliest continuation, one token at a time."""
+    ids = list(context)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]))[0].argmax()))
+    return ids[len(context) :]
+
+
+def test_an_ending_is_greedy_when_each_of_its_tokens_is_the_likeliest() -> None:
+    model, questions, wanted = toy(), [], []
+    for context in ([1, 2, 3], [4], [5, 6, 7, 8]):
+        likeliest = greedily(model, context, 5)
+        swapped = [[*likeliest[:i], (likeliest[i] + 1) % VOCABULARY, *likeliest[i + 1 :]] for i in range(5)]
+        questions.append(Question(context, [likeliest, *swapped, likeliest[:1]]))
+        wanted.append([True, False, False, False, False, False, True])
+    found = scores(model, questions, dtype="float32")
+    assert [[score.greedy for score in row] for row in found] == wanted
 
 
 def test_an_ending_does_not_depend_on_the_others() -> None:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,30 @@ TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Task:
-    """A context, endings to choose from, and which of them is right."""
+class Question:
+    """A context, and endings of which is asked how likely they are."""
 
     context: list[int]
     endings: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Task(Question):
+    """A context, endings to choose from, and which of them is right."""
+
     lengths: list[int]
     """What the log-likelihood of each ending is divided by where endings compete by their mean."""
     label: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model makes of an ending."""
+
+    log_likelihood: float
+    """In nats."""
+    greedy: bool
+    """Whether no token is likelier than that of the ending, at any of its places."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class Row:
         return len(self.context) + sum(len(ending) - 1 for ending in self.endings.values())
 
 
-def check_fits(tasks: Sequence[Task], config: GPTConfig) -> None:
+def check_fits(tasks: Sequence[Question], config: GPTConfig) -> None:
     """Raise UserError where an ending alone is longer than the model's context, or a token is none of the model's."""
     for number, task in enumerate(tasks):
         if (longest := max(map(len, task.endings))) > config.block_size:
@@ -77,7 +94,7 @@ def check_fits(tasks: Sequence[Task], config: GPTConfig) -> None:
             )
 
 
-def rows_of(number: int, task: Task, block_size: int) -> list[Row]:
+def rows_of(number: int, task: Question, block_size: int) -> list[Row]:
     """One row, or, where the positions do not suffice for the longest ending, a row for each ending.
 
     Each of those then loses as much of the context's beginning as it must, as in lm-eval.
@@ -124,16 +141,16 @@ def tensors_of(batch: Sequence[Row], device: torch.device) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def log_likelihoods(
+def scores(
     model: GPT,
-    tasks: Sequence[Task],
+    tasks: Sequence[Question],
     *,
     dtype: str,
     batch_tokens: int | None = None,
     world: World = ALONE,
     progress: Progress = lambda done, total, tasks: None,
-) -> list[list[float]]:
-    """The log-likelihood of each ending of each task, in nats.
+) -> list[list[Score]]:
+    """How likely each ending of each task is.
 
     batch_tokens: tokens to compute at a time, padding included. Default: what suits the device.
     The processes of a `world` share the batches, each with as many forward passes, as a sharded model needs; all get
@@ -147,26 +164,31 @@ def log_likelihoods(
     total, done, finished = sum(row.length for row in rows), 0, 0
     was_training = model.training
     model.eval()
-    mine: list[tuple[int, int, float]] = []  # of each ending its task, its number and its log-likelihood
+    mine: list[tuple[int, int, Score]] = []  # of each ending its task, its number and its score
     for first in range(0, len(batches), world.size):
         world.beat("an evaluation")
         batch = batches[(first + world.rank) % len(batches)]  # where none is left, one of the first again
         with autocast(device, dtype):
-            log_probs = iter(model.log_probs(*tensors_of(batch, device)).tolist())
+            log_probs, is_best = model.log_probs(*tensors_of(batch, device))
+        places = iter(zip(log_probs.tolist(), is_best.tolist(), strict=True))
         for row in batch:
             for i, ending in row.endings.items():
-                mine.append((row.task, i, sum(itertools.islice(log_probs, len(ending)))))
+                values, are_best = zip(*itertools.islice(places, len(ending)), strict=True)
+                mine.append((row.task, i, Score(sum(values), all(are_best))))
         computed = [row for batch in batches[first : first + world.size] for row in batch]
         done += sum(row.length for row in computed)
         finished += sum(0 in row.endings for row in computed)
         progress(done, total, finished)
     model.train(was_training)
-    result = [[0.0] * len(task.endings) for task in tasks]
-    for task, i, value in itertools.chain.from_iterable(world.gather(mine)):
-        result[task][i] = value
-    if not all(-float("inf") < value for values in result for value in values):  # NaN is not more than anything
+    found = {(task, i): score for task, i, score in itertools.chain.from_iterable(world.gather(mine))}
+    if not all(-float("inf") < s.log_likelihood for s in found.values()):  # NaN is not more than anything
         raise UserError("the model gives no finite numbers: its weights are damaged, or training diverged")
-    return result
+    return [[found[number, i] for i in range(len(task.endings))] for number, task in enumerate(tasks)]
+
+
+def log_likelihoods(model: GPT, tasks: Sequence[Question], **settings: Any) -> list[list[float]]:
+    """The log-likelihood of each ending of each task, in nats; settings and errors as in `scores`."""
+    return [[score.log_likelihood for score in row] for row in scores(model, tasks, **settings)]
 
 
 @dataclass(frozen=True)
@@ -208,7 +230,7 @@ def choose(
     world: World = ALONE,
     progress: Progress = lambda done, total, tasks: None,
 ) -> Result:
-    """Have the model choose an ending in each task; arguments and errors as in `log_likelihoods`.
+    """Have the model choose an ending in each task; arguments and errors as in `scores`.
 
     In another `dtype` than float32 the close calls are computed again in float32, closest first, until the two best
     endings lie so far apart that errors like those found so far could not exchange them: the choice is float32's.
