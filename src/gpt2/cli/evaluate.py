@@ -1,6 +1,9 @@
 """`gpt2 eval`."""
 
+import contextlib
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -254,3 +257,72 @@ def hellaswag(
             f"{len(tasks):,} tasks · {len(tasks) / seconds:,.1f} tasks/s · {source.origin}"
         )
     return None
+
+
+@app.command
+def harness(
+    model: str,
+    /,
+    *arguments: Annotated[str, Parameter(name="ARGUMENTS", allow_leading_hyphen=True)],
+    tokenizer: str | None = None,
+    dtype: Literal["float32", "auto", "bfloat16", "float16"] = "float32",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Any task of EleutherAI's lm-evaluation-harness: `gpt2 eval harness MODEL --tasks lambada_openai,piqa`.
+
+    Needs lm-eval, which takes all other arguments; `lm-eval run --help` lists them, `lm-eval ls tasks` the tasks.
+
+    Parameters
+    ----------
+    model
+        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
+        nanoGPT, build-nanogpt, llm.c or llama.cpp.
+    arguments
+        What lm-eval takes: --tasks, --num_fewshot, --limit, --device, --batch_size (auto here), --output_path, …
+    tokenizer
+        Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
+    dtype
+        Format of matrix products.
+    json_
+        Print lm-eval's results as one JSON object instead of a table.
+    """
+    import tempfile
+
+    from gpt2.errors import UserError
+
+    try:
+        from lm_eval.__main__ import cli_evaluate
+
+        from gpt2.evaluate.harness import NAME
+    except ImportError as error:
+        raise UserError(f"EleutherAI's harness is not here ({error}); pip install lm-eval") from None
+    settings = {"pretrained": model, "tokenizer": tokenizer, "dtype": dtype}
+    described = json.dumps({name: value for name, value in settings.items() if value is not None})
+    line = ["--batch_size", "auto", *arguments, "--model", NAME, "--model_args", described]
+    if not json_:
+        run_lm_eval(cli_evaluate, line)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            run_lm_eval(cli_evaluate, [*line, "--output_path", folder])
+        [results] = Path(folder).rglob("results_*.json")
+        print(json.dumps(json.loads(results.read_text(encoding="utf-8"))))
+
+
+def run_lm_eval(main: Callable[[], None], arguments: list[str]) -> None:
+    """Run lm-eval's command line. Raises UserError for settings that it refuses."""
+    import traceback
+
+    from gpt2.errors import UserError, first_line
+
+    before = sys.argv
+    sys.argv = ["lm-eval", "run", *arguments]
+    try:
+        main()
+    except ValueError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals["__name__"].startswith(("lm_eval.config", "lm_eval.evaluator")):
+            raise  # it does not come from where lm-eval checks its settings
+        raise UserError(f"lm-eval: {first_line(error)}") from None
+    finally:
+        sys.argv = before
