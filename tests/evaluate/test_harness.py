@@ -348,13 +348,13 @@ def test_the_command_passes_arguments_on(
     rows = [{"prompt": t.rsplit(" ", 1)[0], "target": " " + t.rsplit(" ", 1)[1]} for t in texts[:6]]
     settings = {"output_type": "loglikelihood", "doc_to_text": "{{prompt}}", "doc_to_target": "{{target}}"}
     write_task(tmp_path, "ll", write_lines(tmp_path / "ll.jsonl", rows), **settings, metric_list=[{"metric": "acc"}])
-    line = ["eval", "harness", models[0], "--tasks=ll", "--include_path", tmp_path, "--limit", "5", "--device", "cpu"]
+    line = ["eval", "harness", models[0], "--tasks=ll", "--include_path", tmp_path, "--limit", "5"]
     status, out, err = gpt2_command(*line, "--json", "--dtype=bfloat16")
     assert status == 0, err
     results = json.loads(out)
     assert results["config"]["model"] == NAME
     assert results["config"]["model_dtype"] == "bfloat16"
-    assert results["config"]["batch_size"] == "auto"
+    assert (results["config"]["batch_size"], results["config"]["device"]) == ("auto", "auto")
     assert results["n-samples"]["ll"] == {"original": 6, "effective": 5}
     assert 0 <= results["results"]["ll"]["acc,none"] <= 1
     status, out, err = gpt2_command(*line, "--log_samples", "--output_path", tmp_path / "out", "-b", "2")
@@ -363,6 +363,12 @@ def test_the_command_passes_arguments_on(
     assert list((tmp_path / "out").rglob("samples_ll_*.jsonl"))
     [written] = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["batch_size"] == "2"
+    settings = {"tasks": ["ll"], "include_path": str(tmp_path), "batch_size": 3, "device": "cpu"}
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
+    status, out, err = gpt2_command("eval", "harness", models[0], f"--config={tmp_path / 'settings.yaml'}", "--json")
+    assert status == 0, err
+    results = json.loads(out)
+    assert (results["config"]["batch_size"], results["config"]["device"]) == (3, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -371,6 +377,7 @@ def test_the_command_passes_arguments_on(
         (["{model}", "--tasks", "nonesuch"], "gpt2: lm-eval: Tasks not found: nonesuch"),
         (["{model}"], "gpt2: lm-eval: No tasks specified"),
         (["{model}", "--tasks", "ll", "--include_path", "{folder}", "--device", "cpux"], "gpt2: no device 'cpux'"),
+        (["{model}", "--tasks=ll", "--include_path={folder}", "--apply_chat_template"], "gpt2: GPT-2 knows no chat"),
         (["{folder}/none", "--tasks", "ll", "--include_path", "{folder}"], "gpt2: no model '{folder}/none'"),
     ],
 )

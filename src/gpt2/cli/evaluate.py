@@ -278,7 +278,8 @@ def harness(
         A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
         nanoGPT, build-nanogpt, llm.c or llama.cpp.
     arguments
-        What lm-eval takes: --tasks, --num_fewshot, --limit, --device, --batch_size (auto here), --output_path, …
+        What lm-eval takes: --tasks, --num_fewshot, --limit, --output_path, --device and --batch_size (both auto
+        here), and so on.
     tokenizer
         Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
     dtype
@@ -298,7 +299,9 @@ def harness(
         raise UserError(f"EleutherAI's harness is not here ({error}); pip install lm-eval") from None
     settings = {"pretrained": model, "tokenizer": tokenizer, "dtype": dtype}
     described = json.dumps({name: value for name, value in settings.items() if value is not None})
-    line = ["--batch_size", "auto", *arguments, "--model", NAME, "--model_args", described]
+    from_file = any(argument.split("=")[0] in ("--config", "-C") for argument in arguments)
+    defaults = [] if from_file else ["--device", "auto", "--batch_size", "auto"]  # instead of cuda:0 and 1
+    line = [*defaults, *arguments, "--model", NAME, "--model_args", described]
     if not json_:
         run_lm_eval(cli_evaluate, line)
         return

@@ -84,6 +84,12 @@ class ToolkitLM(TemplateLM):
             "model_num_parameters": self.model.num_params(),
         }
 
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """None: lm-eval asks for one where its user does. Raises UserError then."""
+        if chat_template:
+            raise UserError("GPT-2 knows no chat template; leave --apply_chat_template out")
+        return ""
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids of a text, in which `<|endoftext|>` is the token."""
         return self.vocabulary.encode(string, specials=True)
