@@ -38,6 +38,7 @@ def make_app() -> cyclopts.App:
         exit_on_error=False,
         print_error=False,
         config=complete,
+        default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is left empty by leaving it out
     )
     for command in (demo, prepare, inspect, train, sample, plot, export, validate):
         app.command(command, help_format="markdown")
