@@ -1,6 +1,7 @@
 """What this machine can do: devices, number formats, peak rates."""
 
 import os
+import platform
 import resource
 import sys
 import time
@@ -133,6 +134,12 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """What figures of this device are worth knowing with: it, the machine around it, PyTorch's version."""
+    machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {os.cpu_count()} cores)"
+    return {"device": describe(device), "machine": machine, "torch": torch.__version__}
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -156,6 +156,8 @@ WRONG = [
     ("eval hellaswag nano --data=h.jsonl", "brings no tokenizer; name one with --tokenizer"),
     ("eval hellaswag empty --data=h.jsonl", "is no model"),
     ("plot empty", "log.jsonl"),
+    ("plot r --x=weeks", "weeks"),
+    ("plot r --smooth=1", "smooth is 1"),
     ("export", "FORMAT"),
     ("export onnx r out", "onnx"),
     ("export hf nowhere out", "no model 'nowhere'"),

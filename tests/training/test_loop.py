@@ -29,6 +29,9 @@ def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
     assert result.step == 60
     assert not result.stopped
     assert records[0]["event"] == "start"
+    assert records[0]["device"].startswith("cpu (")
+    assert (records[0]["torch"], records[0]["processes"]) == (torch.__version__, 1)
+    assert records[0]["data"].keys() == {"train", "val"}
     assert records[-1]["event"] == "end"
     assert records[-1]["tokens"] == 60 * 4 * 16
     for r in records:

@@ -1,73 +1,110 @@
-"""Curves of runs."""
+"""Curves of runs as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpt2.errors import UserError
 from gpt2.files import publish
-from gpt2.runlog.records import read_log
+from gpt2.runlog.curves import (
+    AXES,
+    Records,
+    load,
+    name_of,
+    place,
+    series,
+    settings_of,
+    smooth,
+    smoothing_for,
+    thin,
+    time_unit,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMATS = (".png", ".svg", ".pdf")
+BUCKETS = 1000
+"""Of a curve that is drawn thinned: more than a picture has columns to show."""
+TITLES = {
+    "loss": "loss (nats per token)",
+    "hellaswag": "HellaSwag",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm before clipping",
+    "tokens_per_second": "tokens per second",
+}
 
 
-def series(records: list[dict[str, Any]], event: str, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of `key` in the records of one kind of event."""
-    points = [(r["step"], r[key]) for r in records if r["event"] == event and r.get(key) is not None]
-    return [step for step, _ in points], [value for _, value in points]
+def plot_runs(runs: Sequence[Path], out: Path, axis: str = "steps", smoothing: float | None = None) -> None:
+    """Draw the curves of `runs` over one of AXES into the picture `out`.
 
-
-def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3)."""
-    result, average = [], 0.0
-    for i, value in enumerate(values, start=1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**i))
-    return result
-
-
-def plot_runs(runs: Sequence[Path], out: Path) -> None:
-    """Draw loss, learning rate, gradient norm and throughput of `runs` into the picture `out`.
-
-    Raises UserError for a run without records and for a picture format that is not one of FORMATS.
+    smoothing: weight of what came before in the moving average of the training loss, 0 for none; None chooses by
+    length. Raises UserError for a run without records, or without those the axis takes, and for a picture format
+    that is not one of FORMATS.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"cannot write {out}: the picture's name must end in {', '.join(FORMATS)}")
-    logs = [(run, read_log(run)) for run in runs]
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise UserError(f"smooth is {smoothing}; it must be at least 0 and below 1")
+    logs = [(run, load(run)) for run in runs]
+    longest = 0.0
     for run, records in logs:
         if not any(r["event"] in ("train", "eval") for r in records):
             raise UserError(f"{run} has no training or evaluation records yet; nothing to draw")
+        longest = max(longest, place(records, axis, settings_of(run), str(run))(records[-1]["step"]))
+    unit, named = time_unit(longest) if axis == "time" else (1, "")
 
     from matplotlib.figure import Figure  # without pyplot, which would choose a window system
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2)
-    loss_axis, lr_axis, norm_axis, speed_axis = axes.flat
+    has_hellaswag = any(series(records, "eval", "acc_norm")[0] for _, records in logs)
+    panels = figure.subplot_mosaic(
+        [["loss", "loss", "hellaswag" if has_hellaswag else "loss"], ["lr", "grad_norm", "tokens_per_second"]],
+        height_ratios=[3, 2],
+    )
     for number, (run, records) in enumerate(logs):
-        color = f"C{number}"
-        name = (run if run.is_dir() else run.parent).resolve().name
-        steps, losses = series(records, "train", "loss")
-        if steps:
-            loss_axis.plot(steps, losses, color=color, alpha=0.2, linewidth=0.8)
-            smoothed = smooth(losses, 0.95 if len(losses) > 200 else 0.6)
-            loss_axis.plot(steps, smoothed, color=color, linewidth=1.2, label=f"{name} train (smoothed)")
-        steps, losses = series(records, "eval", "val_loss")
-        if steps:
-            label = f"{name} val (last {losses[-1]:.4f}, best {min(losses):.4f})"
-            loss_axis.plot(steps, losses, color=color, marker="o", markersize=4, linestyle="--", label=label)
-        for axis, key in ((lr_axis, "lr"), (norm_axis, "grad_norm"), (speed_axis, "tokens_per_second")):
-            steps, values = series(records, "train", key)
-            axis.plot(steps, values, color=color, linewidth=1.0, label=name)
-    loss_axis.set_title("loss (nats per token)")
-    lr_axis.set_title("learning rate")
-    norm_axis.set_title("gradient norm before clipping")
-    norm_axis.set_yscale("log")
-    speed_axis.set_title("tokens per second")
-    speed_axis.set_ylim(bottom=0)
-    for axis in axes.flat:
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
+        at = place(records, axis, settings_of(run), str(run))
+        _draw(panels, name_of(run), records, f"C{number}", lambda step, at=at: at(step) / unit, smoothing)
+    for key, panel in panels.items():
+        panel.set_title(TITLES[key])
+        panel.set_xlabel(f"{named} of training" if named else AXES[axis])
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8, frameon=False)
+    panels["grad_norm"].set_yscale("log")
+    panels["tokens_per_second"].set_ylim(bottom=0)
     with publish(out) as temporary:
         figure.savefig(temporary, dpi=120, format=out.suffix[1:])
+
+
+def _draw(
+    panels: "dict[str, Axes]",
+    name: str,
+    records: Records,
+    color: str,
+    x: Callable[[int], float],
+    smoothing: float | None,
+) -> None:
+    """The curves of one run into the panels, each step at its place `x`."""
+    steps, losses = series(records, "train", "loss")
+    if steps:
+        weight = smoothing_for(len(losses)) if smoothing is None else smoothing
+        xs = [x(step) for step in steps]
+        panels["loss"].plot(*thin(xs, losses, BUCKETS), color=color, alpha=0.2, linewidth=0.8)
+        label = f"{name} train (smoothed)" if weight else f"{name} train"
+        panels["loss"].plot(*thin(xs, smooth(losses, weight), BUCKETS), color=color, linewidth=1.2, label=label)
+    steps, losses = series(records, "eval", "val_loss")
+    if steps:
+        label = f"{name} val (last {losses[-1]:.4f}, best {min(losses):.4f})"
+        xs = [x(step) for step in steps]
+        panels["loss"].plot(xs, losses, color=color, marker="o", markersize=4, linestyle="--", label=label)
+    for key in ("lr", "grad_norm", "tokens_per_second"):
+        steps, values = series(records, "train", key)
+        panels[key].plot(*thin([x(step) for step in steps], values, BUCKETS), color=color, linewidth=1.0, label=name)
+    for key, line in (("acc", ":"), ("acc_norm", "-")):
+        steps, values = series(records, "eval", key)
+        if steps:
+            label = f"{name} {key} (last {values[-1]:.4f})"
+            xs = [x(step) for step in steps]
+            panels["hellaswag"].plot(xs, values, color=color, linestyle=line, marker=".", label=label)

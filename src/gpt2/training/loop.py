@@ -159,7 +159,9 @@ class Loop:
     def until(self, stop: Stop) -> TrainResult:
         """Train until a budget is used up, patience is at its end, or a signal."""
         run, config, state = self.run, self.run.config, self.run.state
-        self.log.write("start" if run.saved_step is None else "resume", state.step, tokens=state.tokens)
+        event, data = "start" if run.saved_step is None else "resume", run.data_fingerprint
+        about = device.about(run.device) | {"processes": run.world.size, "data": data}
+        self.log.write(event, state.step, tokens=state.tokens, **about)
         if config.write_tensors and run.saved_step is None:
             run.world.main_only(lambda: write_tensors(run, self.console.note))
         while True:

@@ -1,0 +1,118 @@
+"""The records of a run as points of curves: where they lie, smoothed, thinned. Nothing here draws."""
+
+import tomllib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2.errors import UserError
+from gpt2.runlog.records import FILE, read_log
+
+Records = list[dict[str, Any]]
+Points = tuple[list[float], list[float]]
+"""Places on the axis, and values there."""
+
+AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}
+"""What a curve can be drawn against, and what is then written at its axis."""
+SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+"""The settings that FLOPs follow from."""
+
+
+def load(run: Path) -> Records:
+    """The records of a run folder or of a log. Every picture has its figures from here. Raises UserError."""
+    return read_log(run)
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """The run's config.toml; empty where there is none that can be read."""
+    folder = run if run.is_dir() else run.parent
+    try:
+        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def name_of(run: Path) -> str:
+    """What a run is called: its folder, or a log by its own name where that says more."""
+    return (run.parent if run.name == FILE else run).resolve().name
+
+
+def series(records: Records, event: str, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of `key` in the records of one kind of event."""
+    points = [(r["step"], r[key]) for r in records if r["event"] == event and r.get(key) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def smooth(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3)."""
+    result, average = [], 0.0
+    for i, value in enumerate(values, start=1):
+        average = weight * average + (1 - weight) * value
+        result.append(average / (1 - weight**i))
+    return result
+
+
+def smoothing_for(count: int) -> float:
+    """The weight whose memory is a hundredth of so many values: one sees the course then, and not the batches."""
+    return 1 - 1 / max(2.5, count / 100)
+
+
+def thin(xs: Sequence[float], ys: Sequence[float], buckets: int) -> Points:
+    """At most 2·buckets + 2 of the points, which draw the same line: both ends, and of each bucket its extremes."""
+    if len(xs) <= 2 * buckets:
+        return list(xs), list(ys)
+    kept = {0, len(xs) - 1}
+    for bucket in range(buckets):
+        among = range(bucket * len(xs) // buckets, (bucket + 1) * len(xs) // buckets)
+        kept |= {min(among, key=ys.__getitem__), max(among, key=ys.__getitem__)}
+    return [xs[i] for i in sorted(kept)], [ys[i] for i in sorted(kept)]
+
+
+def seconds_worked(records: Records) -> list[float]:
+    """Of each record, the seconds of updates, evaluations and checkpoints up to it: no wait between two sessions."""
+    total, tokens, result = 0.0, None, []
+    for r in records:
+        if r["event"] in ("train", "skip"):
+            made = r["tokens"] - tokens if tokens is not None else 0
+            total += made / r["tokens_per_second"]
+        elif r["event"] in ("eval", "checkpoint"):
+            total += r.get("seconds", 0.0)
+        tokens = r.get("tokens", tokens)
+        result.append(total)
+    return result
+
+
+def place(records: Records, axis: str, settings: dict[str, Any], name: str) -> Callable[[int], float]:
+    """The function that gives a step's place on one of AXES: that of the last update up to it.
+
+    Tokens are those seen so far, FLOPs 6N a token and those of attention. Raises UserError where the log or the
+    configuration of the run called `name` does not say what that takes.
+    """
+    if axis == "steps":
+        return float
+    updates = [(i, r) for i, r in enumerate(records) if r["event"] in ("start", "resume", "train", "skip")]
+    try:
+        if axis == "time":
+            seconds = seconds_worked(records)
+            places = [seconds[i] for i, _ in updates]
+        else:
+            scale = 1 if axis == "tokens" else flops_per_token(settings)
+            places = [r["tokens"] * scale for _, r in updates]
+    except KeyError as error:
+        raise UserError(f"{name} does not say its {error.args[0]}, which --x={axis} takes; use --x=steps") from None
+    steps = [r["step"] for _, r in updates]
+    return lambda step: places[max(0, bisect_right(steps, step) - 1)] if places else 0.0
+
+
+def time_unit(longest: float) -> tuple[float, str]:
+    """The seconds of the unit in which one says up to so many, and its name."""
+    return (3600, "hours") if longest >= 2 * 3600 else (60, "minutes") if longest >= 120 else (1, "seconds")
+
+
+def flops_per_token(settings: dict[str, Any]) -> int:
+    """FLOPs a token of the model that a run's settings describe. Raises KeyError where they do not say its shape."""
+    from gpt2.accounting import flops_per_token  # here, with PyTorch behind it
+    from gpt2.model import GPTConfig
+
+    return flops_per_token(GPTConfig(**{name: settings[name] for name in SHAPE}))
