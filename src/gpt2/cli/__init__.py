@@ -17,6 +17,7 @@ from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
+from gpt2.cli.report import report
 from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer import app as tokenizer_app
 from gpt2.cli.train import fill_in, train
@@ -40,7 +41,7 @@ def make_app() -> cyclopts.App:
         config=complete,
         default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is left empty by leaving it out
     )
-    for command in (demo, prepare, inspect, train, sample, plot, export, validate):
+    for command in (demo, prepare, inspect, train, sample, plot, report, export, validate):
         app.command(command, help_format="markdown")
     app.command(import_, name="import", help_format="markdown")
     app.command(eval_app)

@@ -1,0 +1,54 @@
+import html
+import json
+import re
+
+import pytest
+
+from gpt2.runlog.chart import Chart, Line, Scale, short, svg
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert Scale(0, 2000).ticks(5) == [0, 500, 1000, 1500, 2000]
+    assert Scale(0.003, 0.0101).ticks(6) == pytest.approx([0.004, 0.006, 0.008, 0.01])
+    assert Scale(0.05, 2000, log=True).ticks(6) == [0.1, 1, 10, 100, 1000]
+    wide = Scale(1.5, 4.2, log=True)
+    assert {2, 4} <= {round(v, 6) for v in wide.ticks(6)}
+    assert all(wide(b) - wide(a) > 0.08 for a, b in zip(wide.ticks(6), wide.ticks(6)[1:], strict=False))
+
+
+def test_a_logarithmic_scale_goes_by_ratios() -> None:
+    assert Scale(1, 100, log=True)(10) == pytest.approx(0.5)
+    assert Scale(0, 100)(10) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (6e-4, "6e-4"), (0.25, "0.25"), (500, "500"), (2000, "2k"), (1.536e6, "1.536M"), (1e13, "10T")],
+)
+def test_numbers_at_an_axis_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_points_lie_where_their_values_are() -> None:
+    """From 0, with a sixteenth of room above: 8 is 8.48 high, so that 4 lies at 400·(1 - 4/8.48)."""
+    chart = Chart("t", [Line("a", "train", [0, 5, 10], [0, 4, 8])], from_zero=True)
+    assert 'd="M0 400 500 211.3 1000 22.6"' in svg(chart, 10)
+
+
+def test_the_values_themselves_travel_with_the_chart() -> None:
+    drawn = svg(Chart("t", [Line("<b>", "val", [0, 10], [1.23456, 8])], log=True), 10)
+    found = re.search(r'data-lines="([^"]*)"', drawn)
+    assert found
+    assert json.loads(html.unescape(found[1]))["lines"] == [["<b>", "val", [0, 10], [1.23456, 8]]]
+    assert "<b>" not in drawn
+
+
+def test_what_a_logarithm_does_not_have_is_left_out() -> None:
+    drawn = svg(Chart("t", [Line("a", "train", [0, 1, 2], [0.0, 1.0, 10.0])], log=True), 2)
+    assert "nan" not in drawn
+    assert "Nothing recorded yet" in svg(Chart("t", [Line("a", "train", [0], [0.0])], log=True), 2)
+
+
+def test_one_point_and_a_constant_can_be_drawn() -> None:
+    assert 'class="train dots"' in svg(Chart("t", [Line("a", "train", [1], [3.0])]), 1)
+    assert "M500 200h0" in svg(Chart("t", [Line("a", "val", [1], [0.0])]), 2)
