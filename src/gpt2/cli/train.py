@@ -1,6 +1,8 @@
 """`gpt2 train`."""
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +13,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from gpt2.cli.launch import command_line, is_launched, is_restarted, launch, speaks
+from gpt2.errors import UserError
 from gpt2.formats.layout import saved_steps
 from gpt2.runlog.console import note
 from gpt2.training import recipes
@@ -27,6 +30,8 @@ def train(
     *,
     nproc: str = "1",
     max_restarts: int = 0,
+    ui: Annotated[bool, Parameter(negative=())] = False,
+    ui_port: int = 0,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
     config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
 ) -> int:
@@ -45,6 +50,10 @@ def train(
         more machines.
     max_restarts
         How often these processes go on from the last checkpoint after one of them has died.
+    ui
+        Serve a page with curves, samples and figures of the run to this machine while it trains.
+    ui_port
+        Port of that page; 0 is any free one.
     json_
         Print how the run ended as one JSON object.
     """
@@ -54,10 +63,25 @@ def train(
         config = replace(config, init_from="resume", overwrite=False)
     from gpt2.training.loop import train as run
 
-    result = run(config)
+    with watched(config, ui_port) if ui and speaks() else nullcontext():
+        result = run(config)
     if json_ and speaks():
         print(json.dumps(asdict(result) | {"out_dir": str(result.out_dir)}))
     return EXIT_STOPPED if result.stopped else 0
+
+
+@contextmanager
+def watched(config: TrainConfig, port: int) -> Iterator[None]:
+    """The page of the run that now begins is served; where that cannot be, a line says so and the run begins."""
+    from gpt2.runlog.live import served
+
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(served(Path(config.out_dir), TrainConfig().as_dict(), port))
+            note(f"watch this run at {address}")
+        except UserError as error:
+            note(f"training without its page: {error}")
+        yield
 
 
 def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
