@@ -70,8 +70,12 @@ async function refresh() {
   setTimeout(refresh, 3000);
 }
 
-// Only sections that changed are replaced, and none in which somebody reads values or selects text.
+// Only sections that changed are replaced, and none in which somebody reads values or selects text; what stands at the
+// top of the window stays there.
 function replace(text) {
+  const topOf = (element) => element?.getBoundingClientRect().top;
+  const held = [...document.querySelectorAll("[id]")].find((element) => topOf(element) >= 0)?.id;
+  const heldAt = topOf(document.getElementById(held));
   const fresh = new DOMParser().parseFromString(`<main>${text}</main>`, "text/html").querySelector("main");
   const selected = getSelection().isCollapsed ? null : getSelection().anchorNode;
   const main = document.querySelector("main");
@@ -89,6 +93,7 @@ function replace(text) {
     old.dataset.told = told;
     if (focus >= 0) old.querySelectorAll("[tabindex], summary")[focus]?.focus({ preventScroll: true });
   });
+  if (heldAt !== undefined) scrollBy({ top: topOf(document.getElementById(held)) - heldAt, behavior: "instant" });
 }
 
 if ("live" in document.documentElement.dataset) refresh();
