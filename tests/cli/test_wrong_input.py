@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,9 @@ WRONG = [
     ("plot empty", "log.jsonl"),
     ("plot r --x=weeks", "weeks"),
     ("plot r --smooth=1", "smooth is 1"),
+    ("report", "RUN"),
+    ("report empty", "log.jsonl"),
+    ("report r --serve --port=70000", "0 to 65535"),
     ("export", "FORMAT"),
     ("export onnx r out", "onnx"),
     ("export hf nowhere out", "no model 'nowhere'"),
@@ -339,6 +344,36 @@ def test_plot_draws_several_runs(world: Path, gpt2_command) -> None:
     shutil.copytree("r", "r2")
     assert gpt2_command("plot", "r", "r2", "-o", "curves.png")[0] == 0
     assert Path("curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_writes_a_page(world: Path, gpt2_command) -> None:
+    assert gpt2_command("report", "r", "-o", "pages/r.html")[0] == 0
+    assert Path("pages/r.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_run_is_watched_while_it_trains(world: Path, gpt2_command, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def look_in(log: object, step: int, text: str) -> None:
+        if step == 3:
+            address = capfd.readouterr().err.split("watch this run at ")[1].split()[0]
+            with urllib.request.urlopen(address + "body", timeout=30) as answer:
+                read.append(answer.read().decode())
+
+    monkeypatch.setattr("gpt2.runlog.records.LogWriter.sample", look_in)
+    line = "train TINY --dataset=d --out_dir=w --max_iters=3 --sample_interval=3 --eval_interval=1 --ui"
+    status, _, err = gpt2_command(*words_of(line))
+    assert status == 0, err
+    assert "<dd>3<small>of 3</small></dd>" in read[0]
+
+
+def test_a_busy_port_costs_the_page_and_not_the_run(world: Path, gpt2_command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        status, _, err = gpt2_command(*words_of(f"train TINY --dataset=d --out_dir=w --ui --ui_port={port}"))
+    assert status == 0
+    assert f"training without its page: port {port} of 127.0.0.1 cannot be served: Address already in use" in err
+    assert "finished at step 1" in err
 
 
 def test_demo_runs_through(world: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,12 @@ def test_a_log_is_not_read_again_until_it_has_grown(tmp_path: Path, monkeypatch:
     assert live.body() != first
 
 
-def test_a_long_log_is_read_at_most_a_tenth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_log_is_read_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock takes a second here, and so one at the log two."""
     ticks = iter(range(1000))
     monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: float(next(ticks)))
     live, contents = LiveReport(write_log(tmp_path / "run", long_run(1)), {}), []
-    for step in range(2, 40):
+    for step in range(2, 102):
         contents.append(live.body())
         write_log(tmp_path / "run", long_run(step))
     assert 1 < len(set(contents)) <= 5
@@ -71,5 +71,5 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
         port = int(address.rstrip("/").rpartition(":")[2])
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be served: Address already in use"):
             served(tmp_path, {}, port).__enter__()
-    with pytest.raises(UserError, match="at most 65535"):
+    with pytest.raises(UserError, match="0 to 65535"):
         served(tmp_path, {}, 70_000).__enter__()

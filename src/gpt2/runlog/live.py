@@ -18,7 +18,7 @@ from gpt2.runlog.report_page import body, frame
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
 """What a browser may call this server."""
-REST = 10
+REST = 20
 """Times as long as a page took to make it is not made again, so that watching a long run costs it little."""
 
 
@@ -95,7 +95,7 @@ def served(run: Path, defaults: dict[str, Any], port: int) -> Iterator[str]:
     try:
         server = Server((HOST, port), partial(Handler, LiveReport(run, defaults)))
     except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it must be at most 65535"
+        why = error.strerror if isinstance(error, OSError) else "it must be 0 to 65535"
         raise UserError(f"port {port} of {HOST} cannot be served: {why}; choose another, or 0 for any free") from None
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     try:
