@@ -74,7 +74,7 @@ def test_the_page_fits_its_window_and_draws_its_curves(opened, report_file: str,
     assert min(lengths) > 900  # the drawing is 1000 wide
     widths = tab.evaluate("[...document.querySelectorAll('.plot svg')].map(s => s.getBoundingClientRect().width)")
     assert len(widths) == 5
-    assert min(widths) > 180
+    assert min(widths) > 160
     assert tab.evaluate("parseFloat(getComputedStyle(document.querySelector('.plot .y')).fontSize)") >= 11
 
 

@@ -23,7 +23,16 @@ def test_a_logarithmic_scale_goes_by_ratios() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (6e-4, "6e-4"), (0.25, "0.25"), (500, "500"), (2000, "2k"), (1.536e6, "1.536M"), (1e13, "10T")],
+    [
+        (0, "0"),
+        (6e-4, "6e-4"),
+        (0.25, "0.25"),
+        (500, "500"),
+        (2000, "2k"),
+        (1.536e6, "1.536M"),
+        (9.961e9, "9.961B"),
+        (1e13, "10T"),
+    ],
 )
 def test_numbers_at_an_axis_are_short(value: float, text: str) -> None:
     assert short(value) == text
@@ -33,6 +42,12 @@ def test_points_lie_where_their_values_are() -> None:
     """From 0, with a sixteenth of room above: 8 is 8.48 high, so that 4 lies at 400·(1 - 4/8.48)."""
     chart = Chart("t", [Line("a", "train", [0, 5, 10], [0, 4, 8])], from_zero=True)
     assert 'd="M0 400 500 211.3 1000 22.6"' in svg(chart, 10)
+
+
+def test_an_axis_can_fit_what_comes_after_the_start() -> None:
+    """Of 8, 4, 2 the last two fill the axis but for 0.06·2 on both sides; the first lies above it."""
+    chart = Chart("t", [Line("a", "train", [0, 5, 10], [8, 4, 2])], fit_from=5)
+    assert 'd="M0 -692.9 500 21.4 1000 378.6"' in svg(chart, 10)
 
 
 def test_the_values_themselves_travel_with_the_chart() -> None:

@@ -19,7 +19,8 @@ def test_smoothing_starts_without_a_bias_and_keeps_a_constant() -> None:
 
 
 def test_thinning_keeps_both_ends_and_every_spike() -> None:
-    ys = [random.Random(0).random() for _ in range(50_000)]
+    rng = random.Random(0)
+    ys = [rng.random() for _ in range(50_000)]
     ys[0], ys[12_345], ys[40_000], ys[-1] = 0.5, 9.0, -9.0, 0.25
     xs, thinned = thin(list(range(50_000)), ys, 100)
     assert len(xs) <= 202

@@ -38,7 +38,7 @@ def test_headline_figures_are_those_of_the_log() -> None:
         ("tokens", "30", "10 an update"),
         ("time", "34s", "about 57s to go"),  # 12 + 22 seconds for three updates, five to go
         ("tokens a second", "2", "median"),
-        ("MFU", "20.0%", "of the device's peak"),
+        ("MFU", "20.0%", "of peak, median"),
     ]
     assert found.state == "open"
     assert found.evaluations[-1] == {"step": 3, "val_loss": 2.75, "acc": 0.3, "acc_norm": 0.4}
@@ -146,6 +146,7 @@ def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> No
     assert len(html.encode()) < 1.5e6
     assert "777.5" in html
     assert "100 of 601, spread evenly." in html
+    assert html.count("<details id=sample-") == 12
 
 
 def test_a_run_that_is_none_is_said(tmp_path: Path) -> None:

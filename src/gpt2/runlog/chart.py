@@ -33,6 +33,8 @@ class Chart:
     log: bool = False
     """A logarithmic y axis, on which values that are not positive are left out."""
     from_zero: bool = False
+    fit_from: float = 0
+    """The y axis fits what is drawn from this step on; what came before may leave it."""
     band: tuple[str, list[float], list[float], list[float]] | None = None
     """Name, steps, low and high values of an area beneath the curves."""
     levels: list[tuple[str, float]] = field(default_factory=list)
@@ -87,7 +89,7 @@ def short(value: float) -> str:
     if abs(value) < 0.01:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.4g}"
@@ -143,7 +145,8 @@ def _rounded(values: list[float]) -> list[float]:
 
 def _y_scale(chart: Chart, lines: list[Line]) -> Scale:
     """From the lowest to the highest of what is drawn, with a little room."""
-    values = [v for line in lines for v in line.ys] + [v for _, v in chart.levels]
+    fitted = [y for line in lines for x, y in zip(line.xs, line.ys, strict=True) if x >= chart.fit_from]
+    values = fitted + [value for _, value in chart.levels]
     low, high = min(values), max(values)
     if chart.log:
         room = max((high / low) ** 0.04, 1.01)

@@ -140,7 +140,7 @@ class RunReport:
             ("tokens", short(self.tokens or 0), f"{per_step:,} an update" if per_step else ""),
             ("time", duration(self.seconds), left),
             ("tokens a second", f"{rate:,.0f}" if rate is not None else "–", "median"),
-            ("MFU", f"{mfu:.1%}" if mfu is not None else "–", "of the device's peak"),
+            ("MFU", f"{mfu:.1%}" if mfu is not None else "–", "of peak, median"),
         ]
 
 

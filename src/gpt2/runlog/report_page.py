@@ -14,8 +14,8 @@ from gpt2.runlog.console import duration
 from gpt2.runlog.curves import series, smooth, smoothing_for
 from gpt2.runlog.report import FIGURES, RunReport
 
-MOST_ROWS = 100
-"""Evaluations, samples and events that are shown; of more, some spread evenly."""
+MOST_ROWS, MOST_SAMPLES = 100, 12
+"""Evaluations or incidents, and samples, that are shown; of more, some spread evenly."""
 MOST_CHARACTERS = 4000
 """Of a sample that are shown."""
 STATES = {"open": "running, or broken off", "finished": "finished", "stopped": "stopped"}
@@ -98,23 +98,24 @@ def _curves(report: RunReport) -> str:
         line("validation", "val", "val_loss", "eval"),
     ]
     norm = smoothed(line("each update", "raw", "grad_norm"), "smoothed")
-    charts = [Chart("Loss, nats a token", loss, log=True, band=band, levels=levels)]
+    settled = report.step / 25 if report.step >= 200 else 0  # the fall at the start would flatten all the rest
+    charts = [Chart("Loss, nats a token", loss, log=True, fit_from=settled, band=band, levels=levels)]
     hellaswag = [line("acc_norm", "val", "acc_norm", "eval"), line("acc", "third", "acc", "eval")]
     if hellaswag[0].xs:
         charts.append(Chart("HellaSwag", hellaswag, levels=[("chance", 0.25)]))
     charts += [
         Chart("Learning rate", [line("learning rate", "train", "lr")], from_zero=True),
-        Chart("Gradient norm before clipping", norm, log=True),
+        Chart("Gradient norm", norm, log=True),
         Chart("Tokens a second", [line("tokens a second", "train", "tokens_per_second")], from_zero=True),
     ]
     return "<h2>Curves</h2><div class=charts>" + "".join(svg(chart, report.step) for chart in charts) + "</div>"
 
 
-def _some(rows: list[Any]) -> tuple[list[Any], str]:
-    """At most MOST_ROWS of them, first and last among them, and a remark where that leaves some out."""
-    if len(rows) <= MOST_ROWS:
+def _some(rows: list[Any], most: int = MOST_ROWS) -> tuple[list[Any], str]:
+    """At most so many of them, first and last among them, and a remark where that leaves some out."""
+    if len(rows) <= most:
         return rows, ""
-    picked = sorted({round(i * (len(rows) - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)})
+    picked = sorted({round(i * (len(rows) - 1) / (most - 1)) for i in range(most)})
     return [rows[i] for i in picked], f"<p class=none>{len(picked)} of {len(rows):,}, spread evenly.</p>"
 
 
@@ -122,7 +123,7 @@ def _samples(report: RunReport) -> str:
     samples = [(r["step"], str(r["text"])) for r in report.records if r["event"] == "sample"]
     if not samples:
         return ""
-    shown, remark = _some(samples)
+    shown, remark = _some(samples, MOST_SAMPLES)
     items: list[str] = []
     for step, text in reversed(shown):
         text = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
