@@ -7,11 +7,14 @@ from gpt2.runlog.verdict import Band, Level, Reference, judge, parse, references
 BAND = Reference(
     "a known run",
     "measured by hand",
-    match={"n_layer": 4, "val_data": ["abc", "9 tokens"], "tokens_per_step": 768},
+    match={"n_layer": 4, "val_data": ["abc", "9 tokens"], "tokens_per_step": 768, "evaluated_rows": 30},
     recipe={"learning_rate": 1e-3},
     band=Band(steps=[0, 10, 20, 30], low=[4.0, 3.0, 2.0, 1.0], high=[4.2, 3.2, 2.2, 1.2], margin=0.1),
 )
-SETTINGS = {"n_layer": 4, "batch_size": 6, "block_size": 64, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
+SETTINGS = {
+    "n_layer": 4, "batch_size": 6, "block_size": 64, "gradient_accumulation_steps": 2, "eval_iters": 5,
+    "learning_rate": 1e-3,
+}  # fmt: skip
 
 
 def records(losses: dict[int, float], data: str = "abc") -> list[dict[str, Any]]:
@@ -60,6 +63,7 @@ def test_settings_that_may_be_the_reason_are_named() -> None:
         ({"n_layer": 5}, "abc"),
         ({"gradient_accumulation_steps": 1}, "abc"),
         ({"total_batch_size": 384}, "abc"),
+        ({"eval_iters": 6}, "abc"),
         ({}, "z"),
     ],
 )
@@ -67,6 +71,11 @@ def test_another_model_batch_or_dataset_is_not_compared(changes: dict[str, int],
     verdict = judge(records({10: 3.1}, data), SETTINGS | changes, [BAND])
     assert (verdict.state, verdict.reference) == ("unknown", None)
     assert verdict.sentence == "No reference is known for this data and model."
+
+
+def test_one_batch_in_other_pieces_is_compared() -> None:
+    pieces = {"batch_size": 3, "gradient_accumulation_steps": 4, "eval_iters": 10}
+    assert judge(records({10: 3.1}), SETTINGS | pieces, [BAND]).state == "within"
 
 
 def test_any_of_several_fingerprints_will_do() -> None:

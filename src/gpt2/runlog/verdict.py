@@ -86,7 +86,10 @@ def parse(text: str) -> Reference:
 
 
 def facts_of(records: Records, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run is told by: its settings, `tokens_per_step` and the fingerprint `val_data`, where they are known."""
+    """What a run is told by: its settings and what follows from them, as far as it is known.
+
+    That is `tokens_per_step`, `evaluated_rows` (on which validation is measured) and `val_data` (a fingerprint).
+    """
     data = next((r["data"] for r in reversed(records) if "data" in r), {})
     facts = settings | {"val_data": data.get("val")}
     if {"batch_size", "block_size"} <= settings.keys():
@@ -94,6 +97,7 @@ def facts_of(records: Records, settings: dict[str, Any]) -> dict[str, Any]:
         facts["tokens_per_step"] = settings.get(
             "total_batch_size", micro * settings.get("gradient_accumulation_steps", 1)
         )
+        facts["evaluated_rows"] = settings["batch_size"] * settings.get("eval_iters", 0)
     return facts
 
 
