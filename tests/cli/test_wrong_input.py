@@ -354,7 +354,7 @@ def test_report_writes_a_page(world: Path, gpt2_command) -> None:
 def test_a_run_is_watched_while_it_trains(world: Path, gpt2_command, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def look_in(log: object, step: int, text: str) -> None:
+    def look_in(log: object, step: int, text: str, seconds: float) -> None:
         if step == 3:
             address = capfd.readouterr().err.split("watch this run at ")[1].split()[0]
             with urllib.request.urlopen(address + "body", timeout=30) as answer:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
-from gpt2.runlog.records import FILE, read_log
+from gpt2.runlog.peer_logs import read_any
+from gpt2.runlog.records import FILE
 
 Records = list[dict[str, Any]]
 Points = tuple[list[float], list[float]]
@@ -20,8 +21,11 @@ SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
 
 
 def load(run: Path) -> Records:
-    """The records of a run folder or of a log. Every picture has its figures from here. Raises UserError."""
-    return read_log(run)
+    """The records of a run folder or of a log, ours or a peer's. Every picture has its figures from here.
+
+    Raises UserError.
+    """
+    return read_any(run)
 
 
 def settings_of(run: Path) -> dict[str, Any]:
