@@ -347,8 +347,13 @@ def test_plot_draws_several_runs(world: Path, gpt2_command) -> None:
 
 
 def test_report_writes_a_page(world: Path, gpt2_command) -> None:
-    assert gpt2_command("report", "r", "-o", "pages/r.html")[0] == 0
+    status, out, _ = gpt2_command("report", "r", "-o", "pages/r.html", "--json")
+    assert status == 0
     assert Path("pages/r.html").read_text().startswith("<!doctype html>")
+    figures = json.loads(out)
+    assert (figures["state"], figures["step"], figures["verdict"]) == ("finished", 2, "unknown")
+    assert figures["best_val_loss"] <= figures["val_loss"]
+    assert sum(figures["seconds_by_part"].values()) == pytest.approx(figures["seconds"], abs=0.02)
 
 
 def test_a_run_is_watched_while_it_trains(world: Path, gpt2_command, capfd, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`gpt2 report`."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ def report(
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("report.html"),
     serve: Annotated[bool, Parameter(negative=())] = False,
     port: int = 0,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Write what there is to say about a run as one HTML page that needs nothing else.
 
@@ -30,6 +32,8 @@ def report(
         Write nothing; serve the page to this machine and keep it up to date, until Ctrl-C.
     port
         Of that server; 0 is any free one.
+    json_
+        Also print the figures as one JSON object.
     """
     from gpt2.files import write_text
     from gpt2.runlog.live import served
@@ -37,6 +41,8 @@ def report(
     from gpt2.runlog.report_page import page
 
     found, defaults = report_on(run), TrainConfig().as_dict()
+    if json_:
+        print(json.dumps(found.figures()), flush=True)
     if not serve:
         write_text(out, page(found, defaults))
         note(f"wrote {out}")

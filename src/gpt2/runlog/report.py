@@ -143,6 +143,26 @@ class RunReport:
             ("MFU", f"{mfu:.1%}" if mfu is not None else "–", "of peak, median"),
         ]
 
+    def figures(self) -> dict[str, Any]:
+        """The report as one object for other programs."""
+        last, best = self.last or {}, self.best or {}
+        return {
+            "run": self.name,
+            "state": self.state,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "val_loss": last.get("val_loss"),
+            "best_val_loss": best.get("val_loss"),
+            "best_step": best.get("step"),
+            "tokens_per_second": self.typical("tokens_per_second"),
+            "mfu": self.typical("mfu"),
+            "seconds_by_part": {part: round(seconds, 3) for part, seconds in self.time_split},
+            "incidents": [{"step": step, "what": what} for step, what in self.events],
+            "verdict": self.verdict.state,
+            "sentence": self.verdict.sentence,
+        }
+
 
 def report_on(run: Path) -> RunReport:
     """Read a run. Raises UserError where there is none."""
