@@ -68,6 +68,7 @@ def test_the_page_fits_its_window_and_draws_its_curves(opened, report_file: str,
     tab = opened(report_file, viewport)
     assert tab.title().endswith("· gpt2")
     assert tab.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert tab.evaluate("[...document.querySelectorAll('.wide')].every(box => box.scrollWidth <= box.clientWidth)")
     curves = "[...document.querySelectorAll('.plot path.train, .plot path.val:not(.dots)')]"
     lengths = tab.evaluate(f"{curves}.map(path => path.getTotalLength())")
     assert len(lengths) == 6  # loss twice, HellaSwag, learning rate, gradient norm, speed

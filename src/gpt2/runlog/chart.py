@@ -109,7 +109,7 @@ def svg(chart: Chart, last_step: int) -> str:
         points = [f"{_x(x, a)} {_y(y, b)}" for a, b in zip(line.xs, line.ys, strict=True)]
         shapes.append(f'<path class={line.kind} d="M{" ".join(points)}"/>')
         if line.kind == "val" or len(points) == 1:  # a line of no length with a round end is a dot
-            dots = "".join(f"M{point}h0" for point in points[:: math.ceil(len(points) / 80)])
+            dots = "".join(f"M{point}h0" for point in points[:: math.ceil(len(points) / 40)])
             shapes.append(f'<path class="{line.kind} dots" d="{dots}"/>')
     grid = "".join(f"M0 {_y(y, v)}H{WIDTH}" for v in y.ticks(6))
     marks = "".join(f'<span class=y style="top:{100 * (1 - y(v)):.2f}%">{short(v)}</span>' for v in y.ticks(6))
