@@ -331,6 +331,16 @@ def test_sampling_follows_the_seed_and_the_settings(models: tuple[str, str]) -> 
     assert draw(1, do_sample=False, temperature=1.0) == greedy
 
 
+def test_nothing_is_computed_after_the_last_stop(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
+    model, settings = ToolkitLM(models[0], device="cpu"), {"max_gen_toks": 20, "until": []}
+    [whole] = model.generate_until(requests(("the cat", settings)), disable_tqdm=True)
+    calls, states = [], GPT.states
+    monkeypatch.setattr(GPT, "states", lambda *arguments: calls.append(0) or states(*arguments))
+    asked = requests(("the cat", {**settings, "until": [whole[0]]}))
+    assert model.generate_until(asked, disable_tqdm=True) == [""]
+    assert len(calls) == 1
+
+
 @pytest.fixture
 def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the command the half minute in which the harness reads the thousands of tasks that it brings.
