@@ -28,10 +28,9 @@ pytest.importorskip("accelerate", reason="the harness's hf model needs pip insta
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from gpt2.evaluate.harness import NAME, ToolkitLM, questions_of  # noqa: E402
+from gpt2.evaluate.harness import NAME, ToolkitLM  # noqa: E402
 
 BLOCK = 64
-HARNESS = Path(lm_eval.__file__).parent
 
 
 def save_model(path: Path, tokenizer: Tokenizer | None, **changes: Any) -> Path:
@@ -62,11 +61,6 @@ def write_task(folder: Path, name: str, data: Path, **settings: Any) -> None:
     common = {"task": name, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files}
     splits = {"validation_split": "validation", "training_split": None}
     (folder / f"{name}.yaml").write_text(json.dumps(common | splits | settings), encoding="utf-8")
-
-
-def write_hellaswag(folder: Path, data: Path) -> None:
-    """The harness's own task, with our data."""
-    write_task(folder, "hs", data, include=str(HARNESS / "tasks" / "hellaswag" / "hellaswag.yaml"))
 
 
 def evaluate(folder: Path, task: str, model: str, **arguments: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -122,7 +116,8 @@ def check_three_ways(
     folder: Path, data: Path, models: tuple[str, str], command: Callable[..., Any], count: int
 ) -> None:
     """`hf`, ours and `gpt2 eval hellaswag` give the same shares and choose the same ending in each task."""
-    write_hellaswag(folder, data)
+    own_task = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
+    write_task(folder, "hs", data, include=str(own_task))
     (ours, samples), (theirs, their_samples) = both(folder, "hs", models)
     line = ["eval", "hellaswag", models[0], f"--data={data}", "--rendering=lm-eval", "--device=cpu"]
     status, out, err = command(*line, "--dtype=float32", "--json", f"--out={folder / 'choices.jsonl'}")
@@ -180,7 +175,6 @@ def test_likelihoods_and_greedy_continuations_are_those_of_hf(
     tmp_path: Path, texts: list[str], models: tuple[str, str]
 ) -> None:
     model, tokenizer = load(models[0])
-    greedy = 0
     rows = []
     for i, text in enumerate(texts[:20]):
         prompt = "" if i == 3 else " ".join([*texts[20 + i : 20 + 5 * (i % 3)], text.rsplit(" ", 1)[0]])
@@ -199,8 +193,6 @@ def test_likelihoods_and_greedy_continuations_are_those_of_hf(
     for (mine,), (their,) in zip(resps(samples), resps(their_samples), strict=True):
         assert mine[0] == pytest.approx(their[0], rel=1e-4)
         assert mine[1] == their[1]
-        greedy += mine[1]
-    assert greedy == round(ours["acc"] * 20)
     long = [len(tokenizer.encode(row["prompt"])) for row in rows]
     assert min(long) == 0 < BLOCK < max(long), "one has no context and some lose its beginning"
 
@@ -242,9 +234,8 @@ def test_generated_answers_are_those_of_hf(tmp_path: Path, texts: list[str], mod
     answers = [answer for (answer,) in resps(samples)]
     assert answers == [answer for (answer,) in resps(their_samples)]
     assert not any(stop in answer for answer in answers)
-    lengths = [len(tokenizer.encode(answer)) for answer in answers]
-    assert min(lengths) < 10
-    assert max(lengths) >= 20
+    lengths = sorted(len(tokenizer.encode(answer)) for answer in answers)
+    assert lengths[0] < 10 < 20 <= lengths[-1]
 
 
 def test_endings_of_a_context_are_computed_together(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
@@ -255,14 +246,6 @@ def test_endings_of_a_context_are_computed_together(monkeypatch: pytest.MonkeyPa
     assert sum(shape[0] for shape in seen) == 2
     alone = [ToolkitLM(models[0], device="cpu").loglikelihood([one], disable_tqdm=True)[0] for one in asked]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in alone], rel=1e-5)
-
-
-def test_no_row_gets_longer_than_the_context_of_the_model() -> None:
-    asked = [(None, [1], [2, 3, 4])] * 5 + [(None, [5], [6])] + [(None, [1], [7])] * 2
-    questions = questions_of(asked, block_size=6)
-    assert [(q.context, len(q.endings)) for q in questions] == [([1], 2), ([1], 2), ([1], 1), ([5], 1), ([1], 2)]
-    with pytest.raises(UserError, match="an ending after 'the cat' has no tokens"):
-        questions_of([(("the cat", ""), [1], [])], 6)
 
 
 def test_a_batch_has_as_many_rows_as_asked(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
@@ -355,9 +338,10 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_passes_arguments_on(
     tmp_path: Path, texts: list[str], models: tuple[str, str], own_tasks_alone: None, gpt2_command: Any
 ) -> None:
-    rows = [{"prompt": t.rsplit(" ", 1)[0], "target": " " + t.rsplit(" ", 1)[1]} for t in texts[:6]]
+    rows = [{"prompt": t, "target": " the cat"} for t in texts[:6]]
     settings = {"output_type": "loglikelihood", "doc_to_text": "{{prompt}}", "doc_to_target": "{{target}}"}
-    write_task(tmp_path, "ll", write_lines(tmp_path / "ll.jsonl", rows), **settings, metric_list=[{"metric": "acc"}])
+    data = write_lines(tmp_path / "ll.jsonl", rows)
+    write_task(tmp_path, "ll", data, **settings, metric_list=[{"metric": "acc"}])
     line = ["eval", "harness", models[0], "--tasks=ll", "--include_path", tmp_path, "--limit", "5"]
     status, out, err = gpt2_command(*line, "--json", "--dtype=bfloat16")
     assert status == 0, err
@@ -369,7 +353,7 @@ def test_the_command_passes_arguments_on(
     assert 0 <= results["results"]["ll"]["acc,none"] <= 1
     status, out, err = gpt2_command(*line, "--log_samples", "--output_path", tmp_path / "out", "-b", "2")
     assert status == 0, err
-    assert "|ll |Yaml|none|" in out
+    assert "|ll |" in out
     assert list((tmp_path / "out").rglob("samples_ll_*.jsonl"))
     [written] = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["batch_size"] == "2"
@@ -394,12 +378,10 @@ def test_the_command_passes_arguments_on(
 def test_what_is_wrong_is_one_line(
     arguments: list[str], message: str, tmp_path: Path, models: Any, own_tasks_alone: None, gpt2_command: Any
 ) -> None:
-    data = write_lines(tmp_path / "ll.jsonl", [{"prompt": "the", "target": " cat"}])
-    write_task(
-        tmp_path, "ll", data, output_type="loglikelihood", doc_to_text="{{prompt}}", doc_to_target="{{target}}"
-    )
+    data = write_lines(tmp_path / "ll.jsonl", [{"text": "the"}])
+    write_task(tmp_path, "ll", data, output_type="loglikelihood", doc_to_text="", doc_to_target="{{text}}")
     names = {"model": models[0], "folder": str(tmp_path)}
-    status, out, err = gpt2_command("eval", "harness", *(argument.format(**names) for argument in arguments))
+    status, out, err = gpt2_command("eval", "harness", *(a.format(**names) for a in arguments))
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(message.format(**names))
     assert "Traceback" not in err
