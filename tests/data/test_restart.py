@@ -170,7 +170,8 @@ def test_the_estimate_does_not_mix_kinds_of_files(corpus: list[Path], tmp_path: 
 
 def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) -> None:
     rows = tmp_path / "text.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i in range(1500)))
+    with rows.open("w") as file:  # enough that it is not prepared before it is stopped
+        file.writelines(json.dumps({"text": f"{i} {text * 8}"}) + "\n" for i in range(1000))
     for gap in (0.02, 0.1, 0.3):
         command = [
             sys.executable,
