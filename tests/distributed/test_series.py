@@ -130,24 +130,18 @@ def inside_a_save(process: subprocess.Popen[str], out: Path, rng: random.Random)
     return False
 
 
-def with_a_signal(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
-    """SIGTERM to one of the processes that train."""
-    if wait_until_it_trains(process, out):
-        time.sleep(rng.uniform(0, 2))
-        with suppress(ProcessLookupError, IndexError):
-            os.kill(one_rank(out, rng), signal.SIGTERM)
-            return True
-    return False
+def to_one_process(number: signal.Signals) -> Strike:
+    """Send a signal to one of the processes that train."""
 
+    def strike(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
+        if wait_until_it_trains(process, out):
+            time.sleep(rng.uniform(0, 2))
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(one_rank(out, rng), number)
+                return True
+        return False
 
-def one_process(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
-    """Kill one of the processes that train."""
-    if wait_until_it_trains(process, out):
-        time.sleep(rng.uniform(0, 2))
-        with suppress(ProcessLookupError, IndexError):
-            os.kill(one_rank(out, rng), signal.SIGKILL)
-            return True
-    return False
+    return strike
 
 
 def test_80_kills_at_any_moment(struck: Struck) -> None:
@@ -160,11 +154,11 @@ def test_20_kills_inside_a_save(struck: Struck) -> None:
 
 
 def test_50_signals_to_one_process_of_two(struck: Struck) -> None:
-    struck.series(TOGETHER, with_a_signal, 50, {75})
+    struck.series(TOGETHER, to_one_process(signal.SIGTERM), 50, {75})
 
 
 def test_20_kills_of_one_process_of_two(struck: Struck) -> None:
-    struck.series(TOGETHER, one_process, 20, {1})
+    struck.series(TOGETHER, to_one_process(signal.SIGKILL), 20, {1})
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -78,7 +78,8 @@ def loss(
     from gpt2.formats.open import build, open_model
     from gpt2.formats.source import Source
     from gpt2.runlog.console import note
-    from gpt2.runlog.position_plot import check_name, plot_positions
+    from gpt2.runlog.plots import check_name
+    from gpt2.runlog.position_plot import plot_positions
 
     if plot is not None:
         check_name(plot)

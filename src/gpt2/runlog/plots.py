@@ -35,6 +35,12 @@ TITLES = {
 }
 
 
+def check_name(out: Path) -> None:
+    """Raise UserError where a picture's name does not say a format."""
+    if out.suffix not in FORMATS:
+        raise UserError(f"cannot write {out}: the picture's name must end in {', '.join(FORMATS)}")
+
+
 def plot_runs(runs: Sequence[Path], out: Path, axis: str = "steps", smoothing: float | None = None) -> None:
     """Draw the curves of `runs` over one of AXES into the picture `out`.
 
@@ -42,8 +48,7 @@ def plot_runs(runs: Sequence[Path], out: Path, axis: str = "steps", smoothing: f
     length. Raises UserError for a run without records, or without those the axis takes, and for a picture format
     that is not one of FORMATS.
     """
-    if out.suffix not in FORMATS:
-        raise UserError(f"cannot write {out}: the picture's name must end in {', '.join(FORMATS)}")
+    check_name(out)
     if smoothing is not None and not 0 <= smoothing < 1:
         raise UserError(f"smooth is {smoothing}; it must be at least 0 and below 1")
     logs = [(run, load(run)) for run in runs]

@@ -3,15 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2.errors import UserError
 from gpt2.files import publish
-from gpt2.runlog.plots import FORMATS
-
-
-def check_name(out: Path) -> None:
-    """Raise UserError where a picture's name does not say a format."""
-    if out.suffix not in FORMATS:
-        raise UserError(f"cannot write {out}: the picture's name must end in {', '.join(FORMATS)}")
 
 
 def plot_positions(by_position: Sequence[float | None], title: str, out: Path) -> None:
