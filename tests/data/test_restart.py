@@ -170,8 +170,7 @@ def test_the_estimate_does_not_mix_kinds_of_files(corpus: list[Path], tmp_path: 
 
 def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) -> None:
     rows = tmp_path / "text.jsonl"
-    with rows.open("w") as file:  # enough that it is not prepared before it is stopped
-        file.writelines(json.dumps({"text": f"{i} {text * 8}"}) + "\n" for i in range(1000))
+    rows.write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i in range(1500)))
     for gap in (0.02, 0.1, 0.3):
         command = [
             sys.executable,
@@ -183,7 +182,12 @@ def test_an_impatient_ctrl_c_leaves_no_worker_behind(tmp_path: Path, text: str) 
             "--tokenizer=byte",
         ]
         process = subprocess.Popen(
-            [*command, "--workers=2"], stderr=subprocess.PIPE, env=environment(tmp_path), start_new_session=True
+            [*command, "--workers=2"],
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path),
+            start_new_session=True,
+            # a shell in the background has its children ignore Ctrl-C, and so may have had this one
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 60
         while len(members(tmp_path)) < 4 and time.monotonic() < deadline and process.poll() is None:
