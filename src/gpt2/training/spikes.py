@@ -71,6 +71,8 @@ class SpikeWatch:
         restored.left_out = state.left_out + step - restored.step
         restored.seconds = state.seconds
         vars(state).update(vars(restored))
+        if state.scaler:
+            run.scaler.load_state_dict(state.scaler)
         run.saved_step = state.step
         self.log.write("resume", state.step, tokens=state.tokens, left_out=state.left_out, because=what)
         self.console.note(f"{what}: back to {folder.name}, and past the batches since")
