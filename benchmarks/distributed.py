@@ -30,7 +30,7 @@ from gpt2 import accounting, device
 from gpt2.accounting import Sharing
 from gpt2.distributed.world import joined
 from gpt2.model import GPTConfig
-from gpt2.optim.adamw import named_state
+from gpt2.optim.optimizers import named_state
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
@@ -63,7 +63,7 @@ def work(settings: dict[str, Any], updates: int) -> None:
         figures = {
             "seconds": statistics.median(seconds[UNTIMED:]),
             "parameters": bytes_of(run.model.parameters()),
-            "optimizer": bytes_of(t for name, t in named_state(run.optimizer).items() if not name.endswith("/step")),
+            "optimizer": bytes_of(t for name, t in named_state(run.optimizers).items() if not name.endswith("/step")),
             "peak": peak_bytes() - before,
             "model": asdict(run.model.config),
         }

@@ -2,47 +2,32 @@
 
     python benchmarks/hellaswag.py hellaswag_val.jsonl --build_nanogpt ~/build-nanogpt
 
-Both take the same lines of the file and the same random weights, the 124M model's unless said otherwise. They take
-turns, one after the other in each round, from the text to the choices. build-nanogpt's functions and model are taken
-from its files as they are; its loop over the examples, which is part of a longer program, is written here again, in
-float32 and without the line it prints for each example.
+Both take the same lines, evenly spread over the file because its first tasks are the shortest, and the same random
+weights, the 124M model's unless said otherwise. They take turns, one after the other in each round, from the text to
+the choices. build-nanogpt's functions and model are taken from its files as they are; its loop over the examples,
+which is part of a longer program, is written here again, in float32 and without the line it prints for each example.
 """
 
 import argparse
-import ast
-import inspect
 import json
-import math
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import tiktoken
 import torch
-from torch import nn
-from torch.nn import functional as F
+from peers import definitions
 
 from gpt2.device import pick_device
 from gpt2.evaluate.choices import choose
 from gpt2.evaluate.hellaswag import read_tasks
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import gpt2_tokenizer
-
-
-def definitions(path: Path, **names: object) -> SimpleNamespace:
-    """The functions and classes of a script, which is not run otherwise; `names` is what they need."""
-    tree = ast.parse(path.read_text(), str(path))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    space: dict[str, object] = {"torch": torch, "nn": nn, "F": F, "math": math, "dataclass": dataclass} | names
-    space["inspect"], space["__name__"] = inspect, path.stem
-    exec(compile(tree, str(path), "exec"), space)
-    return SimpleNamespace(**{name: value for name, value in space.items() if name != "__name__"})
 
 
 def build_nanogpt(folder: Path, ours: GPT, lines: list[str]) -> Callable[[], list[int]]:
@@ -88,14 +73,17 @@ def main() -> None:
 
     def ours(dtype: str) -> Callable[[], list[int]]:
         def run() -> list[int]:
-            tasks = read_tasks(arguments.data, gpt2_tokenizer(), limit=arguments.tasks)
+            tasks = read_tasks(spread, gpt2_tokenizer())
             return choose(model, tasks, dtype=dtype).predictions_norm
 
         return run
 
+    every = arguments.data.read_text(encoding="utf-8").splitlines()
+    lines = [every[i * len(every) // arguments.tasks] for i in range(arguments.tasks)]
+    spread = Path(tempfile.mkdtemp()) / "tasks.jsonl"
+    spread.write_text("\n".join(lines) + "\n", encoding="utf-8")
     contestants = {f"gpt2, {dtype}": ours(dtype) for dtype in arguments.dtypes}
     if arguments.build_nanogpt:
-        lines = arguments.data.read_text(encoding="utf-8").splitlines()[: arguments.tasks]
         contestants["build-nanogpt, float32"] = build_nanogpt(arguments.build_nanogpt, model, lines)
     gpt2_tokenizer()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}

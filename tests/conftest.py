@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from gpt2.data.prepare import prepare
 from gpt2.training.config import TrainConfig
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # the tests run side by side, one process a core
 if (SHARED / "tiktoken-cache").is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken-cache"))

@@ -17,7 +17,7 @@ from gpt2.errors import UserError
 from gpt2.files import manifest_problem
 from gpt2.formats.open import load
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim.adamw import adamw
+from gpt2.optim.optimizers import make_optimizers
 from gpt2.tokenizers import CharTokenizer
 
 CONFIG = GPTConfig(block_size=8, vocab_size=5, n_layer=1, n_head=1, n_embd=8, pad_vocab=64)
@@ -32,13 +32,13 @@ def saved(out_dir: Path, steps: list[int]) -> GPT:
 def trained(steps: list[int], each: Callable[..., None] | None = None) -> tuple[GPT, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = GPT(CONFIG)
-    optimizer = adamw(model, 1e-2, (0.9, 0.95), 0.1)
+    [optimizer] = make_optimizers(model, 1e-2, (0.9, 0.95), 0.1)
     idx = torch.tensor([[1, 2, 3]])
     for step in steps:
         model(idx, idx)[1].backward()
         optimizer.step()
         if each:
-            each(checkpoint.TrainState(step=step), model, optimizer)
+            each(checkpoint.TrainState(step=step), model, [optimizer])
     return model, optimizer
 
 
@@ -49,9 +49,9 @@ def test_weights_optimizer_and_state_come_back(tmp_path: Path) -> None:
         "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json",
     ]  # fmt: skip
     twin = GPT(CONFIG)
-    optimizer = adamw(twin, 1e-2, (0.9, 0.95), 0.1)
+    [optimizer] = make_optimizers(twin, 1e-2, (0.9, 0.95), 0.1)
     state = checkpoint.restore(folder, twin)
-    checkpoint.restore_optimizer(folder, optimizer)
+    checkpoint.restore_optimizers(folder, [optimizer])
     assert state == checkpoint.TrainState(step=3)
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q), name
@@ -158,7 +158,7 @@ def test_whatever_a_save_was_doing_when_its_process_died_the_last_whole_checkpoi
     monkeypatch.setattr(tensor_file, "PIECE", 400)  # so that many writes make a file
     model, optimizer = trained([0])
     before, after = (
-        checkpoint.snapshot(tmp_path, checkpoint.TrainState(step, best_step=step), model, optimizer, CHARS, {})
+        checkpoint.snapshot(tmp_path, checkpoint.TrainState(step, best_step=step), model, [optimizer], CHARS, {})
         for step in (1, 2)
     )
     seen, point = [], 0

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig, KVCache
-from gpt2.optim.adamw import adamw
+from gpt2.optim.optimizers import make_optimizers
 
 TOY = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 # The tensors of a GPT-2 in the order of llm.c's model file, all layers of one kind together.
@@ -42,18 +42,12 @@ def toy_model(**changes) -> GPT:
 IDX, TARGETS = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]])
 
 
-def toy_loss(model: GPT) -> torch.Tensor:
-    """The loss in float64 throughout; `forward` itself takes it in float32."""
-    logits = model.head(model.hidden(IDX))
-    return F.cross_entropy(logits.flatten(0, 1), TARGETS.flatten())
-
-
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("pad_vocab", [1, 8])
 @pytest.mark.parametrize(("gelu", "loss"), [("tanh", 2.654922545546), ("erf", 2.654926169268)])
 def test_toy_model_has_the_published_loss(flash: bool, pad_vocab: int, gelu: str, loss: float) -> None:
     model = toy_model(flash=flash, pad_vocab=pad_vocab, gelu=gelu)
-    assert toy_loss(model).item() == pytest.approx(loss, abs=1e-11)
+    assert model.loss(IDX, TARGETS).item() == pytest.approx(loss, abs=1e-11)
     logits, forward_loss = model(IDX, TARGETS)
     assert forward_loss.item() == pytest.approx(loss, abs=1e-6)
     assert logits.shape == (1, 4, 11)
@@ -64,8 +58,8 @@ def test_toy_model_has_the_published_loss(flash: bool, pad_vocab: int, gelu: str
 
 def test_toy_model_has_the_published_gradients_and_first_update() -> None:
     model = toy_model()
-    optimizer = adamw(model, 1e-3, (0.9, 0.95), 0.1)
-    toy_loss(model).backward()
+    [optimizer] = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1)
+    model.loss(IDX, TARGETS).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
     assert norm.item() == pytest.approx(2.514224788071, abs=1e-11)
     t = model.transformer
@@ -76,7 +70,7 @@ def test_toy_model_has_the_published_gradients_and_first_update() -> None:
     assert t.ln_f.bias.grad[7].item() == pytest.approx(0.032022947412, abs=1e-11)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    assert toy_loss(model).item() == pytest.approx(2.589540034977, abs=1e-9)
+    assert model.loss(IDX, TARGETS).item() == pytest.approx(2.589540034977, abs=1e-9)
     assert t.wte.weight[1, 0].item() == pytest.approx(0.113755619752, abs=1e-9)
 
 
@@ -277,7 +271,7 @@ def test_padded_vocabulary_changes_no_loss_and_adds_no_parameter() -> None:
     padded = GPT(replace(TOY, pad_vocab=64)).double()
     padded.load_state_dict(plain.state_dict())
     for model in (plain, padded):
-        toy_loss(model).backward()
+        model.loss(IDX, TARGETS).backward()
     logits, _ = padded(IDX)
     assert logits.shape == (1, 1, 11)
     for (name, p), q in zip(plain.named_parameters(), padded.parameters(), strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from gpt2.head_loss import rows_at_once
 from gpt2.model import GPTConfig
 
 # The parts of a block and the shape of their weights, in units of n_embd.
@@ -81,6 +82,7 @@ class Memory:
     activations: int
     """Kept from forward for backward."""
     logits: int
+    """With what is computed from them at a time, and the gradient of the head."""
 
     @property
     def total(self) -> int:
@@ -89,7 +91,13 @@ class Memory:
 
 
 def memory(
-    config: GPTConfig, sharing: Sharing, batch_size: int, *, half: bool, activation_checkpointing: bool = False
+    config: GPTConfig,
+    sharing: Sharing,
+    batch_size: int,
+    *,
+    half: bool,
+    activation_checkpointing: bool = False,
+    device: str = "cuda",
 ) -> Memory:
     """Memory of a process that trains with micro-batches of (batch_size, block_size) and AdamW, without dropout.
 
@@ -116,8 +124,10 @@ def memory(
     activations = L * block_input + block_all if activation_checkpointing else L * block_all
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
     if half:  # autocast keeps the matrices it has converted
-        activations += 2 * (12 * L * C * C + config.vocab_size * C)
-    logits = (8 + item) * BT * config.vocab_size  # themselves, log-probabilities, gradient
+        activations += 2 * 12 * L * C * C
+    places = min(BT, rows_at_once(config.vocab_size, device))
+    logits = (4 + 2 * item if half else 8) * places * config.vocab_size  # themselves, probabilities, gradient
+    logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its weights as they are multiplied with
     return Memory(4 * here, 4 * here, 8 * moments, gathered, activations, logits)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,7 +26,7 @@ from gpt2.files import free_bytes, manifest_problem, publish, temporary_of, writ
 from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
-from gpt2.optim.adamw import load_named_state, named_state
+from gpt2.optim.optimizers import load_named_state, named_state
 from gpt2.tensor_file import Layout, Part, kinds
 from gpt2.tokenizers import Tokenizer
 
@@ -66,7 +66,7 @@ def snapshot(
     out_dir: Path,
     state: TrainState,
     model: GPT,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     tokenizer: Tokenizer,
     about: dict[str, Any],
 ) -> Snapshot:
@@ -84,7 +84,7 @@ def snapshot(
     return Snapshot(
         folder_of(out_dir, state.step),
         parts_of(model),
-        {name: part_of(tensor) for name, tensor in named_state(optimizer).items()},
+        {name: part_of(tensor) for name, tensor in named_state(optimizers).items()},
         bare.metadata(model.config),
         json.dumps(description, indent=1) + "\n",
     )
@@ -206,10 +206,10 @@ def restore(folder: Path, model: GPT) -> TrainState:
     return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__ if name in description})
 
 
-def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's state of an intact checkpoint, or this process's part of it, in place."""
+def restore_optimizers(folder: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Load the optimizers' state of an intact checkpoint, or this process's part of it, in place."""
     with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
-        load_named_state(optimizer, Lazily({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
+        load_named_state(optimizers, Lazily({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
 
 
 class Lazily(Mapping[str, torch.Tensor]):

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -87,12 +88,21 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
 
 def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
     """Peak matrix-product rate of `device` in FLOP/s, and where the figure is from."""
-    if device.type == "cuda" and dtype != "float32":
-        name = torch.cuda.get_device_name(device)
-        if name in DATA_SHEET_FLOPS:
-            return DATA_SHEET_FLOPS[name], "data sheet"
-    size = 1024 if device.type == "cpu" else 8192
-    return matmul_rate(device, DTYPES[dtype], size), "measured matmul"
+    if sheet := data_sheet_flops(device, dtype):
+        return sheet, "data sheet"
+    return measured_flops(device, dtype), "measured matmul"
+
+
+def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
+    """What the maker of `device` gives, in FLOP/s, where that is known."""
+    if device.type != "cuda" or dtype == "float32":
+        return None
+    return DATA_SHEET_FLOPS.get(torch.cuda.get_device_name(device))
+
+
+def measured_flops(device: torch.device, dtype: str) -> float:
+    """Rate of matrix products of a size that suits `device`, in FLOP/s."""
+    return matmul_rate(device, DTYPES[dtype], 2048 if device.type == "cpu" else 8192)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -125,6 +135,17 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated now: on a GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def describe(device: torch.device) -> str:

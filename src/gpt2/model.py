@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2.errors import UserError
+from gpt2.head_loss import IGNORED, head_loss
 
 LOGITS_AT_ONCE = 1024
 """Rows of logits that `log_probs` holds: 200 MB with GPT-2's vocabulary."""
@@ -54,7 +55,7 @@ class GPTConfig:
     flash: bool = True
     """Attention by scaled_dot_product_attention; False writes it out."""
     pad_vocab: int = 1
-    """Round the head's matrix product up to a multiple of this, for speed alone: no parameter is added."""
+    """Round the head's matrix product up to a multiple of this in training, for speed: no parameter is added."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "pad_vocab"):
@@ -228,7 +229,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(x[:, [-1]]), None
         logits = self.head(x)
-        loss = F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=-1)
+        loss = F.cross_entropy(at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         return logits, loss
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
@@ -256,6 +257,11 @@ class GPT(nn.Module):
         for block in self.transformer.h:
             x = block(x, cache, mask)
         return self.transformer.ln_f(x)
+
+    def loss(self, idx: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy as `forward` gives it, in less memory: only some of the logits exist at a time."""
+        x = self.hidden(idx, documents=documents).flatten(0, 1)
+        return head_loss(x, self.transformer.wte.weight, targets.flatten(), self.config.pad_vocab)
 
     def token_losses(self, idx: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Cross-entropy of every target in nats (B, T), float32 at least; arguments as in `forward`.
@@ -290,11 +296,8 @@ class GPT(nn.Module):
         return torch.cat(found), torch.cat(best)
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., C). In training, zero rows pad the product and are cut off again."""
-        weight = self.transformer.wte.weight
-        if self.training and (padding := -len(weight) % self.config.pad_vocab):
-            return F.linear(x, F.pad(weight, (0, 0, 0, padding)))[..., : self.config.vocab_size]
-        return F.linear(x, weight)
+        """Logits (..., V) of hidden states (..., C)."""
+        return F.linear(x, self.transformer.wte.weight)
 
     def num_params(self) -> int:
         """How many parameters; the tied head counts once."""
@@ -313,3 +316,14 @@ class GPT(nn.Module):
         self.config = replace(self.config, block_size=block_size)
         self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
         self.transformer.wpe.num_embeddings = block_size
+
+
+class Objective(nn.Module):
+    """`GPT.loss` as a module of its own, for what wraps modules."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        return self.model.loss(idx, targets, documents)

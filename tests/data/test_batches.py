@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.data.batches import (
@@ -124,7 +124,6 @@ def test_samples_of_a_step_do_not_depend_on_how_steps_are_cut(order: str) -> Non
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@settings(deadline=None)
 @given(
     world_size=st.integers(1, 8),
     each=st.integers(1, 3),

@@ -70,7 +70,7 @@ def test_nanogpts_files_end_each_document(tmp_path: Path) -> None:
         assert (out / f"{name}.bin").read_bytes() == stream.tobytes()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     texts=st.lists(st.text(alphabet="ab é\n", max_size=12), min_size=2, max_size=30),
     format=st.sampled_from(["nanogpt", "llmc", "npy"]),

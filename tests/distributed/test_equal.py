@@ -108,6 +108,17 @@ def test_shared_optimizers_and_parameters_train_the_same(kind: str, run, tmp_pat
     agree(run("alone", 1, **settings), run(f"{kind}{WORLDS[0]}", WORLDS[-1], **settings, **SHARED[other]))
 
 
+@pytest.mark.parametrize("kind", SHARED)
+def test_muon_trains_the_same_shared(kind: str, run) -> None:
+    alone = run("alone", 1, optimizer="muon", max_iters=8)
+    assert fingerprint(alone) != fingerprint(run("adamw", 1, max_iters=8))
+    for n in WORLDS:
+        shared = run(f"{kind}{n}", n, optimizer="muon", max_iters=8, **SHARED[kind])
+        agree(alone, shared)
+    settings = {"optimizer": "muon", "init_from": "auto", "max_iters": 12, "lr_decay_iters": 12}
+    agree(run("alone", 1, **settings), run(f"{kind}{n}", n, **settings, **SHARED[kind]))
+
+
 def agree(one: str, other: str) -> None:
     """Losses, norms and weights are the same but for rounding."""
     for (event, step, *ours), (their_event, their_step, *theirs) in zip(losses(one), losses(other), strict=True):

@@ -28,7 +28,7 @@ def put(path: Path, name: str, source) -> Path:
 
 
 @pytest.mark.parametrize("pair", list(itertools.permutations(EVERYWHERE, 2)), ids="-".join)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(
     bias=st.booleans(),
     gelu=st.sampled_from(["tanh", "erf"]),

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from gpt2.model import GPT, GPTConfig
-from gpt2.optim.adamw import adamw, load_named_state, named_state, parameter_groups
+from gpt2.optim.adamw import parameter_groups
+from gpt2.optim.optimizers import load_named_state, make_optimizers, named_state
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from gpt2.optim.adamw import adamw, load_named_state, named_state, parameter_gro
 )
 def test_decay_groups_have_the_peers_sizes(config: GPTConfig, decayed: tuple, kept: tuple) -> None:
     with torch.device("meta"):
-        groups = parameter_groups(GPT(config), 0.1)
+        groups = parameter_groups(GPT(config).named_parameters(), 0.1)
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
     sizes = [(len(g["params"]), sum(p.numel() for _, p in g["params"])) for g in groups]
     assert sizes == [decayed, kept]
@@ -25,19 +26,20 @@ def test_state_goes_out_and_in_by_name() -> None:
     config = GPTConfig(block_size=4, vocab_size=7, n_layer=1, n_head=1, n_embd=4)
     idx = torch.tensor([[1, 2, 3]])
 
-    def update(model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    def update(model: GPT, optimizers: list[torch.optim.Optimizer]) -> None:
         model(idx, idx)[1].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
     model = GPT(config)
-    optimizer = adamw(model, 1e-2, (0.9, 0.95), 0.1)
-    update(model, optimizer)
+    optimizers = make_optimizers(model, 1e-2, (0.9, 0.95), 0.1)
+    update(model, optimizers)
     twin = GPT(config)
     twin.load_state_dict(model.state_dict())
-    twin_optimizer = adamw(twin, 1e-2, (0.9, 0.95), 0.1)
-    load_named_state(twin_optimizer, {k: v.clone() for k, v in named_state(optimizer).items()})
-    update(model, optimizer)
-    update(twin, twin_optimizer)
+    twins = make_optimizers(twin, 1e-2, (0.9, 0.95), 0.1)
+    load_named_state(twins, {k: v.clone() for k, v in named_state(optimizers).items()})
+    update(model, optimizers)
+    update(twin, twins)
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q), name

@@ -77,13 +77,13 @@ def test_fine_tuning_can_take_the_optimizer_along(tiny, tmp_path: Path, monkeypa
         before = open_model("r").progress.optimizer()
         for name, parameter in run.model.named_parameters():
             rows = 8 if name.endswith("wpe.weight") else None
-            state = run.optimizer.state[parameter]
+            state = run.optimizers[0].state[parameter]
             assert torch.equal(state["exp_avg"], before[f"{name}/exp_avg"][:rows])
             assert torch.equal(state["exp_avg_sq"], before[f"{name}/exp_avg_sq"][:rows])
             assert state["step"] == 6
         assert (run.config.block_size, run.model.config.dropout) == (8, 0.1)
     run = set_up(replace(config, resume_optimizer=False), quiet)
-    assert not run.optimizer.state
+    assert not run.optimizers[0].state
 
 
 def test_without_an_optimizer_state_that_is_refused(tiny, tmp_path: Path, monkeypatch) -> None:

@@ -23,11 +23,13 @@ KILLS = int(os.environ.get("GPT2_TEST_KILLS", "2"))
 """How often a run is killed; more make the test longer."""
 
 
-@pytest.mark.parametrize("heed", [False, True])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(tiny, heeding: dict, heed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("heed", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(
+    tiny, heeding: dict, heed: bool, optimizer: str, tmp_path: Path
+) -> None:
     """Stopped and resumed at steps that are and are not those of evaluations, with dropout."""
     settings = {"dropout": 0.2, "sample_interval": 5, "sample_tokens": 5, "keep_checkpoints": 1}
-    settings |= heeding if heed else {}
+    settings |= {"optimizer": optimizer, **(heeding if heed else {})}
     train(tiny(**settings))
     whole = tmp_path / "whole"
     (tmp_path / "run").rename(whole)

@@ -30,7 +30,7 @@ def test_an_update_is_the_textbooks(tiny) -> None:
     run = set_up(tiny(gradient_accumulation_steps=3, grad_clip=0.5, weight_decay=0.2, warmup_iters=0), silent)
     model = type(run.model)(run.model.config).double()
     model.load_state_dict(run.model.state_dict())
-    decays = {n: g["weight_decay"] for g in parameter_groups(model, 0.2) for n, _ in g["params"]}
+    decays = {n: g["weight_decay"] for g in parameter_groups(model.named_parameters(), 0.2) for n, _ in g["params"]}
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()}
     for step in range(3):
         x, y = all_rows(run, step)
@@ -95,7 +95,7 @@ def test_no_clipping_leaves_the_gradient_alone(tiny) -> None:
     for clip in (0.0, 1e9, 1e-3):
         run = set_up(tiny(grad_clip=clip, weight_decay=0.0, warmup_iters=0), silent)
         train_step(run)
-        weights[clip] = run.optimizer.state[run.model.transformer.wte.weight]["exp_avg"].clone()
+        weights[clip] = run.optimizers[0].state[run.model.transformer.wte.weight]["exp_avg"].clone()
     assert torch.equal(weights[0.0], weights[1e9])
     assert weights[1e-3].norm() < 0.1 * weights[0.0].norm()
 

@@ -10,11 +10,14 @@ import cyclopts
 from cyclopts.argument import ArgumentCollection
 
 from gpt2 import __version__
+from gpt2.cli.allocator import keep_freed_memory
+from gpt2.cli.bench import app as bench_app
 from gpt2.cli.convert import export, import_, validate
 from gpt2.cli.demo import demo
 from gpt2.cli.evaluate import app as eval_app
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched
+from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.report import report
@@ -41,10 +44,11 @@ def make_app() -> cyclopts.App:
         config=complete,
         default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is left empty by leaving it out
     )
-    for command in (demo, prepare, inspect, train, sample, plot, report, export, validate):
+    for command in (demo, prepare, inspect, plan, train, sample, plot, report, export, validate):
         app.command(command, help_format="markdown")
     app.command(import_, name="import", help_format="markdown")
     app.command(eval_app)
+    app.command(bench_app)
     app.command(tokenizer_app)
     return app
 
@@ -56,7 +60,7 @@ def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCo
             for token in argument.tokens:
                 if "." in token.value:  # the library would round it
                     raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
-    if commands == ("train",):
+    if commands in (("train",), ("bench", "train"), ("plan",)):
         fill_in(app, commands, arguments)
 
 
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; never shows the user a traceback for an error of theirs."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+    keep_freed_memory()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option

@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -121,9 +121,9 @@ class FixedOrder:
 class Sharded:
     """Every process keeps a part of each parameter, its gradient and its optimizer state: PyTorch's fully_shard."""
 
-    def __init__(self, model: "FSDPModule") -> None:
+    def __init__(self, model: "FSDPModule", forward: Callable[..., Any]) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = cast(Callable[..., Any], model)
+        self.forward = forward
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager:
         self.model.set_requires_gradient_sync(is_last)
@@ -171,7 +171,7 @@ def wrapped(
 ) -> Engine:
     """What makes one gradient of an update's `micro_batches`. Before it there is no optimizer.
 
-    forward: the model itself, or compiled. Sharding replaces the model's parameters, block by block.
+    forward: computes the loss, compiled or not. Sharding replaces the model's parameters, block by block.
     """
     if world.size > 1 and parallel == "fsdp":
         from torch.distributed.device_mesh import init_device_mesh
@@ -197,9 +197,9 @@ def wrapped(
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         assert isinstance(model, FSDPModule), "fully_shard has made it one"
-        for method in ("token_losses", "log_probs"):  # they too need whole parameters
+        for method in ("loss", "token_losses", "log_probs"):  # they need whole parameters
             register_fsdp_forward_method(model, method)
-        return Sharded(model)
+        return Sharded(model, forward)
     if deterministic:
         return FixedOrder(model, forward, world, micro_batches)
     return Plain(forward, world, device)

@@ -39,7 +39,7 @@ class Progress:
     settings: dict[str, Any] = field(default_factory=dict)
     """The trainer's settings under its own names, which are ours or nanoGPT's."""
     optimizer: Callable[[], dict[str, Tensor]] | None = None
-    """Reads AdamW's state under the names of `optim.adamw.named_state`; None where the file has none. Raises
+    """Reads AdamW's state under the names of `optim.optimizers.named_state`; None where the file has none. Raises
     UserError where it is not the model's."""
     best_val_loss: float | None = None
     """Lowest validation loss so far, where it is known."""

@@ -88,8 +88,16 @@ class TrainConfig:
     """Round the head's matrix product up to a multiple of this for speed; never saved, never sampled."""
 
     # -- optimizer --
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for embeddings, biases and LayerNorms."""
     learning_rate: float = 6e-4
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon, which follows AdamW's up and down."""
+    muon_momentum: float = 0.95
+    """Muon's memory of the gradient."""
+    muon_weight_decay: float = 0.01
+    """Muon's decay of its matrices."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Course of the learning rate after the warmup."""
     decay_lr: bool = True
@@ -197,6 +205,7 @@ class TrainConfig:
             "max_iters": 0, "batch_size": 1, "block_size": 1, "eval_interval": 0, "eval_iters": 0,
             "log_interval": 1, "checkpoint_interval": 0, "keep_checkpoints": 0, "sample_interval": 0,
             "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
+            "muon_learning_rate": 0, "muon_weight_decay": 0,
             "max_minutes": 0, "max_tokens": 0, "max_epochs": 0, "early_stopping_patience": 0, "num_samples": 1,
             "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
             "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
@@ -206,7 +215,7 @@ class TrainConfig:
         for name, least in at_least.items():
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
-        for name in ("beta1", "beta2", "dropout"):
+        for name in ("beta1", "beta2", "dropout", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if not 0 < self.wsd_decay_fraction <= 1:

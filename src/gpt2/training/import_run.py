@@ -9,7 +9,7 @@ from gpt2.errors import UserError
 from gpt2.files import write_text
 from gpt2.formats.open import build
 from gpt2.formats.source import Source
-from gpt2.optim.adamw import adamw, load_named_state
+from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
 from gpt2.training.weights import SHAPE
@@ -41,11 +41,11 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     except UserError as error:
         note(f"its settings do not fit together here ({error}): the run has the defaults")
         config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
-    optimizer = adamw(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
-    load_named_state(optimizer, progress.moments(note))
+    optimizers = make_optimizers(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
+    load_named_state(optimizers, progress.moments(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
-    taken = checkpoint.snapshot(out_dir, state, model, optimizer, tokenizer, about)
+    taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
     checkpoint.write(taken)
     write_text(out_dir / "config.toml", dump_toml({k: v for k, v in config.as_dict().items() if k != "overwrite"}))
     return taken.folder

@@ -346,7 +346,7 @@ class Loop:
             run.world.main_only(lambda: checkpoint.tidy(run.out_dir, now, keep))
         else:
             about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint}
-            taken = checkpoint.snapshot(run.out_dir, now, run.model, run.optimizer, run.tokenizer, about)
+            taken = checkpoint.snapshot(run.out_dir, now, run.model, run.optimizers, run.tokenizer, about)
             self.saver.save(state.step, taken, lambda: checkpoint.tidy(run.out_dir, now, keep))
             run.saved_step = state.step
         self.ledger.mark("checkpoints")

@@ -1,5 +1,7 @@
 """Writes the checkpoints of a run, beside the training where that is asked for."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from gpt2 import checkpoint
 from gpt2.checkpoint import Snapshot
 from gpt2.distributed.world import World
 from gpt2.tensor_file import Part
+
+LOW_PRIORITY = 10
+"""Of the thread that writes in the background, as nice(1) counts."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Saver:
             self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(beside, 3)))
 
         def beside() -> None:
+            if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
             try:
                 write()
             except Exception as error:

@@ -19,8 +19,8 @@ from gpt2.errors import UserError, first_line
 from gpt2.evaluate.choices import Task
 from gpt2.formats.layout import read_description, saved_steps
 from gpt2.generation.engine import encode_prompt, read_prompt
-from gpt2.model import GPT
-from gpt2.optim.adamw import adamw, load_named_state
+from gpt2.model import GPT, Objective
+from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.runlog.trackers import require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
@@ -60,7 +60,7 @@ class Run:
     """Step of the newest checkpoint on disk; None for a run that has none yet."""
     engine: Engine = field(init=False)
     """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
-    optimizer: torch.optim.Optimizer = field(init=False)
+    optimizers: list[torch.optim.Optimizer] = field(init=False)
     hellaswag: list[Task] = field(default_factory=list)
     """The tasks to measure with while training; none where that is off."""
 
@@ -86,13 +86,29 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
         compile_blocks=config.compile,
         cpu_offload=config.cpu_offload,
     )
-    betas, shared = (config.beta1, config.beta2), config.zero_stage > 0 and world.size > 1
-    run.optimizer = adamw(run.model, config.learning_rate, betas, config.weight_decay, shared)
+    run.optimizers = make_optimizers(
+        run.model,
+        config.learning_rate,
+        (config.beta1, config.beta2),
+        config.weight_decay,
+        muon=muon_settings(config) if config.optimizer == "muon" else None,
+        shared=config.zero_stage > 0 and world.size > 1,
+    )
     if restored is not None:
-        checkpoint.restore_optimizer(restored, run.optimizer)
+        checkpoint.restore_optimizers(restored, run.optimizers)
     elif imported is not None:
-        load_named_state(run.optimizer, imported)
+        load_named_state(run.optimizers, imported)
     return run
+
+
+def muon_settings(config: TrainConfig) -> dict[str, Any]:
+    """What `Muon` takes, but for the parameters."""
+    return {
+        "lr": config.muon_learning_rate,
+        "momentum": config.muon_momentum,
+        "weight_decay": config.muon_weight_decay,
+        "dtype": torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
+    }
 
 
 def _find(config: TrainConfig, note: Note) -> tuple[Path | None, Dataset]:
@@ -169,7 +185,7 @@ def _build(
 
     if config.activation_checkpointing:
         engines.recompute(model.transformer.h)
-    forward: nn.Module = model
+    forward: nn.Module = Objective(model)
     if not config.eval_only:
         _require_trackers(config)
     if not config.eval_only and (config.parallel == "ddp" or world.size == 1):  # else nobody has all of the model
@@ -255,11 +271,12 @@ def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConf
     A batch is tried before the run begins. Raises UserError where it does not fit the device's memory.
     """
     where = next(model.parameters()).device
+    objective = Objective(model)
     x, y = gather(tokens, [0] * config.batch_size, config.block_size, where)
 
     def attempt(forward: Callable[..., Any]) -> None:
         with device.autocast(where, config.dtype):
-            _, loss = forward(x, y, documents=document_numbers(x, boundary))
+            loss = forward(x, y, document_numbers(x, boundary))
         loss.backward()
         model.zero_grad(set_to_none=True)
 
@@ -267,7 +284,7 @@ def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConf
         if config.compile:
             note("compiling the model; the first time takes a minute")
             try:
-                compiled = cast(nn.Module, torch.compile(model))
+                compiled = cast(nn.Module, torch.compile(objective))
                 attempt(compiled)
                 return compiled
             except torch.OutOfMemoryError:
@@ -277,8 +294,8 @@ def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConf
                 torch._dynamo.reset()
                 model.zero_grad(set_to_none=True)
         if where.type == "cuda":
-            attempt(model)
-        return model
+            attempt(objective)
+        return objective
     except torch.OutOfMemoryError:
         raise UserError(
             f"batch_size={config.batch_size} of block_size={config.block_size} does not fit the memory of {where}; "

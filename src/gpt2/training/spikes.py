@@ -67,7 +67,7 @@ class SpikeWatch:
                 f"{what}, again after {MOST_RETURNS} returns to {folder}; go on with --init_from=resume and a lower "
                 "--learning_rate, or a higher --rollback_on_spike"
             )
-        checkpoint.restore_optimizer(folder, run.optimizer)
+        checkpoint.restore_optimizers(folder, run.optimizers)
         restored.left_out = state.left_out + step - restored.step
         restored.seconds = state.seconds
         vars(state).update(vars(restored))

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2.data.batches import align, document_numbers, gather, micro_batches, sample_starts
 from gpt2.device import autocast
 from gpt2.distributed.parts import whole
-from gpt2.optim.adamw import skip_if
+from gpt2.optim.optimizers import set_learning_rate, skip_if
 from gpt2.optim.schedule import learning_rate
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import Run
@@ -45,7 +45,7 @@ def train_step(run: Run) -> StepResult:
             torch.manual_seed(dropout_seed(config.seed, step, micro))
         with run.engine.micro_batch(is_last=micro == mine[-1][0]):
             with autocast(run.device, config.dtype):
-                _, loss = run.engine.forward(x, y, documents=document_numbers(x, run.boundary))
+                loss = run.engine.forward(x, y, document_numbers(x, run.boundary))
             watch.mark("forward")
             run.scaler.scale(loss / config.accumulation).backward()
         watch.mark("backward")
@@ -54,18 +54,19 @@ def train_step(run: Run) -> StepResult:
     loss = world.concatenated(torch.stack(losses)).mean()
     watch.mark("reduce")
 
-    run.scaler.unscale_(run.optimizer)
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or float("inf")))
     lr = step_learning_rate(config, step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(run.optimizers, lr / config.learning_rate if config.learning_rate else 0.0)
     skipped = ~torch.isfinite(loss)
     if not run.scaler.is_enabled():  # which skips what overflows by itself, as happens now and then
         skipped |= ~torch.isfinite(grad_norm)
-        skip_if(run.optimizer, skipped)
-    run.scaler.step(run.optimizer)
+        skip_if(run.optimizers, skipped)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
     run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
     watch.mark("optimizer")
     return StepResult(loss, grad_norm, lr, skipped, watch)
 

@@ -1,0 +1,118 @@
+"""How fast a configuration trains on this machine."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpt2 import accounting, device
+from gpt2.data.prepare import prepare
+from gpt2.model import GPTConfig
+from gpt2.training.config import TrainConfig
+from gpt2.training.setup import Run, set_up
+from gpt2.training.step import train_step
+
+Note = Callable[[str], None]
+UNTIMED = 3
+"""Updates before the clock runs."""
+RANDOM_TOKENS = 2**20
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What so many timed updates gave."""
+
+    tokens_per_second: float
+    """The median update's."""
+    slowest: float
+    fastest: float
+    """Of the slowest and fastest update."""
+    seconds: dict[str, float]
+    """Of the parts of an update, the median of each."""
+    until_first_update: float
+    """Seconds from the beginning to the end of the first update, compiling included."""
+    mfu_measured: float
+    """Share of this device's matrix products, measured in the same format right after the updates."""
+    mfu_data_sheet: float | None
+    """Share of the rate its maker gives, where that is known."""
+    peak_memory: int
+    """Bytes."""
+    parameters: int
+    tokens_per_step: int
+    dtype: str
+
+
+def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = None) -> TrainingSpeed:
+    """Train `steps` updates with the clock running. Nothing is kept.
+
+    Without a dataset the tokens are random. trace: where to write PyTorch's profile of the last two updates, for
+    chrome://tracing. Raises UserError, as training does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if not config.dataset:
+            size = config.vocab_size or GPTConfig.vocab_size
+            config = replace(config, dataset=str(random_dataset(Path(folder))), vocab_size=size)
+        began = time.perf_counter()
+        run = set_up(replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=_origin(config)), note)
+        return timed(run, steps, began, trace)
+
+
+def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> TrainingSpeed:
+    """The figures of `steps` further updates of a run that began to be set up at `began`."""
+    config, first, seconds, splits = run.config, 0.0, [], []
+    profiled: AbstractContextManager[Any] = nullcontext()
+    if trace is not None:
+        profiled = torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=UNTIMED + steps - 3, warmup=1, active=2)
+        )
+    with profiled as profile:
+        for number in range(UNTIMED + steps):
+            start = time.perf_counter()
+            result = train_step(run)
+            result.loss.item()  # waits for the device
+            end = time.perf_counter()
+            run.state.step += 1
+            if number == 0:
+                first = end - began
+            if number >= UNTIMED:
+                seconds.append(end - start)
+                splits.append(result.watch.seconds())
+            if profile is not None:
+                profile.step()
+    if trace is not None:
+        profile.export_chrome_trace(str(trace))
+    rate = config.tokens_per_step / statistics.median(seconds)
+    sheet = device.data_sheet_flops(run.device, config.dtype)
+    return TrainingSpeed(
+        tokens_per_second=rate,
+        slowest=config.tokens_per_step / max(seconds),
+        fastest=config.tokens_per_step / min(seconds),
+        seconds={part: statistics.median(split[part] for split in splits) for part in splits[0]},
+        until_first_update=first,
+        mfu_measured=accounting.mfu(run.model.config, rate, device.measured_flops(run.device, config.dtype)),
+        mfu_data_sheet=accounting.mfu(run.model.config, rate, sheet) if sheet else None,
+        peak_memory=device.peak_memory(run.device),
+        parameters=run.model.num_params(),
+        tokens_per_step=config.tokens_per_step,
+        dtype=config.dtype,
+    )
+
+
+def random_dataset(folder: Path) -> Path:
+    """A prepared dataset of random letters, in `folder`."""
+    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, size=RANDOM_TOKENS, dtype=np.uint8)
+    text = folder / "letters.txt"
+    text.write_bytes(letters.tobytes())
+    return prepare(text, out=folder / "letters", tokenizer="byte")
+
+
+def _origin(config: TrainConfig) -> str:
+    """Where the weights come from: a run in `out_dir` is none of ours."""
+    return "scratch" if config.init_from in ("resume", "auto") else config.init_from

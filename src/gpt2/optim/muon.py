@@ -1,0 +1,98 @@
+"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al. 2024).
+
+https://kellerjordan.github.io/posts/muon
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2.distributed.parts import part_like, whole
+
+MOST_AT_ONCE = 2**26
+"""Numbers of matrices that are made orthogonal together; four times as many are held meanwhile."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic that Jordan et al. found to lift small singular values fastest."""
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Updates matrices; a group's `parts` says how many a parameter holds, one below the other.
+
+    Momentum is Nesterov's. An update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)); weight
+    decay is decoupled, as AdamW's. dtype: format in which matrices are made orthogonal.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
+        self.dtype = dtype
+        self.found_inf: Tensor | None = None
+        """Where this is set and not 0, the next step changes nothing."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
+        """Make an update of every parameter that has a gradient."""
+        steps: list[Tensor] = []
+        matrices: list[Tensor] = []
+        updated = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for parameter, group in updated:
+            step = whole(self._advanced(parameter, parameter.grad, group["momentum"])).contiguous()
+            steps.append(step)
+            matrices += step.chunk(group["parts"])
+        orthogonalise(matrices, self.dtype)
+        proceed = 1.0 if self.found_inf is None else 1 - self.found_inf
+        for (parameter, group), step in zip(updated, steps, strict=True):
+            rows, columns = len(step) / group["parts"], step.size(1)
+            scale = group["lr"] * max(1, rows / columns) ** 0.5
+            parameter.mul_(1 - proceed * (group["lr"] * group["weight_decay"]))
+            parameter.sub_(part_like(parameter, step.mul_(proceed * scale)))
+
+    def _advanced(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+        """Put the next momentum into the state; returns what Nesterov sees ahead of it."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        mean: Tensor = state["momentum"]
+        if self.found_inf is not None:  # numbers that are not finite must not come near it
+            gradient = torch.where(self.found_inf.bool(), mean, gradient)
+        mean.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+
+def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> None:
+    """Make matrices about orthogonal, in place: singular values come close to 1, singular vectors stay.
+
+    Those of one shape, lying or standing, are computed together in `dtype`, some of them at a time.
+    """
+    shapes: dict[tuple[int, ...], list[Tensor]] = {}
+    for matrix in matrices:
+        lying = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+        shapes.setdefault(tuple(lying.shape), []).append(lying)
+    for (rows, columns), same in shapes.items():
+        count = max(1, MOST_AT_ONCE // (rows * columns))
+        for first in range(0, len(same), count):
+            some = same[first : first + count]
+            for matrix, result in zip(some, newton_schulz(torch.stack(some).to(dtype)), strict=True):
+                matrix.copy_(result)
+
+
+def newton_schulz(x: Tensor) -> Tensor:
+    """Matrices (n, rows, columns), rows ≤ columns, with their singular values brought to between 0.7 and 1.2.
+
+    Five steps of X ← aX + (bA + cA²)X with A = XXᵀ, which act on the singular values alone.
+    """
+    a, b, c = COEFFICIENTS
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x

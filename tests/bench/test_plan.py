@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from gpt2 import accounting, device
+from gpt2.accounting import Sharing
+from gpt2.bench.plan import SPARE, plan
+from gpt2.errors import UserError
+from gpt2.model import GPTConfig
+from gpt2.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    model="d6", block_size=128, total_batch_size=128 * 60, batch_size=1, device="cpu", dtype="float32", max_iters=10
+)
+SHAPE = GPTConfig.preset("d6", block_size=128)
+
+
+def with_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(device, "free_memory", lambda where: size)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("size", [900_000_000, 1_500_000_000, 10**12])
+def test_the_largest_micro_batch_that_fits_is_chosen(
+    processes: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, size)
+    found = plan(CONFIG, processes, False, lambda line: None)
+    assert found.config.tokens_per_step == CONFIG.tokens_per_step
+
+    def needs(batch_size: int) -> int:
+        return accounting.memory(SHAPE, Sharing(processes), batch_size, half=False, device="cpu").total
+
+    each = 60 // processes
+    fitting = [b for b in range(1, each + 1) if each % b == 0 and needs(b) <= (1 - SPARE) * size]
+    assert found.config.batch_size == max(fitting)
+    assert found.memory.total == needs(max(fitting))
+    assert (found.tokens, found.checkpoint) == (10 * 128 * 60, 12 * accounting.num_params(SHAPE))
+
+
+def test_where_nothing_fits_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_memory(monkeypatch, 10**8)
+    with pytest.raises(
+        UserError, match=r"a single row needs 0\.\d GB, and 0\.1 GB are free; .*--activation_checkpoin"
+    ):
+        plan(CONFIG, 1, False, lambda line: None)
+
+
+def test_the_command_says_what_a_run_takes(gpt2_command) -> None:
+    flags = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--max_iters=50", "--compile=False"]
+    flags += ["--vocab_size=300", "--batch_size=2", "--device=cpu", "--keep_checkpoints=3"]
+    status, out, err = gpt2_command("plan", *flags, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert (found["tokens"], found["batch_size"], found["gradient_accumulation_steps"]) == (1600, 2, 1)
+    assert found["seconds"] == pytest.approx(1600 / found["tokens_per_second"])
+    assert found["parameters"] == accounting.num_params(GPTConfig(16, 300, 1, 1, 16))
+    status, out, _ = gpt2_command("plan", *flags, "--no-probe")
+    assert status == 0
+    assert "update    32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
+    assert "4 at a time" in out
+    assert "time " not in out
+    assert gpt2_command("plan", *flags, "--nproc=3")[2] == (
+        "gpt2: the 2 rows of an update cannot be shared by 3 processes\n"
+    )

@@ -1,0 +1,121 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2.model import GPT, GPTConfig
+from gpt2.optim import muon as module
+from gpt2.optim.muon import Muon, orthogonalise
+from gpt2.optim.optimizers import load_named_state, make_optimizers, named_state, set_learning_rate, skip_if
+
+CONFIG = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
+SETTINGS = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(math.prod(shape)))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 32), (32, 8)])
+def test_what_comes_out_is_about_orthogonal_with_the_same_singular_vectors(shape: tuple[int, int]) -> None:
+    u, _, v = torch.linalg.svd(random(*shape).double(), full_matrices=False)
+    singular = torch.linspace(3, 0.3, len(v) if shape[0] > shape[1] else len(u.T))
+    matrix = u @ singular.double().diag() @ v
+    orthogonalise([matrix], torch.float64)
+    found = u.T @ matrix @ v.T
+    assert (found - found.diag().diag()).abs().max() < 1e-10
+    assert 0.65 < found.diag().min() <= found.diag().max() < 1.21
+
+
+def test_matrices_of_many_shapes_are_computed_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_AT_ONCE", 2 * 32)
+    matrices = [random(8, 4), random(4, 8) + 1, random(8, 4) - 1, random(6, 6), random(4, 8)]
+    together = [m.clone() for m in matrices]
+    orthogonalise(together, torch.float32)
+    for matrix, found in zip(matrices, together, strict=True):
+        orthogonalise([matrix], torch.float32)
+        torch.testing.assert_close(found, matrix)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (12, 48), (48, 12)])
+def test_updates_are_those_of_pytorchs_muon(shape: tuple[int, int]) -> None:
+    mine, theirs = torch.nn.Parameter(random(*shape)), torch.nn.Parameter(random(*shape))
+    ours = Muon([{"params": [mine]}], dtype=torch.bfloat16, **SETTINGS)
+    reference = torch.optim.Muon([theirs], nesterov=True, **SETTINGS)
+    for step in range(3):
+        mine.grad = random(*shape, 3)[..., step].clone()
+        theirs.grad = mine.grad.clone()
+        before = theirs.detach().clone()
+        ours.step()
+        reference.step()
+        change = (theirs - before).norm()
+        assert (mine - theirs).norm() < 0.03 * change  # bfloat16 has two digits
+        theirs.data.copy_(mine)
+
+
+def test_queries_keys_and_values_are_matrices_of_their_own() -> None:
+    model = GPT(CONFIG)
+    [_, optimizer] = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon={"lr": 1.0})
+    weight = model.transformer.h[0].attn.c_attn.weight
+    before = weight.detach().clone()
+    weight.grad = random(24, 8) * torch.tensor([1e-3, 1.0, 1e3]).repeat_interleave(8)[:, None]
+    optimizer.step()
+    for change in (before - weight.detach()).split(8):
+        assert 0.6 < torch.linalg.svdvals(change).min() <= torch.linalg.svdvals(change).max() < 1.25
+
+
+def test_muon_has_the_blocks_matrices_and_adamw_the_rest() -> None:
+    model = GPT(CONFIG)
+    adamw, muon = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    names = [name for group in muon.param_groups for name in group["param_names"]]
+    kinds = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert sorted(names) == sorted(f"transformer.h.{i}.{kind}.weight" for i in (0, 1) for kind in kinds)
+    rest = [name for group in adamw.param_groups for name in group["param_names"]]
+    assert sorted(names + rest) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_both_follow_one_schedule() -> None:
+    optimizers = make_optimizers(GPT(CONFIG), 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    for share in (0.5, 0.25, 1.0):
+        set_learning_rate(optimizers, share)
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        assert rates == pytest.approx([1e-3 * share] * 2 + [0.02 * share] * 2)
+
+
+def train(model: GPT, optimizers: list[torch.optim.Optimizer], bad: float = 0.0) -> None:
+    idx = torch.tensor([[1, 2, 3]])
+    (model.loss(idx, idx) * (1 + bad)).backward()
+    skip_if(optimizers, torch.tensor(not math.isfinite(bad)))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def everything(model: GPT, optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    return [t.detach().clone() for t in (*model.parameters(), *named_state(optimizers).values())]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    model = GPT(CONFIG)
+    optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    train(model, optimizers)
+    before = everything(model, optimizers)
+    train(model, optimizers, bad)
+    assert all(map(torch.equal, before, everything(model, optimizers)))
+    train(model, optimizers)
+    assert not any(map(torch.equal, before[:3], everything(model, optimizers)[:3]))
+
+
+def test_its_state_goes_out_and_in_by_name() -> None:
+    model = GPT(CONFIG)
+    optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    train(model, optimizers)
+    twin = GPT(CONFIG)
+    twin.load_state_dict(model.state_dict())
+    twins = make_optimizers(twin, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    load_named_state(twins, {name: tensor.clone() for name, tensor in named_state(optimizers).items()})
+    train(model, optimizers)
+    train(twin, twins)
+    assert all(map(torch.equal, everything(model, optimizers), everything(twin, twins)))

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt2 import head_loss as module
+from gpt2.head_loss import head_loss
+
+N, V, C = 23, 37, 8
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, w = (torch.randn(n, C, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for n in (N, V))
+    return x, w, torch.randint(V, (N,), generator=generator)
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows of logits at a time: the last part has three."""
+    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", 5 * 48)
+
+
+@pytest.mark.parametrize("pad_vocab", [1, 16, 64])
+@pytest.mark.parametrize("ignored", [[], [0, 7, 22], [5, 6, 7, 8, 9]])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(in_parts, pad_vocab: int, ignored: list[int]) -> None:
+    x, w, targets = inputs()
+    targets[ignored] = -1
+    found = head_loss(x, w, targets, pad_vocab)
+    gradients = torch.autograd.grad(3 * found, (x, w))
+    expected = F.cross_entropy(x @ w.T, targets, ignore_index=-1)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    for mine, theirs in zip(gradients, torch.autograd.grad(3 * expected, (x, w)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-16)
+
+
+def test_no_more_logits_exist_than_allowed(in_parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    log_softmax = F.log_softmax
+    monkeypatch.setattr(F, "log_softmax", lambda x, **named: seen.append(x.shape) or log_softmax(x, **named))
+    x, w, targets = inputs()
+    head_loss(x, w, targets, 16).backward()
+    assert seen == [(5, 48)] * 4 + [(3, 48)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype) -> None:
+    x, w, targets = inputs(torch.float32)
+    with torch.autocast("cpu", dtype):
+        found = head_loss(x, w, targets, 16)
+    found.backward()
+    assert found.dtype == x.grad.dtype == w.grad.dtype == torch.float32
+    exact, v, _ = inputs()
+    expected = F.cross_entropy(exact @ v.T, targets)
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=5e-3)
+    for mine, theirs in ((x.grad, exact.grad), (w.grad, v.grad)):
+        assert (mine - theirs).norm() < 1e-2 * theirs.norm()
+
+
+def test_where_every_target_is_ignored_the_loss_is_no_number() -> None:
+    x, w, _ = inputs()
+    assert head_loss(x, w, torch.full((N,), -1)).isnan()
