@@ -201,6 +201,13 @@ def test_other_tokens_at_a_resume_are_noticed(tiny, dataset: Path, text: str, tm
     assert "are not those the run began with" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_optimizer_can_change_at_a_resume(tiny, before: str, after: str, capfd) -> None:
+    train(tiny(max_iters=4, optimizer=before))
+    assert train(tiny(max_iters=8, optimizer=after, init_from="resume")).step == 8
+    assert f"changed for this resume: optimizer={after} (was {before})" in capfd.readouterr().err
+
+
 def test_precision_can_change_at_a_resume(tiny, tmp_path: Path) -> None:
     for step, dtype in enumerate(("float32", "float16", "bfloat16", "float16"), start=1):
         assert train(tiny(max_iters=step, init_from="auto", dtype=dtype)).step == step

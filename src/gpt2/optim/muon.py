@@ -13,16 +13,24 @@ from gpt2.distributed.parts import part_like, whole
 
 MOST_AT_ONCE = 2**26
 """Numbers of matrices that are made orthogonal together; four times as many are held meanwhile."""
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that Jordan et al. found to lift small singular values fastest."""
-ITERATIONS = 5
+COEFFICIENTS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+"""Of one quintic after the other: the first n are the best n for singular values between 0.001 and 1 (Amsel et al.
+2025, "The Polar Express"). They bring them to 1 ± 0.87 in 3 steps, ± 0.56 in 4, ± 0.12 in 5."""
+MARGIN = 1.01
+"""By which matrices are divided more than by their norm, because bfloat16 rounds up too."""
 
 
 class Muon(torch.optim.Optimizer):
     """Updates matrices; a group's `parts` says how many a parameter holds, one below the other.
 
     Momentum is Nesterov's. An update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)); weight
-    decay is decoupled, as AdamW's. dtype: format in which matrices are made orthogonal.
+    decay is decoupled, as AdamW's. iterations: at most 5, in which matrices are made orthogonal, in format `dtype`.
     """
 
     def __init__(
@@ -31,10 +39,11 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        iterations: int = 5,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
-        self.dtype = dtype
+        self.iterations, self.dtype = iterations, dtype
         self.found_inf: Tensor | None = None
         """Where this is set and not 0, the next step changes nothing."""
 
@@ -48,7 +57,7 @@ class Muon(torch.optim.Optimizer):
             step = whole(self._advanced(parameter, parameter.grad, group["momentum"])).contiguous()
             steps.append(step)
             matrices += step.chunk(group["parts"])
-        orthogonalise(matrices, self.dtype)
+        orthogonalise(matrices, self.iterations, self.dtype)
         proceed = 1.0 if self.found_inf is None else 1 - self.found_inf
         for (parameter, group), step in zip(updated, steps, strict=True):
             rows, columns = len(step) / group["parts"], step.size(1)
@@ -68,7 +77,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(mean, momentum)
 
 
-def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> None:
+def orthogonalise(matrices: list[Tensor], iterations: int, dtype: torch.dtype) -> None:
     """Make matrices about orthogonal, in place: singular values come close to 1, singular vectors stay.
 
     Those of one shape, lying or standing, are computed together in `dtype`, some of them at a time.
@@ -81,18 +90,17 @@ def orthogonalise(matrices: list[Tensor], dtype: torch.dtype) -> None:
         count = max(1, MOST_AT_ONCE // (rows * columns))
         for first in range(0, len(same), count):
             some = same[first : first + count]
-            for matrix, result in zip(some, newton_schulz(torch.stack(some).to(dtype)), strict=True):
+            for matrix, result in zip(some, newton_schulz(torch.stack(some).to(dtype), iterations), strict=True):
                 matrix.copy_(result)
 
 
-def newton_schulz(x: Tensor) -> Tensor:
-    """Matrices (n, rows, columns), rows ≤ columns, with their singular values brought to between 0.7 and 1.2.
+def newton_schulz(x: Tensor, iterations: int) -> Tensor:
+    """Matrices (n, rows, columns), rows ≤ columns, with their singular values brought close to 1.
 
-    Five steps of X ← aX + (bA + cA²)X with A = XXᵀ, which act on the singular values alone.
+    Steps of X ← aX + (bA + cA²)X with A = XXᵀ, which act on the singular values alone.
     """
-    a, b, c = COEFFICIENTS
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
+    x = x / (MARGIN * x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for a, b, c in COEFFICIENTS[:iterations]:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x

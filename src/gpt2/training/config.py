@@ -98,6 +98,8 @@ class TrainConfig:
     """Muon's memory of the gradient."""
     muon_weight_decay: float = 0.01
     """Muon's decay of its matrices."""
+    muon_iterations: Literal[3, 4, 5] = 5
+    """Steps in which Muon makes an update orthogonal; fewer are quicker and rougher."""
     lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Course of the learning rate after the warmup."""
     decay_lr: bool = True

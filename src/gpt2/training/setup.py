@@ -107,6 +107,7 @@ def muon_settings(config: TrainConfig) -> dict[str, Any]:
         "lr": config.muon_learning_rate,
         "momentum": config.muon_momentum,
         "weight_decay": config.muon_weight_decay,
+        "iterations": config.muon_iterations,
         "dtype": torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
     }
 
