@@ -46,7 +46,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Update:
     keep_freed_memory()  # as the command does
     folder = tempfile.mkdtemp()
     config = TrainConfig(
-        dataset=str(random_dataset(Path(folder))),
+        dataset=str(random_dataset(Path(folder), GPTConfig.vocab_size)),
         vocab_size=GPTConfig.vocab_size,
         out_dir=f"{folder}/run",
         model=options.model,
@@ -69,6 +69,7 @@ def ours(options: argparse.Namespace, dtype: str) -> Update:
 def theirs(options: argparse.Namespace, model: Any, optimizer: torch.optim.Optimizer, context: Any) -> Update:
     """An update as nanoGPT, build-nanogpt and llm.c make it; the model returns logits and loss."""
     batches = random_batches(options)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def update() -> None:
         for _ in range(options.accumulation):
@@ -76,7 +77,7 @@ def theirs(options: argparse.Namespace, model: Any, optimizer: torch.optim.Optim
             with context:
                 loss = model(x, y)[1] / options.accumulation
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()

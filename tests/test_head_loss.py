@@ -61,3 +61,14 @@ def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype
 def test_where_every_target_is_ignored_the_loss_is_no_number() -> None:
     x, w, _ = inputs()
     assert head_loss(x, w, torch.full((N,), -1)).isnan()
+
+
+def test_float16_holds_the_gradient_of_a_frequent_token() -> None:
+    """Its sum over many places is more than float16 can hold."""
+    x = torch.full((4096, C), 20.0).requires_grad_()
+    w = torch.zeros(64, C).requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        loss = head_loss(x, w, torch.zeros(4096, dtype=torch.int64))
+    loss.backward()
+    assert w.grad is not None
+    torch.testing.assert_close(w.grad[0], torch.full((C,), -20 * 63 / 64), rtol=1e-3, atol=0)

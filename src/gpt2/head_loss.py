@@ -46,6 +46,7 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=x.device)
         dw = torch.zeros(width, w.size(1), dtype=exact, device=x.device)
         dx = []
+        shrunk = 2.0 ** (rows - 1).bit_length()  # else float16 could not hold the sum over a part's rows
         with torch.autocast(x.device.type, enabled=False):
             for h, t, c in zip(x.split(rows), targets.split(rows), counted.split(rows), strict=True):
                 t, h = t.clamp(min=0)[:, None], h.to(dtype)
@@ -55,7 +56,11 @@ class _HeadLoss(torch.autograd.Function):
                 total -= (log_probs.gather(1, t) * c).sum()
                 p = log_probs.exp_().scatter_add_(1, t, -torch.ones_like(t, dtype=exact)).to(dtype)
                 dx.append((p @ w) * c)
-                dw = torch.addmm(dw, p.T, h * c) if dtype == exact else dw + p.T @ (h * c)
+                dw = (
+                    torch.addmm(dw, p.T, h * c)
+                    if dtype == exact
+                    else dw + shrunk * (p.T @ (h * c / shrunk)).to(exact)
+                )
         ctx.save_for_backward(torch.cat(dx), dw[:size], share)
         return total * share
 
@@ -63,4 +68,4 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx, dw, share = ctx.saved_tensors
         gradient = gradient * share
-        return dx * gradient, dw * gradient, None, None, None, None
+        return dx.to(dw.dtype) * gradient, dw * gradient, None, None, None, None

@@ -5,9 +5,11 @@ import pytest
 from gpt2 import accounting, device
 from gpt2.accounting import Sharing
 from gpt2.bench.plan import SPARE, plan
+from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
+from gpt2.training.loop import train
 
 CONFIG = TrainConfig(
     model="d6", block_size=128, total_batch_size=128 * 60, batch_size=1, device="cpu", dtype="float32", max_iters=10
@@ -58,8 +60,19 @@ def test_the_command_says_what_a_run_takes(gpt2_command) -> None:
     status, out, _ = gpt2_command("plan", *flags, "--no-probe")
     assert status == 0
     assert "update    32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
-    assert "4 at a time" in out
+    assert "5 at a time" in out
     assert "time " not in out
     assert gpt2_command("plan", *flags, "--nproc=3")[2] == (
         "gpt2: the 2 rows of an update cannot be shared by 3 processes\n"
     )
+
+
+def test_the_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_path) -> None:
+    """Its tokens are the dataset's, or all of it is the model's to be fine-tuned."""
+    vocab_size = open_dataset(str(dataset)).tokenizer.vocab_size
+    expected = accounting.num_params(GPTConfig(16, vocab_size, 2, 2, 16))
+    assert plan(tiny(), 1, False, print).parameters == expected
+    assert plan(tiny(), 1, True, print).tokens_per_second
+    train(tiny(max_iters=1, warmup_iters=0))
+    tuned = TrainConfig(init_from=str(tmp_path / "run"), block_size=8, device="cpu", dataset="no such one")
+    assert plan(tuned, 1, False, print).parameters == expected - 8 * 16

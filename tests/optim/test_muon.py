@@ -124,3 +124,11 @@ def test_its_state_goes_out_and_in_by_name() -> None:
     train(model, optimizers)
     train(twin, twins)
     assert all(map(torch.equal, everything(model, optimizers), everything(twin, twins)))
+
+
+def test_state_that_is_not_there_to_load_is_begun_anew() -> None:
+    model = GPT(CONFIG)
+    optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
+    train(model, optimizers)
+    load_named_state(optimizers, {})
+    assert named_state(optimizers) == {}

@@ -3,15 +3,23 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
 from gpt2.bench.train import measure
+from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
+from gpt2.formats.open import open_model
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
 
 PROBED_UPDATES, PROBED_TOKENS = 2, 4096
+PROBED = (
+    "block_size", "bias", "flash", "pad_vocab", "dropout", "optimizer", "muon_iterations", "device", "dtype",
+    "compile", "tf32", "activation_checkpointing",
+)  # fmt: skip
+"""Settings that the probe shares with the run."""
 SPARE = 0.1
 """Share of the device's memory that is left alone: what libraries take, and what the arithmetic does not count."""
 
@@ -56,10 +64,7 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
     """
     config, where = config.resolved(), device.pick_device(config.device)
     dtype = device.pick_dtype(config.dtype, where)
-    shape = GPTConfig(
-        vocab_size=config.vocab_size or GPTConfig.vocab_size,
-        **{name: getattr(config, name) for name in ("block_size", "n_layer", "n_head", "n_embd", "bias")},
-    )
+    shape = _shape(config, note)
     sharing = Sharing(processes, config.parallel, config.zero_stage)
     rows = config.accumulation * config.batch_size
     if rows % processes:
@@ -81,6 +86,7 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
             device=where.type,
         )
         n = accounting.num_params(shape)
+        in_matrices = 12 * shape.n_layer * shape.n_embd**2 if config.optimizer == "muon" else 0
         tokens = min(config.max_iters * config.tokens_per_step, config.max_tokens or sys.maxsize)
         return Plan(
             config=fitted,
@@ -89,8 +95,8 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
             available=device.free_memory(where),
             tokens=tokens,
             flops=float(accounting.flops_per_token(shape)) * tokens,
-            checkpoint=12 * n,
-            kept=config.keep_checkpoints + 1 if config.keep_checkpoints else 0,
+            checkpoint=12 * n - 4 * in_matrices,  # Muon has one number for each of its own, AdamW two
+            kept=config.keep_checkpoints + 2 if config.keep_checkpoints else 0,
             tokens_per_second=None,
         )
 
@@ -109,7 +115,32 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
     batch_size = chosen.config.batch_size
     if where.type == "cpu":  # where a larger one is hardly faster, and takes its time
         batch_size = min(batch_size, max(1, PROBED_TOKENS // config.block_size))
-    changes = {"dataset": "", "init_from": "scratch", "batch_size": batch_size, "gradient_accumulation_steps": 1}
-    probed = replace(chosen.config, **changes)
+    probed = replace(
+        TrainConfig(),
+        **{name: getattr(config, name) for name in PROBED},
+        **{name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
+        batch_size=batch_size,
+    )
     speed = measure(probed, PROBED_UPDATES, note)
-    return replace(chosen, tokens_per_second=speed.tokens_per_second * processes)
+    micro_batches = rows / processes / batch_size
+    once = sum(speed.seconds[part] for part in ("reduce", "optimizer"))
+    seconds = micro_batches * (sum(speed.seconds.values()) - once) + once
+    return replace(chosen, tokens_per_second=config.tokens_per_step / seconds)
+
+
+def _shape(config: TrainConfig, note: Callable[[str], None]) -> GPTConfig:
+    """Of the model that will be trained. Nothing is prepared or trained for it."""
+    if config.init_from not in ("scratch", "resume", "auto"):
+        return replace(open_model(config.init_from).config, block_size=config.block_size)
+    vocab_size = config.vocab_size
+    if vocab_size is None and any(
+        path.exists() for path in (Path(config.dataset), Path(config.data_dir, config.dataset))
+    ):
+        vocab_size = open_dataset(config.dataset, config.data_dir).tokenizer.vocab_size if config.dataset else None
+    if vocab_size is None:
+        vocab_size = GPTConfig.vocab_size
+        note(
+            f"the dataset is not prepared yet: counting on GPT-2's {vocab_size:,} tokens; --vocab_size says otherwise"
+        )
+    names = ("block_size", "n_layer", "n_head", "n_embd", "bias")
+    return GPTConfig(vocab_size=vocab_size, **{name: getattr(config, name) for name in names})

@@ -16,6 +16,7 @@ from gpt2 import accounting, device
 from gpt2.data.prepare import prepare
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
+from gpt2.training.loop import memory_may_not_do
 from gpt2.training.setup import Run, set_up
 from gpt2.training.step import train_step
 
@@ -58,10 +59,11 @@ def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = No
     with tempfile.TemporaryDirectory() as folder:
         if not config.dataset:
             size = config.vocab_size or GPTConfig.vocab_size
-            config = replace(config, dataset=str(random_dataset(Path(folder))), vocab_size=size)
+            config = replace(config, dataset=str(random_dataset(Path(folder), size)), vocab_size=size)
         began = time.perf_counter()
-        run = set_up(replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=_origin(config)), note)
-        return timed(run, steps, began, trace)
+        config = replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=_origin(config))
+        with memory_may_not_do():
+            return timed(set_up(config, note), steps, began, trace)
 
 
 def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> TrainingSpeed:
@@ -88,7 +90,7 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
                 profile.step()
     if trace is not None:
         profile.export_chrome_trace(str(trace))
-    rate = config.tokens_per_step / statistics.median(seconds)
+    rate, peak_memory = config.tokens_per_step / statistics.median(seconds), device.peak_memory(run.device)
     sheet = device.data_sheet_flops(run.device, config.dtype)
     return TrainingSpeed(
         tokens_per_second=rate,
@@ -98,19 +100,20 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
         until_first_update=first,
         mfu_measured=accounting.mfu(run.model.config, rate, device.measured_flops(run.device, config.dtype)),
         mfu_data_sheet=accounting.mfu(run.model.config, rate, sheet) if sheet else None,
-        peak_memory=device.peak_memory(run.device),
+        peak_memory=peak_memory,
         parameters=run.model.num_params(),
         tokens_per_step=config.tokens_per_step,
         dtype=config.dtype,
     )
 
 
-def random_dataset(folder: Path) -> Path:
-    """A prepared dataset of random letters, in `folder`."""
-    letters = np.random.default_rng(0).integers(ord("a"), ord("z") + 1, size=RANDOM_TOKENS, dtype=np.uint8)
+def random_dataset(folder: Path, vocab_size: int) -> Path:
+    """A prepared dataset of random letters, in `folder`, for a model with so many tokens."""
+    kinds = min(vocab_size, 26)
+    letters = np.random.default_rng(0).integers(ord("a"), ord("a") + kinds, size=RANDOM_TOKENS, dtype=np.uint8)
     text = folder / "letters.txt"
     text.write_bytes(letters.tobytes())
-    return prepare(text, out=folder / "letters", tokenizer="byte")
+    return prepare(text, out=folder / "letters", tokenizer="char")
 
 
 def _origin(config: TrainConfig) -> str:

@@ -10,7 +10,6 @@ import cyclopts
 from cyclopts.argument import ArgumentCollection
 
 from gpt2 import __version__
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.bench import app as bench_app
 from gpt2.cli.convert import export, import_, validate
 from gpt2.cli.demo import demo
@@ -68,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; never shows the user a traceback for an error of theirs."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
-    keep_freed_memory()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from gpt2.cli.allocator import keep_freed_memory
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 
@@ -47,6 +48,9 @@ def train(
         raise UserError(f"steps is {steps}; it must be at least 2")
     if trace is not None and trace.exists():
         raise UserError(f"{trace} already exists; name another file")
+    if trace is not None and not trace.parent.is_dir():
+        raise UserError(f"there is no folder {trace.parent} for {trace.name}; make it, or name another file")
+    keep_freed_memory()
     speed = measure(config, steps, note, trace)
     if json_:
         print(json.dumps(asdict(speed)))

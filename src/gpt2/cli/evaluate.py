@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.launch import command_line, is_launched, launch
 
 app = cyclopts.App(name="eval", help="Measure a model.", help_format="markdown")
@@ -67,6 +68,7 @@ def loss(
     """
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line(), None, 0)
+    keep_freed_memory()
     import math
 
     from gpt2.data.dataset import Dataset, open_dataset
@@ -184,6 +186,7 @@ def hellaswag(
     """
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line(), None, 0)
+    keep_freed_memory()
     import time
     from contextlib import nullcontext
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gpt2.cli.allocator import keep_freed_memory
 from gpt2.runlog.console import duration, note
 from gpt2.training.config import TrainConfig
 
@@ -39,6 +40,7 @@ def plan(
 
     if nproc < 1:
         raise UserError(f"nproc is {nproc}; it must be at least 1")
+    keep_freed_memory()
     found = make(config, nproc, probe, note)
     chosen, memory = found.config, asdict(found.memory)
     flags = {
@@ -64,6 +66,7 @@ def plan(
     print(f"memory    {found.memory.total / 1e9:.2f} GB of {found.available / 1e9:.2f} GB free ({parts})")
     print(f"training  {found.tokens:,} tokens, {found.flops:.3g} FLOP")
     if found.tokens_per_second is not None and found.seconds is not None:
-        print(f"time      {duration(found.seconds)} at {found.tokens_per_second:,.0f} tokens/s, without evaluations")
+        rate = f"{found.tokens_per_second:,.0f} tokens/s"
+        print(f"time      {duration(found.seconds)} at {rate}, evaluations and communication aside")
     kept = f"{found.kept} at a time, {found.kept * found.checkpoint / 1e9:.2f} GB" if found.kept else "all are kept"
     print(f"disk      {found.checkpoint / 1e9:.2f} GB a checkpoint, {kept}")

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
+from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.launch import command_line, is_launched, is_restarted, launch, speaks
 from gpt2.errors import UserError
 from gpt2.formats.layout import saved_steps
@@ -63,6 +64,7 @@ def train(
         config = replace(config, init_from="resume", overwrite=False)
     from gpt2.training.loop import train as run
 
+    keep_freed_memory()
     with watched(config, ui_port) if ui and speaks() else nullcontext():
         result = run(config)
     if json_ and speaks():

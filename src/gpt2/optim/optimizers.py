@@ -75,7 +75,10 @@ def load_named_state(optimizers: Sequence[Optimizer], tensors: Mapping[str, Tens
         mine = {p for group in inner.param_groups for p in group["params"]}
         for name, parameter in _named_parameters(optimizer):
             found = {key: f"{name}/{key}" for key in keys}
-            if parameter in mine and found[keys[0]] in tensors:
+            if parameter not in mine:
+                continue
+            inner.state.pop(parameter, None)
+            if found[keys[0]] in tensors:
                 inner.state[parameter] = {key: part_like(parameter, tensors[full]) for key, full in found.items()}
 
 

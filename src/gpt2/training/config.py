@@ -234,6 +234,12 @@ class TrainConfig:
                 f"early_stopping_patience={self.early_stopping_patience} counts evaluations, and eval_interval=0 "
                 "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
             )
+        if self.optimizer == "muon" and self.dtype == "float16":
+            raise UserError("optimizer=muon does not scale gradients; use --dtype=bfloat16 or float32")
+        if self.optimizer == "muon" and self.cpu_offload:
+            raise UserError(
+                "optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw"
+            )
         self._check_batch()
         if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
             raise UserError(

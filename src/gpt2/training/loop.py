@@ -55,17 +55,24 @@ def train(config: TrainConfig) -> TrainResult:
     In the main thread, SIGINT and SIGTERM finish the current update, save and return; a second one exits. Under
     torchrun all its processes train together; a signal to one of them ends all.
     """
-    with joined(device.pick_device(config.device), config.backend, config.dist_timeout) as world:
-        try:
-            return _train(set_up(config, note, world))
-        except RuntimeError as error:
-            if device.is_out_of_memory(error):
-                raise UserError(
-                    "the memory does not hold the run; lower --batch_size and raise --gradient_accumulation_steps to "
-                    "keep the tokens per step, add --activation_checkpointing, or share the model between more "
-                    "processes with --zero_stage=1 or --parallel=fsdp"
-                ) from error
-            raise
+    where = device.pick_device(config.device)
+    with joined(where, config.backend, config.dist_timeout) as world, memory_may_not_do():
+        return _train(set_up(config, note, world))
+
+
+@contextmanager
+def memory_may_not_do() -> Iterator[None]:
+    """Say what helps where the device's memory is too small. Raises UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device.is_out_of_memory(error):
+            raise UserError(
+                "the memory does not hold the run; lower --batch_size and raise --gradient_accumulation_steps to "
+                "keep the tokens per step, add --activation_checkpointing, or share the model between more "
+                "processes with --zero_stage=1 or --parallel=fsdp"
+            ) from error
+        raise
 
 
 def _train(run: Run) -> TrainResult:

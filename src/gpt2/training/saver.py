@@ -61,9 +61,10 @@ class Saver:
             self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(beside, 3)))
 
         def beside() -> None:
-            if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
             try:
+                if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
+                    nice = max(LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0))
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
                 write()
             except Exception as error:
                 self.error = error
