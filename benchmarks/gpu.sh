@@ -18,15 +18,15 @@ python "$here/training.py" --device=cuda --dtypes bfloat16 --nanogpt "$nanogpt" 
 # Ours with the micro-batch that suits it.
 gpt2 bench train gpt2 --dataset="$dataset" --batch_size=64 --total_batch_size=524288 --json > "$out/bench_124M.json"
 
-# Five minutes each, evaluated as often, on the same tokens.
-minutes=5
-(cd "$nanogpt" && timeout --signal=INT $((minutes * 60)) python train.py --dataset="$(basename "$dataset")" \
+# Five minutes each from the start of the process, evaluated and saved as often, on the same tokens.
+five_minutes() { timeout --signal=INT 300 "$@" || true; }
+(cd "$nanogpt" && five_minutes python train.py --dataset="$(basename "$dataset")" \
   --out_dir="$out/nanogpt" --batch_size=32 --gradient_accumulation_steps=4 --eval_interval=100 --eval_iters=20 \
-  --warmup_iters=100 --max_iters=100000 --log_interval=10 > "$out/nanogpt.log") || true
+  --warmup_iters=100 --max_iters=100000 --log_interval=10 > "$out/nanogpt.log")
 for optimizer in adamw muon; do
-  gpt2 train gpt2 --dataset="$dataset" --out_dir="$out/$optimizer" --optimizer=$optimizer --batch_size=32 \
-    --total_batch_size=131072 --warmup_iters=100 --max_iters=100000 --max_minutes=$minutes --lr_schedule=constant \
-    --eval_interval=100 --eval_iters=20 --log_interval=10 --sample_interval=0 --overwrite
+  five_minutes gpt2 train gpt2 --dataset="$dataset" --out_dir="$out/$optimizer" --optimizer=$optimizer --bias=False \
+    --batch_size=32 --total_batch_size=131072 --warmup_iters=100 --max_iters=100000 --lr_decay_iters=600000 \
+    --eval_interval=100 --eval_iters=20 --log_interval=10 --checkpoint_interval=0 --sample_interval=0 --overwrite
 done
 
 # The larger ones.
