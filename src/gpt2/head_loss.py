@@ -56,11 +56,10 @@ class _HeadLoss(torch.autograd.Function):
                 total -= (log_probs.gather(1, t) * c).sum()
                 p = log_probs.exp_().scatter_add_(1, t, -torch.ones_like(t, dtype=exact)).to(dtype)
                 dx.append((p @ w) * c)
-                dw = (
-                    torch.addmm(dw, p.T, h * c)
-                    if dtype == exact
-                    else dw + shrunk * (p.T @ (h * c / shrunk)).to(exact)
-                )
+                if dtype == exact:
+                    dw.addmm_(p.T, h * c)
+                else:
+                    dw += shrunk * (p.T @ (h * c / shrunk)).to(exact)
         ctx.save_for_backward(torch.cat(dx), dw[:size], share)
         return total * share
 

@@ -37,6 +37,13 @@ def test_without_a_dataset_the_model_keeps_its_size(tiny, tmp_path: Path) -> Non
     assert "aten::embedding" in names
 
 
+def test_a_corpus_is_not_prepared_for_it(tiny, tmp_path: Path) -> None:
+    said: list[str] = []
+    train_bench.measure(tiny(dataset="fineweb-edu", data_dir=str(tmp_path / "data")), 2, said.append)
+    assert said[0] == "measuring on random tokens: there is no prepared dataset"
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_run_is_not_touched(tiny) -> None:
     from gpt2.training.loop import train
 

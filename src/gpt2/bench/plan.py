@@ -3,12 +3,11 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
 from gpt2.bench.train import measure
-from gpt2.data.dataset import open_dataset
+from gpt2.data.dataset import find_dataset
 from gpt2.errors import UserError
 from gpt2.formats.open import open_model
 from gpt2.model import GPTConfig
@@ -133,10 +132,8 @@ def _shape(config: TrainConfig, note: Callable[[str], None]) -> GPTConfig:
     if config.init_from not in ("scratch", "resume", "auto"):
         return replace(open_model(config.init_from).config, block_size=config.block_size)
     vocab_size = config.vocab_size
-    if vocab_size is None and any(
-        path.exists() for path in (Path(config.dataset), Path(config.data_dir, config.dataset))
-    ):
-        vocab_size = open_dataset(config.dataset, config.data_dir).tokenizer.vocab_size if config.dataset else None
+    if vocab_size is None and config.dataset and (found := find_dataset(config.dataset, config.data_dir)):
+        vocab_size = found.tokenizer.vocab_size
     if vocab_size is None:
         vocab_size = GPTConfig.vocab_size
         note(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gpt2 import accounting, device
+from gpt2.data.dataset import find_dataset
 from gpt2.data.prepare import prepare
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
@@ -53,11 +54,12 @@ class TrainingSpeed:
 def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = None) -> TrainingSpeed:
     """Train `steps` updates with the clock running. Nothing is kept.
 
-    Without a dataset the tokens are random. trace: where to write PyTorch's profile of the last two updates, for
-    chrome://tracing. Raises UserError, as training does.
+    Without a dataset, and for a corpus that is not prepared, the tokens are random. trace: where to write PyTorch's
+    profile of the last two updates, for chrome://tracing. Raises UserError, as training does.
     """
     with tempfile.TemporaryDirectory() as folder:
-        if not config.dataset:
+        if not config.dataset or find_dataset(config.dataset, config.data_dir) is None:
+            note("measuring on random tokens: there is no prepared dataset")
             size = config.vocab_size or GPTConfig.vocab_size
             config = replace(config, dataset=str(random_dataset(Path(folder), size)), vocab_size=size)
         began = time.perf_counter()

@@ -27,8 +27,8 @@ def train(
 ) -> None:
     """Tokens a second of training, where the time goes, MFU and memory.
 
-    Takes a recipe and flags as `gpt2 train` does, and keeps nothing of what it trains. Without --dataset the tokens
-    are random.
+    Takes a recipe and flags as `gpt2 train` does, and keeps nothing of what it trains. Where the dataset is not
+    prepared the tokens are random.
 
     Parameters
     ----------

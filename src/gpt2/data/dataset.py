@@ -73,6 +73,14 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
     A relative name is looked for here and under `data_dir`. `note` receives a line when something takes time. Raises
     UserError for what is no dataset or damaged.
     """
+    if (found := find_dataset(name, data_dir)) is not None:
+        return found
+    note(f"dataset {name} is not prepared yet: preparing it in {Path(data_dir) / name}")
+    return _open_folder(prepare(name, out=Path(data_dir) / name, workers=os.cpu_count() or 1, note=note))
+
+
+def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
+    """The dataset that `open_dataset` opens; None for a corpus that is not prepared. Raises UserError."""
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
     in_data_dir = Path(data_dir) / name
@@ -89,8 +97,7 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
         raise UserError(
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )
-    note(f"dataset {name} is not prepared yet: preparing it in {Path(data_dir) / name}")
-    return _open_folder(prepare(name, out=Path(data_dir) / name, workers=os.cpu_count() or 1, note=note))
+    return None
 
 
 def _is_dataset(folder: Path) -> bool:
