@@ -3,6 +3,7 @@
 import ast
 import inspect
 import math
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ def definitions(path: Path, **names: object) -> SimpleNamespace:
     """The functions and classes of a script, which is not run otherwise; `names` is what they need."""
     tree = ast.parse(path.read_text(), str(path))
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    space: dict[str, object] = {"torch": torch, "nn": nn, "F": F, "math": math, "dataclass": dataclass} | names
-    space["inspect"], space["__name__"] = inspect, path.stem
+    space: dict[str, object] = {"torch": torch, "nn": nn, "F": F, "math": math, "dataclass": dataclass}
+    space |= {"inspect": inspect, "os": os, "__name__": path.stem} | names
     exec(compile(tree, str(path), "exec"), space)
     return SimpleNamespace(**{name: value for name, value in space.items() if name != "__name__"})
 

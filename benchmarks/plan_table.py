@@ -40,7 +40,9 @@ def plan(config: GPTConfig, tokens_per_step: int, gpus: int) -> tuple[str, Shari
     for flags, sharing, checkpointing in ways(gpus):
         batch_size = min(rows, 64)
         while batch_size:
-            taken = accounting.memory(config, sharing, batch_size, half=True, activation_checkpointing=checkpointing)
+            taken = accounting.memory(
+                config, sharing, batch_size, half=True, compiled=True, activation_checkpointing=checkpointing
+            )
             if taken.total <= 0.9 * MEMORY:
                 return flags, sharing, batch_size, rows // batch_size, taken
             batch_size //= 2

@@ -6,7 +6,9 @@ Each contestant is a process of its own that waits while the others compute. In 
 updates: forward, backward, clipping and AdamW, on batches of one shape. Ours is the trainer itself; of the others
 their model and optimizer are taken from their files as they are, in the loop of their trainer without its logging.
 "by hand" is nanoGPT with what its users add themselves: autocast, compile and the fused optimizer. Ratios are the
-median of the rounds' ratios, memory is the process's largest (of a GPU, its allocator's).
+median of the rounds' ratios, memory is the process's largest (of a GPU, its allocator's). --llmc_c is llm.c's C
+program, which trains 124M on 4 rows of 64 tokens whatever the others do; it starts anew in every round, in its folder
+with the files that its README asks for.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -134,7 +137,6 @@ def llmc(options: argparse.Namespace) -> Update:
     module = definitions(
         Path(options.llmc) / "train_gpt2.py",
         FLASH=int(cuda),
-        print0=lambda *_: None,
         ZeroRedundancyOptimizer=None,
     )
     model = module.GPT(module.GPTConfig(**shape_of(options), vocab_size=50257)).to(options.device)
@@ -235,9 +237,12 @@ def serve(options: argparse.Namespace) -> None:
 class Contestant:
     """A process that trains when it is asked to."""
 
-    def __init__(self, name: str, arguments: list[str]) -> None:
+    def __init__(self, name: str, arguments: list[str], tokens: int) -> None:
         self.name = name
-        self.rounds: list[list[float]] = []
+        self.tokens = tokens
+        """Of an update."""
+        self.rounds: list[float] = []
+        """Mean seconds of an update, in each round."""
         self.peak = 0
         self.process = subprocess.Popen(
             [sys.executable, __file__, *arguments, "--serve", name],
@@ -258,11 +263,41 @@ class Contestant:
         return said["seconds"]
 
 
+class Program:
+    """llm.c's C program, started anew for each round."""
+
+    name, tokens = "llm.c, train_gpt2.c", 4 * 64
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.rounds: list[float] = []
+        self.peak = 0
+
+    def ask(self, updates: int) -> list[float]:
+        """Seconds of each of so many updates, after one that is not counted."""
+        command = ["stdbuf", "-oL", str(self.path)]
+        seconds: list[float] = []
+        with subprocess.Popen(command, cwd=self.path.parent, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if took := re.search(r"\(took ([\d.]+) ms\)", line):
+                    seconds.append(float(took[1]) / 1000)
+                if len(seconds) > updates:
+                    break
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            process.kill()
+        if len(seconds) <= updates:
+            raise SystemExit(f"{self.path} ended after {len(seconds)} updates")
+        self.peak = max(self.peak, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024)
+        return seconds[1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--build_nanogpt", type=Path, help="a checkout of build-nanogpt")
     parser.add_argument("--llmc", type=Path, help="a checkout of llm.c")
+    parser.add_argument("--llmc_c", type=Path, help="llm.c's compiled train_gpt2")
     parser.add_argument("--transformers", action="store_true", help="Hugging Face's Trainer, where it is installed")
     parser.add_argument("--model", default="gpt2", help="size of the model")
     parser.add_argument("--batch_size", type=int, default=4)
@@ -292,32 +327,34 @@ def main() -> None:
         names += [name] if folder else []
         names += ["nanoGPT, by hand"] if folder and name == "nanoGPT" and options.device == "cpu" else []
     names += ["transformers"] if options.transformers else []
-    contestants = [Contestant(name, sys.argv[1:]) for name in names]
+    tokens = options.batch_size * options.block_size * options.accumulation
+    contestants: list[Contestant | Program] = [Contestant(name, sys.argv[1:], tokens) for name in names]
+    contestants += [Program(options.llmc_c)] if options.llmc_c else []
     for contestant in contestants:
         first = contestant.ask(UNTIMED)
         print(f"{contestant.name}: first update {first[0]:.1f} s", file=sys.stderr, flush=True)
     for number in range(options.rounds):
         for contestant in contestants:
-            contestant.rounds.append(contestant.ask(options.updates))
-            mean = statistics.fmean(contestant.rounds[-1])
-            print(f"round {number + 1}: {contestant.name}: {mean:.3f} s an update", file=sys.stderr, flush=True)
+            contestant.rounds.append(statistics.fmean(contestant.ask(options.updates)))
+            said = f"{contestant.name}: {contestant.rounds[-1]:.3f} s an update"
+            print(f"round {number + 1}: {said}", file=sys.stderr, flush=True)
     report(options, contestants, {name: commit(folder) for name, folder in folders.items() if folder})
 
 
-def report(options: argparse.Namespace, contestants: list[Contestant], commits: dict[str, str]) -> None:
+def report(options: argparse.Namespace, contestants: list[Contestant | Program], commits: dict[str, str]) -> None:
     """Print the table, and write it as JSON where that is asked for."""
     where = torch.device(options.device)
     peaks = {dtype: device.measured_flops(where, dtype) for dtype in ("float32", "bfloat16")}
-    tokens = options.batch_size * options.block_size * options.accumulation
+    tokens = contestants[0].tokens
     model = GPTConfig.preset(options.model, block_size=options.block_size)
-    seconds = {c.name: [statistics.fmean(r) for r in c.rounds] for c in contestants}
-    first = seconds[contestants[0].name]
+    rates = {c.name: [c.tokens / seconds for seconds in c.rounds] for c in contestants}
+    first = rates[contestants[0].name]
     table = {
         c.name: {
-            "tokens_per_second": (rate := tokens / statistics.median(seconds[c.name])),
-            "slowest": tokens / max(seconds[c.name]),
-            "fastest": tokens / min(seconds[c.name]),
-            "ratio": statistics.median(t / f for t, f in zip(seconds[c.name], first, strict=True)),
+            "tokens_per_second": (rate := statistics.median(rates[c.name])),
+            "slowest": min(rates[c.name]),
+            "fastest": max(rates[c.name]),
+            "ratio": statistics.median(f / r for f, r in zip(first, rates[c.name], strict=True)),
             "mfu": {dtype: accounting.mfu(model, rate, peak) for dtype, peak in peaks.items()},
             "peak_memory": c.peak,
         }
@@ -325,9 +362,9 @@ def report(options: argparse.Namespace, contestants: list[Contestant], commits: 
     }
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
     machine = f"{platform.machine()}, {threads}, {device.describe(where)}, PyTorch {torch.__version__}"
-    rates = ", ".join(f"{dtype} {peak / 1e9:,.0f} GFLOP/s" for dtype, peak in peaks.items())
+    products = ", ".join(f"{dtype} {peak / 1e9:,.0f} GFLOP/s" for dtype, peak in peaks.items())
     print(f"{options.model}, {tokens:,} tokens an update in rows of {options.block_size}; {machine}")
-    print(f"matrix products {rates}; {options.rounds} rounds; {json.dumps(commits)}\n")
+    print(f"matrix products {products}; {options.rounds} rounds; {json.dumps(commits)}\n")
     faster = f"{contestants[0].name} is faster by"
     print(f"| | tokens/s, median (spread) | {faster} | MFU, float32 / bfloat16 | peak memory |")
     print("|---|---|---|---|---|")

@@ -1,13 +1,15 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from gpt2 import accounting
-from gpt2.model import GPT, PRESETS, GPTConfig
+from gpt2.distributed.engines import compile_sparingly
+from gpt2.model import GPT, PRESETS, GPTConfig, Objective
+from gpt2.optim.optimizers import make_optimizers, named_state
 
 NANOGPT_DEFAULT = GPTConfig(vocab_size=50304, bias=False)
 
@@ -33,9 +35,14 @@ def test_nanogpts_flops_and_mfu() -> None:
     assert accounting.mfu(NANOGPT_DEFAULT, 240 * 1024 / 2.7, 312e12) == pytest.approx(0.249368849067, abs=1e-12)
 
 
-def kept_for_backward(config: GPTConfig, batch_size: int, half: bool) -> int:
-    """Bytes of what autograd keeps from a forward pass, weights left out."""
+def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
+    """Bytes of what autograd keeps from a forward pass of 4 rows, weights left out; the model is one graph."""
     model = GPT(config)
+    forward: Any = Objective(model)
+    if compiled:
+        compile_sparingly()
+        torch._dynamo.reset()
+        forward = torch.compile(forward, fullgraph=True, backend="aot_eager_decomp_partition")
     sizes = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
     alive = []
 
@@ -44,18 +51,20 @@ def kept_for_backward(config: GPTConfig, batch_size: int, half: bool) -> int:
         alive.append(tensor)
         return tensor
 
-    idx = torch.zeros(batch_size, config.block_size, dtype=torch.long)
+    idx = torch.zeros(4, config.block_size, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=half):
-        model(idx, idx)
+        forward(idx, idx)
     return sum(sizes.values())
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-def test_a_block_keeps_what_the_arithmetic_says(half: bool) -> None:
+def test_a_block_keeps_what_the_arithmetic_says(half: bool, compiled: bool) -> None:
     shape = {"block_size": 64, "vocab_size": 100, "n_head": 4, "n_embd": 64}
     shallow, deep = (GPTConfig(**shape, n_layer=n) for n in (2, 3))
-    kept = kept_for_backward(deep, 4, half) - kept_for_backward(shallow, 4, half)
-    counted = [accounting.memory(c, accounting.Sharing(), 4, half=half).activations for c in (deep, shallow)]
+    kept = kept_for_backward(deep, half, compiled) - kept_for_backward(shallow, half, compiled)
+    alone = accounting.Sharing()
+    counted = [accounting.memory(c, alone, 4, half=half, compiled=compiled).activations for c in (deep, shallow)]
     assert counted[0] - counted[1] == pytest.approx(kept, rel=0.02)
 
 
@@ -72,6 +81,21 @@ def test_state_of_a_parameter_takes_sixteen_bytes_until_it_is_shared() -> None:
     assert state(processes=4, parallel="fsdp") == (n, n, 2 * n)  # 4 divides every first dimension
     assert state(processes=2, zero_stage=1)[:2] == (4 * n, 4 * n)
     assert 4 * n <= state(processes=2, zero_stage=1)[2] < 4.1 * n
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_optimizers_state_is_as_large_as_counted(kind: Literal["adamw", "muon"]) -> None:
+    config = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(config)
+    optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon={"lr": 0.02} if kind == "muon" else None)
+    idx = torch.tensor([[1, 2, 3]])
+    model.loss(idx, idx).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    kept = sum(t.nbytes for t in named_state(optimizers).values() if t.dim())
+    assert kept == accounting.memory(config, accounting.Sharing(), 1, half=False, optimizer=kind).optimizer
+    shared = accounting.memory(config, accounting.Sharing(2, zero_stage=1), 1, half=False, optimizer=kind)
+    assert kept / 2 <= shared.optimizer < 0.55 * kept  # the token embedding is in one of the two
 
 
 def test_the_fullest_of_several_shares() -> None:

@@ -96,39 +96,44 @@ def memory(
     batch_size: int,
     *,
     half: bool,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    compiled: bool = False,
     activation_checkpointing: bool = False,
     device: str = "cuda",
 ) -> Memory:
-    """Memory of a process that trains with micro-batches of (batch_size, block_size) and AdamW, without dropout.
+    """Memory of a process that trains with micro-batches of (batch_size, block_size), without dropout.
 
-    Weights, gradients and AdamW's two moments are float32: 16 bytes a parameter before they are shared. `half`:
-    matrix products in bfloat16 or float16, whose inputs are kept so. As Korthikanti et al. 2022 count, section 4.1,
-    for attention that keeps no scores.
+    Weights, gradients and AdamW's two moments are float32: 16 bytes a parameter before they are shared. Of a block's
+    matrix Muon keeps one; what it computes with is not counted, the activations being gone by then. `half`: matrix
+    products in bfloat16 or float16, whose inputs are kept so. As Korthikanti et al. 2022 count, section 4.1, for
+    attention that keeps no scores.
     """
-    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(config)}
+    shapes = dict(parameter_shapes(config))
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     all_of, blocks = sum(sizes.values()), sum(n for name, n in sizes.items() if name.startswith("transformer.h."))
-    here, moments, gathered = all_of, all_of, 0
+    gathered = 0
     if sharing.processes > 1 and sharing.parallel == "fsdp":
-        rows = (
-            math.ceil(shape[0] / sharing.processes) * math.prod(shape[1:]) for _, shape in parameter_shapes(config)
-        )
-        here = moments = sum(rows)
+        sizes = {name: math.ceil(s[0] / sharing.processes) * math.prod(s[1:]) for name, s in shapes.items()}
         block = blocks // config.n_layer
         rest = all_of - blocks
         gathered = 4 * (2 * rest + 3 * block)  # weights of two blocks, gradients of one; both of what is in none
-    elif sharing.processes > 1 and sharing.zero_stage:
-        moments = largest_zero_share(list(sizes.values()), sharing.processes)
+    here = sum(sizes.values())
+    muons = {name for name, s in shapes.items() if optimizer == "muon" and ".h." in name and len(s) == 2}
+    share = sharing.processes if sharing.parallel == "ddp" and sharing.zero_stage else 1
+    momentum = 4 * largest_zero_share([n for name, n in sizes.items() if name in muons], share)
+    moments = 8 * largest_zero_share([n for name, n in sizes.items() if name not in muons], share)
     C, L, BT = config.n_embd, config.n_layer, batch_size * config.block_size
     item = 2 if half else 4
-    block_input, block_all = 4 * BT * C, (8 + 14 * item) * BT * C + 4 * BT * config.n_head
+    inputs = 8 if compiled else 14  # compiled, what GELU and the LayerNorms gave is computed again
+    block_input, block_all = 4 * BT * C, (8 + inputs * item) * BT * C + 4 * BT * config.n_head
     activations = L * block_input + block_all if activation_checkpointing else L * block_all
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
-    if half:  # autocast keeps the matrices it has converted
+    if half and not compiled:  # autocast keeps the matrices it has converted
         activations += 2 * 12 * L * C * C
     places = min(BT, rows_at_once(config.vocab_size, device))
     logits = (4 + 2 * item if half else 8) * places * config.vocab_size  # themselves, probabilities, gradient
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its weights as they are multiplied with
-    return Memory(4 * here, 4 * here, 8 * moments, gathered, activations, logits)
+    return Memory(4 * here, 4 * here, momentum + moments, gathered, activations, logits)
 
 
 def largest_zero_share(sizes: list[int], processes: int) -> int:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import muon as module
-from gpt2.optim.muon import Muon, orthogonalise
+from gpt2.optim.muon import Muon, orthogonal
 from gpt2.optim.optimizers import load_named_state, make_optimizers, named_state, set_learning_rate, skip_if
 
 CONFIG = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
@@ -24,20 +24,23 @@ def test_what_comes_out_is_about_orthogonal_with_the_same_singular_vectors(
 ) -> None:
     u, _, v = torch.linalg.svd(random(*shape).double(), full_matrices=False)
     matrix = u @ torch.logspace(1, -1.5, min(shape)).double().diag() @ v
-    orthogonalise([matrix], iterations, torch.float64)
-    found = u.T @ matrix @ v.T
+    found = u.T @ orthogonal(matrix[None], iterations, torch.float64)[0] @ v.T
     assert (found - found.diag().diag()).abs().max() < 1e-10
     assert 1 - off < found.diag().min() <= found.diag().max() < 1 + off
 
 
 def test_matrices_of_many_shapes_are_computed_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_AT_ONCE", 2 * 32)
-    matrices = [random(8, 4), random(4, 8) + 1, random(8, 4) - 1, random(6, 6), random(4, 8)]
-    together = [m.clone() for m in matrices]
-    orthogonalise(together, 5, torch.float32)
-    for matrix, found in zip(matrices, together, strict=True):
-        orthogonalise([matrix], 5, torch.float32)
-        torch.testing.assert_close(found, matrix)
+    matrices = [random(8, 4), random(4, 8) + 1, random(8, 4) - 1, random(6, 6), random(4, 8), random(8, 4) * 2]
+    parameters, alone = ([torch.nn.Parameter(m.clone()) for m in matrices] for _ in range(2))
+    for parameter in (*parameters, *alone):
+        parameter.grad = parameter.detach() ** 2
+    Muon([{"params": parameters}], **SETTINGS).step()
+    for parameter in alone:
+        Muon([{"params": [parameter]}], **SETTINGS).step()
+    for matrix, parameter, found in zip(matrices, alone, parameters, strict=True):
+        torch.testing.assert_close(found, parameter)
+        assert not torch.equal(found, matrix)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 48), (48, 12)])

@@ -170,7 +170,7 @@ def test_time_limit_ends_the_run_with_a_checkpoint(tiny, tmp_path: Path) -> None
 
 
 def test_a_compiler_that_fails_is_said_and_done_without(tiny, monkeypatch, capfd) -> None:
-    def broken(model):
+    def broken(model, **options):
         def forward(*args, **more):
             raise RuntimeError("no compiler\nmore")
 
@@ -187,7 +187,7 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
     """With a mask or without one: they are two programs to the compiler."""
     seen = []
 
-    def recording(model):
+    def recording(model, **options):
         def forward(x, y, documents):
             seen.append(documents)
             return model(x, y, documents=documents)
@@ -247,7 +247,7 @@ def test_overwrite_comes_after_every_check(tiny, tmp_path: Path, monkeypatch) ->
 
 
 def test_out_of_memory_names_the_knob(tiny, monkeypatch) -> None:
-    def exhausted(model):
+    def exhausted(model, **options):
         def forward(*args, **more):
             raise torch.OutOfMemoryError("CUDA out of memory")
 

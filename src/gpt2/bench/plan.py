@@ -81,6 +81,8 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
             sharing,
             batch_size,
             half=dtype != "float32",
+            optimizer=config.optimizer,
+            compiled=config.compile,
             activation_checkpointing=config.activation_checkpointing,
             device=where.type,
         )

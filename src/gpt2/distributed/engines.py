@@ -1,6 +1,7 @@
 """How a model is wrapped, and how the gradients of micro-batches here and elsewhere become one."""
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -185,6 +186,8 @@ def wrapped(
 
         # It warns of logits that are a view, which nobody here changes in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        # It warns of what it does instead of an all-to-all, which gloo does not have.
+        logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
         mesh = init_device_mesh(device.type, (world.size,))
         policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
         for block in blocks:
@@ -209,3 +212,13 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
     """Have each block keep only its input for the backward pass and compute the rest again there, in place."""
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_sparingly() -> None:
+    """Have compiled backward passes compute what GELU and LayerNorm gave again instead of keeping it, as llm.c does.
+
+    A block then keeps half of what it does uncompiled, for a few operations on numbers that are read there anyway.
+    """
+    from torch._functorch import config
+
+    config.ban_recompute_materialized_backward = False

@@ -28,6 +28,28 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
+def apart(stack: Tensor) -> Tensor:
+    """Of stacked tensors that lie in parts, those that this process is to compute with, whole; else the stack."""
+    if not is_sharded(stack):
+        return stack
+    from torch.distributed.tensor import Shard
+
+    return cast("DTensor", stack).redistribute(placements=[Shard(0)]).to_local()
+
+
+def together(mine: Tensor, stack: Tensor) -> Tensor:
+    """The stack of which `apart` gave this process its tensors, made of what all have of it now."""
+    if not is_sharded(stack):
+        return mine
+    from torch.distributed.tensor import DTensor, Shard
+
+    assert isinstance(stack, DTensor)
+    made = DTensor.from_local(
+        mine.contiguous(), stack.device_mesh, [Shard(0)], shape=stack.shape, stride=stack.stride()
+    )
+    return made.redistribute(placements=stack.placements)
+
+
 def part_of(tensor: Tensor) -> Part:
     """What this process has of a tensor. fully_shard gives rows out as `torch.chunk` does."""
     tensor = tensor.detach()

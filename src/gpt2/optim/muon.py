@@ -3,13 +3,13 @@
 https://kellerjordan.github.io/posts/muon
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gpt2.distributed.parts import part_like, whole
+from gpt2.distributed.parts import apart, together
 
 MOST_AT_ONCE = 2**26
 """Numbers of matrices that are made orthogonal together; four times as many are held meanwhile."""
@@ -50,24 +50,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Make an update of every parameter that has a gradient."""
-        steps: list[Tensor] = []
-        matrices: list[Tensor] = []
-        updated = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for parameter, group in updated:
-            step = whole(self._advanced(parameter, parameter.grad, group["momentum"])).contiguous()
-            steps.append(step)
-            matrices += step.chunk(group["parts"])
-        orthogonalise(matrices, self.iterations, self.dtype)
         proceed = 1.0 if self.found_inf is None else 1 - self.found_inf
-        for (parameter, group), step in zip(updated, steps, strict=True):
-            rows, columns = len(step) / group["parts"], step.size(1)
-            scale = group["lr"] * max(1, rows / columns) ** 0.5
-            parameter.mul_(1 - proceed * (group["lr"] * group["weight_decay"]))
-            parameter.sub_(part_like(parameter, step.mul_(proceed * scale)))
+        for group in self.param_groups:
+            for parameters in alike([p for p in group["params"] if p.grad is not None]):
+                momenta = torch.stack([self._advanced(p, group["momentum"]) for p in parameters])
+                mine = apart(momenta)  # of what lies in parts, each process computes some matrices for all
+                rows, columns = mine.size(1) // group["parts"], mine.size(2)
+                matrices = mine.reshape(len(mine) * group["parts"], rows, columns)
+                steps = orthogonal(matrices, self.iterations, self.dtype).reshape(mine.shape)
+                steps = steps.to(momenta.dtype) * (proceed * group["lr"] * max(1, rows / columns) ** 0.5)
+                for parameter, step in zip(parameters, together(steps, momenta).unbind(), strict=True):
+                    parameter.mul_(1 - proceed * (group["lr"] * group["weight_decay"]))
+                    parameter.sub_(step)
 
-    def _advanced(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    def _advanced(self, parameter: Tensor, momentum: float) -> Tensor:
         """Put the next momentum into the state; returns what Nesterov sees ahead of it."""
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         mean: Tensor = state["momentum"]
@@ -77,30 +76,25 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(mean, momentum)
 
 
-def orthogonalise(matrices: list[Tensor], iterations: int, dtype: torch.dtype) -> None:
-    """Make matrices about orthogonal, in place: singular values come close to 1, singular vectors stay.
+def alike(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters of one shape, so many at a time that they hold no more than MOST_AT_ONCE numbers."""
+    shapes: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        shapes.setdefault(parameter.shape, []).append(parameter)
+    for shape, same in shapes.items():
+        count = max(1, MOST_AT_ONCE // shape.numel())
+        yield from (same[first : first + count] for first in range(0, len(same), count))
 
-    Those of one shape, lying or standing, are computed together in `dtype`, some of them at a time.
+
+def orthogonal(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
+    """Matrices (n, rows, columns) with singular values brought close to 1, and the same singular vectors; in `dtype`.
+
+    Newton and Schulz's steps X ← aX + (bA + cA²)X with A = XXᵀ act on the singular values alone.
     """
-    shapes: dict[tuple[int, ...], list[Tensor]] = {}
-    for matrix in matrices:
-        lying = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
-        shapes.setdefault(tuple(lying.shape), []).append(lying)
-    for (rows, columns), same in shapes.items():
-        count = max(1, MOST_AT_ONCE // (rows * columns))
-        for first in range(0, len(same), count):
-            some = same[first : first + count]
-            for matrix, result in zip(some, newton_schulz(torch.stack(some).to(dtype), iterations), strict=True):
-                matrix.copy_(result)
-
-
-def newton_schulz(x: Tensor, iterations: int) -> Tensor:
-    """Matrices (n, rows, columns), rows ≤ columns, with their singular values brought close to 1.
-
-    Steps of X ← aX + (bA + cA²)X with A = XXᵀ, which act on the singular values alone.
-    """
+    standing = matrices.size(1) > matrices.size(2)
+    x = (matrices.mT if standing else matrices).to(dtype)
     x = x / (MARGIN * x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for a, b, c in COEFFICIENTS[:iterations]:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x
+    return x.mT if standing else x

@@ -72,6 +72,8 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
     """
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
+    if config.compile:
+        engines.compile_sparingly()
     run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note))
     run.hellaswag = world.main_first(lambda: hellaswag_tasks(run.config, run.tokenizer, run.model.config, note))
     run.engine = engines.wrapped(
@@ -285,7 +287,7 @@ def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConf
         if config.compile:
             note("compiling the model; the first time takes a minute")
             try:
-                compiled = cast(nn.Module, torch.compile(objective))
+                compiled = cast(nn.Module, torch.compile(objective, fullgraph=True))
                 attempt(compiled)
                 return compiled
             except torch.OutOfMemoryError:
