@@ -92,7 +92,9 @@ def random_batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor
     """Inputs and targets of one micro-batch after the other."""
     shape = (options.batch_size, options.block_size + 1)
     while True:
-        tokens = torch.randint(GPTConfig.vocab_size, shape).to(options.device)
+        tokens = torch.randint(GPTConfig.vocab_size, shape)
+        if torch.device(options.device).type == "cuda":
+            tokens = tokens.pin_memory().to(options.device, non_blocking=True)
         yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
@@ -208,7 +210,10 @@ def asked() -> Iterator[int]:
 
 def answer(options: argparse.Namespace, seconds: list[float]) -> None:
     """Tell the parent what the updates took."""
-    peak = device.peak_memory(torch.device(options.device))
+    where = torch.device(options.device)
+    peak = device.peak_memory(where)
+    if where.type == "cuda":
+        torch.cuda.empty_cache()  # for the others
     print(json.dumps({"seconds": seconds, "peak": peak}), file=sys.__stdout__, flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -28,6 +29,9 @@ DATA_SHEET_FLOPS = {
     "Tesla V100-SXM2-32GB": 125e12,
     "Tesla T4": 65e12,
 }
+
+CONTAINER = Path("/sys/fs/cgroup")
+"""Control group that a container sees as its own, version 2."""
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -138,14 +142,25 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now: on a GPU, or of the machine."""
+    """Bytes that could be allocated now: on a GPU, or of the machine or the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(free, free_in_container(CONTAINER))
+
+
+def free_in_container(group: Path) -> int:
+    """Bytes that Linux's control group may take, with cached files that would give way; huge without a limit."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # another system, or "max"
+        return sys.maxsize
+    return max(0, limit - used + (int(cached[1]) if cached else 0))
 
 
 def describe(device: torch.device) -> str:

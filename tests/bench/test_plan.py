@@ -74,5 +74,25 @@ def test_the_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_path) -> N
     assert plan(tiny(), 1, False, print).parameters == expected
     assert plan(tiny(), 1, True, print).tokens_per_second
     train(tiny(max_iters=1, warmup_iters=0))
-    tuned = TrainConfig(init_from=str(tmp_path / "run"), block_size=8, device="cpu", dataset="no such one")
+    tuned = TrainConfig(init_from=str(tmp_path / "run"), block_size=8, device="cpu", dataset="fineweb-edu")
     assert plan(tuned, 1, False, print).parameters == expected - 8 * 16
+
+
+def test_a_budget_of_epochs_is_counted(tiny) -> None:
+    config = tiny(max_epochs=2.0, max_iters=10**6, warmup_iters=0)
+    epoch = len(open_dataset(config.dataset).split("train", 16))
+    updates = 2 * epoch // config.tokens_per_step
+    assert plan(config, 1, False, print).tokens == updates * config.tokens_per_step
+
+
+def test_what_a_container_may_still_take(tmp_path) -> None:
+    assert device.free_in_container(tmp_path) > 10**18
+    for name, text in {
+        "memory.current": "700",
+        "memory.stat": "file 300\ninactive_file 200\n",
+        "memory.max": "max",
+    }.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    assert device.free_in_container(tmp_path) > 10**18
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert device.free_in_container(tmp_path) == 500

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
 from gpt2.bench.train import measure
-from gpt2.data.dataset import find_dataset
+from gpt2.checkpoint import TrainState
+from gpt2.data.dataset import Dataset, find_dataset
 from gpt2.errors import UserError
 from gpt2.formats.open import open_model
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
+from gpt2.training.ending import last_step
 
 PROBED_UPDATES, PROBED_TOKENS = 2, 4096
 PROBED = (
@@ -63,7 +65,10 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
     """
     config, where = config.resolved(), device.pick_device(config.device)
     dtype = device.pick_dtype(config.dtype, where)
-    shape = _shape(config, note)
+    dataset = find_dataset(config.dataset, config.data_dir) if config.dataset else None
+    shape = _shape(config, dataset, note)
+    epoch = len(dataset.split("train", config.block_size)) if dataset else sys.maxsize
+    updates = last_step(config, epoch, TrainState(), note)
     sharing = Sharing(processes, config.parallel, config.zero_stage)
     rows = config.accumulation * config.batch_size
     if rows % processes:
@@ -88,7 +93,7 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
         )
         n = accounting.num_params(shape)
         in_matrices = 12 * shape.n_layer * shape.n_embd**2 if config.optimizer == "muon" else 0
-        tokens = min(config.max_iters * config.tokens_per_step, config.max_tokens or sys.maxsize)
+        tokens = updates * config.tokens_per_step
         return Plan(
             config=fitted,
             parameters=n,
@@ -129,13 +134,13 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
     return replace(chosen, tokens_per_second=config.tokens_per_step / seconds)
 
 
-def _shape(config: TrainConfig, note: Callable[[str], None]) -> GPTConfig:
+def _shape(config: TrainConfig, dataset: Dataset | None, note: Callable[[str], None]) -> GPTConfig:
     """Of the model that will be trained. Nothing is prepared or trained for it."""
     if config.init_from not in ("scratch", "resume", "auto"):
         return replace(open_model(config.init_from).config, block_size=config.block_size)
     vocab_size = config.vocab_size
-    if vocab_size is None and config.dataset and (found := find_dataset(config.dataset, config.data_dir)):
-        vocab_size = found.tokenizer.vocab_size
+    if vocab_size is None and dataset is not None:
+        vocab_size = dataset.tokenizer.vocab_size
     if vocab_size is None:
         vocab_size = GPTConfig.vocab_size
         note(

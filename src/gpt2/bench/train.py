@@ -4,10 +4,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,8 @@ from gpt2.training.step import train_step
 Note = Callable[[str], None]
 UNTIMED = 3
 """Updates before the clock runs."""
+PROFILED = 2
+"""Updates in a trace."""
 RANDOM_TOKENS = 2**20
 
 
@@ -55,7 +55,7 @@ def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = No
     """Train `steps` updates with the clock running. Nothing is kept.
 
     Without a dataset, and for a corpus that is not prepared, the tokens are random. trace: where to write PyTorch's
-    profile of the last two updates, for chrome://tracing. Raises UserError, as training does.
+    profile of two more updates, for chrome://tracing. Raises UserError, as training does.
     """
     with tempfile.TemporaryDirectory() as folder:
         if not config.dataset or find_dataset(config.dataset, config.data_dir) is None:
@@ -71,28 +71,24 @@ def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = No
 def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> TrainingSpeed:
     """The figures of `steps` further updates of a run that began to be set up at `began`."""
     config, first, seconds, splits = run.config, 0.0, [], []
-    profiled: AbstractContextManager[Any] = nullcontext()
-    if trace is not None:
-        profiled = torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=UNTIMED + steps - 3, warmup=1, active=2)
-        )
-    with profiled as profile:
-        for number in range(UNTIMED + steps):
-            start = time.perf_counter()
-            result = train_step(run)
-            result.loss.item()  # waits for the device
-            end = time.perf_counter()
-            run.state.step += 1
-            if number == 0:
-                first = end - began
-            if number >= UNTIMED:
-                seconds.append(end - start)
-                splits.append(result.watch.seconds())
-            if profile is not None:
-                profile.step()
-    if trace is not None:
-        profile.export_chrome_trace(str(trace))
+    for number in range(UNTIMED + steps):
+        start = time.perf_counter()
+        result = train_step(run)
+        result.loss.item()  # waits for the device
+        end = time.perf_counter()
+        run.state.step += 1
+        if number == 0:
+            first = end - began
+        if number >= UNTIMED:
+            seconds.append(end - start)
+            splits.append(result.watch.seconds())
     rate, peak_memory = config.tokens_per_step / statistics.median(seconds), device.peak_memory(run.device)
+    if trace is not None:
+        with torch.profiler.profile() as profile:
+            for _ in range(PROFILED):
+                train_step(run).loss.item()
+                run.state.step += 1
+        profile.export_chrome_trace(str(trace))
     sheet = device.data_sheet_flops(run.device, config.dtype)
     return TrainingSpeed(
         tokens_per_second=rate,

@@ -37,7 +37,7 @@ def train(
     steps
         Updates to time, after three that are not.
     trace
-        Write PyTorch's profile of the last two updates to this file, for chrome://tracing or Perfetto.
+        Write PyTorch's profile of two more updates to this file, for chrome://tracing or Perfetto.
     json_
         Print one JSON object instead of lines.
     """
