@@ -5,7 +5,8 @@
 
 Flags are those of `gpt2 train`, with commas between the values to try; with --eval_iters=0 the validation loss is
 that of the whole split. Combinations that differ only in their seed share a line: mean and spread of the loss.
---at_once=2 trains two at a time, each on half of the cores, where small models make more of them.
+--at_once=2 trains two at a time, each on half of the cores, where small models make more of them. The dataset must be
+prepared.
 """
 
 import itertools
@@ -20,14 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
-def train(recipe: str, settings: dict[str, str], threads: int) -> tuple[float, float]:
+def train(recipe: str, settings: dict[str, str], environment: dict[str, str]) -> tuple[float, float]:
     """Validation loss at the end, and seconds from start to finish."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--{name}={value}" for name, value in settings.items()]
         began = time.perf_counter()
         command = [sys.executable, "-m", "gpt2", "train", recipe, *flags, f"--out_dir={folder}/run", "--json"]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
         seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -47,15 +47,18 @@ def main() -> None:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     print("\n".join(lines), flush=True)
     combinations = [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
-    with ThreadPoolExecutor(at_once) as pool:
-        threads = max(1, (os.cpu_count() or 1) // at_once)
-        runs = [[pool.submit(train, recipe, c | {"seed": seed}, threads) for seed in seeds] for c in combinations]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    pool = ThreadPoolExecutor(at_once)
+    runs = [[pool.submit(train, recipe, c | {"seed": seed}, threads) for seed in seeds] for c in combinations]
+    try:
         for settings, asked in zip(combinations, runs, strict=True):
             losses, seconds = zip(*(run.result() for run in asked), strict=True)
             cells = [settings[name] for name in varied]
             cells += [f"{statistics.fmean(losses):.4f}", f"{max(losses) - min(losses):.4f}"]
             lines.append("| " + " | ".join([*cells, f"{statistics.median(seconds):.1f}"]) + " |")
             print(lines[-1], flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if target:
         Path(target).write_text(f"`{' '.join(sys.argv)}`\n\n" + "\n".join(lines) + "\n")
 

@@ -1,12 +1,13 @@
 """Wall time and tokens of whole training runs, start to finish: recipes beside each other and nanoGPT, in turns.
 
     python benchmarks/time_to_loss.py --nanogpt ~/nanoGPT --dataset data/shakespeare_char
-    python benchmarks/time_to_loss.py --dataset data/docs --recipes gpt2_30m "gpt2_30m_fast --max_iters=100"
+    python benchmarks/time_to_loss.py --dataset data/docs --recipes tinystories tinystories_fast
 
 nanoGPT trains its small model of Shakespeare's characters as its README says for a CPU, from its own folder, where
 data/shakespeare_char is prepared. The clock runs from the start of each process to its end. The loss is measured
 afterwards, over the whole validation split: of ours as the run ended, with another seed in every round; of nanoGPT's
-the checkpoint it kept, its best by estimate. Ratios are to the first, in the same round, and their medians shown.
+the checkpoint it kept, its best by estimate, always with its own seed. Ratios are to the first, in the same round,
+and their medians shown.
 """
 
 import argparse

@@ -7,8 +7,8 @@ updates: forward, backward, clipping and AdamW, on batches of one shape. Ours is
 their model and optimizer are taken from their files as they are, in the loop of their trainer without its logging.
 "by hand" is nanoGPT with what its users add themselves: autocast, compile and the fused optimizer. Ratios are the
 median of the rounds' ratios, memory is the process's largest (of a GPU, its allocator's). --llmc_c is llm.c's C
-program, which trains 124M on 4 rows of 64 tokens whatever the others do; it starts anew in every round, in its folder
-with the files that its README asks for.
+program, which trains 124M on 4 rows of 64 tokens, without clipping, whatever the others do; it starts anew in every
+round, in its folder with the files that its README asks for.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def serve_trainer(options: argparse.Namespace) -> None:
         bf16=cuda,
         disable_tqdm=True,
     )
-    orders = asked()
+    orders = (count + warmups(options) for count in asked())
 
     class Waits(hf.TrainerCallback):
         left, seconds, began = 0, [], 0.0
@@ -195,11 +195,16 @@ def serve_trainer(options: argparse.Namespace) -> None:
             self.seconds.append(time.perf_counter() - self.began)
             self.left -= 1
             if not self.left:
-                answer(options, self.seconds)
+                answer(options, self.seconds[warmups(options) :])
 
     trainer = hf.Trainer(hf.GPT2LMHeadModel(config), arguments, train_dataset=data, callbacks=[Waits()])
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
+
+
+def warmups(options: argparse.Namespace) -> int:
+    """Updates before those of a round: on a GPU memory was given back for the others, and is taken again."""
+    return 1 if torch.device(options.device).type == "cuda" else 0
 
 
 def asked() -> Iterator[int]:
@@ -231,6 +236,8 @@ def serve(options: argparse.Namespace) -> None:
             "llm.c, train_gpt2.py": lambda: llmc(options),
         }[options.serve]()
     for count in asked():
+        for _ in range(warmups(options)):
+            update()
         seconds = []
         for _ in range(count):
             began = time.perf_counter()
@@ -242,8 +249,9 @@ def serve(options: argparse.Namespace) -> None:
 class Contestant:
     """A process that trains when it is asked to."""
 
-    def __init__(self, name: str, arguments: list[str], tokens: int) -> None:
+    def __init__(self, name: str, arguments: list[str], tokens: int, model: GPTConfig) -> None:
         self.name = name
+        self.model = model
         self.tokens = tokens
         """Of an update."""
         self.rounds: list[float] = []
@@ -271,7 +279,8 @@ class Contestant:
 class Program:
     """llm.c's C program, started anew for each round."""
 
-    name, tokens = "llm.c, train_gpt2.c", 4 * 64
+    name, tokens = "llm.c, train_gpt2.c, 4×64", 4 * 64
+    model = GPTConfig.preset("gpt2", block_size=64)
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -333,7 +342,8 @@ def main() -> None:
         names += ["nanoGPT, by hand"] if folder and name == "nanoGPT" and options.device == "cpu" else []
     names += ["transformers"] if options.transformers else []
     tokens = options.batch_size * options.block_size * options.accumulation
-    contestants: list[Contestant | Program] = [Contestant(name, sys.argv[1:], tokens) for name in names]
+    model = GPTConfig.preset(options.model, block_size=options.block_size)
+    contestants: list[Contestant | Program] = [Contestant(name, sys.argv[1:], tokens, model) for name in names]
     contestants += [Program(options.llmc_c)] if options.llmc_c else []
     for contestant in contestants:
         first = contestant.ask(UNTIMED)
@@ -343,6 +353,7 @@ def main() -> None:
             contestant.rounds.append(statistics.fmean(contestant.ask(options.updates)))
             said = f"{contestant.name}: {contestant.rounds[-1]:.3f} s an update"
             print(f"round {number + 1}: {said}", file=sys.stderr, flush=True)
+    folders["llm.c, train_gpt2.c"] = options.llmc_c and options.llmc_c.parent
     report(options, contestants, {name: commit(folder) for name, folder in folders.items() if folder})
 
 
@@ -351,7 +362,6 @@ def report(options: argparse.Namespace, contestants: list[Contestant | Program],
     where = torch.device(options.device)
     peaks = {dtype: device.measured_flops(where, dtype) for dtype in ("float32", "bfloat16")}
     tokens = contestants[0].tokens
-    model = GPTConfig.preset(options.model, block_size=options.block_size)
     rates = {c.name: [c.tokens / seconds for seconds in c.rounds] for c in contestants}
     first = rates[contestants[0].name]
     table = {
@@ -360,7 +370,7 @@ def report(options: argparse.Namespace, contestants: list[Contestant | Program],
             "slowest": min(rates[c.name]),
             "fastest": max(rates[c.name]),
             "ratio": statistics.median(f / r for f, r in zip(first, rates[c.name], strict=True)),
-            "mfu": {dtype: accounting.mfu(model, rate, peak) for dtype, peak in peaks.items()},
+            "mfu": {dtype: accounting.mfu(c.model, rate, peak) for dtype, peak in peaks.items()},
             "peak_memory": c.peak,
         }
         for c in contestants

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -7,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from gpt2 import head_loss
+from gpt2.distributed.engines import recompute
 from gpt2.errors import UserError
-from gpt2.model import GPT, GPTConfig, KVCache
+from gpt2.model import GPT, GPTConfig, KVCache, Objective
 from gpt2.optim.optimizers import make_optimizers
 
 TOY = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
@@ -241,6 +244,31 @@ def test_documents_do_not_go_with_a_cache() -> None:
     idx, documents = packed_rows(BEGINS[3:5])
     with pytest.raises(AssertionError, match="cache"):
         model(idx, cache=KVCache(model.config, 2, torch.device("cpu"), torch.float64), documents=documents)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"dropout": 0.1}, {"flash": False}, {"pad_vocab": 8}, {"documents": True}, {"recompute": True}]
+)
+def test_model_and_loss_are_one_graph(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits in several parts, in float32 and under autocast."""
+    monkeypatch.setitem(head_loss.LOGITS_AT_ONCE, "cpu", 3 * 20)
+    config = GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(replace(config, **{k: v for k, v in settings.items() if k in ("dropout", "flash", "pad_vocab")}))
+    if "recompute" in settings:
+        recompute(model.transformer.h)
+    idx = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(0))
+    documents = torch.arange(16).view(2, 8) // 3 if "documents" in settings else None
+    torch._dynamo.reset()
+    compiled = torch.compile(Objective(model), backend="aot_eager", fullgraph=True)
+    for half in (False, True):
+        with torch.autocast("cpu", enabled=half):
+            torch.manual_seed(1)
+            expected = model.loss(idx, idx, documents)
+            torch.manual_seed(1)
+            loss = compiled(idx, idx, documents)
+        loss.backward()
+        if "dropout" not in settings:
+            assert loss.item() == pytest.approx(expected.item(), abs=1e-2 if half else 1e-5)
 
 
 def test_documents_can_be_compiled() -> None:

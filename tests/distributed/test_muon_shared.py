@@ -2,25 +2,27 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
 from gpt2.distributed.engines import wrapped
+from gpt2.distributed.parts import whole
 from gpt2.distributed.world import World
 from gpt2.model import GPT, GPTConfig, Objective
 from gpt2.optim import muon
 from gpt2.optim.optimizers import make_optimizers
 
-LAYERS = 3
+CONFIG = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 
 
-def step(rank: int, size: int, folder: str) -> None:
-    """Be one process: make an update and write down how many matrices were computed here."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+def update(rank: int, size: int, folder: str, most_at_once: int) -> None:
+    """Be one process of some, or alone: make two updates, and write down how many matrices were computed here."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting{size}", rank=rank, world_size=size)
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=4, vocab_size=11, n_layer=LAYERS, n_head=2, n_embd=8))
+    model = GPT(CONFIG)
     engine = wrapped(
         model,
         model.transformer.h,
@@ -34,24 +36,33 @@ def step(rank: int, size: int, folder: str) -> None:
         cpu_offload=False,
     )
     optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon={"lr": 0.02})
-    idx = torch.tensor([[1, 2, 3]])
-    with engine.micro_batch(True):
-        engine.forward(idx, idx).backward()
     original, counts = muon.orthogonal, []
 
     def counting(matrices: Tensor, *settings: object) -> Tensor:
         counts.append(len(matrices))
         return original(matrices, *settings)
 
-    muon.orthogonal = counting
-    for optimizer in optimizers:
-        optimizer.step()
-    Path(folder, str(rank)).write_text(str(sum(counts)))
+    muon.orthogonal, muon.MOST_AT_ONCE = counting, most_at_once
+    idx = torch.tensor([[1, 2, 3]])
+    for _ in range(2):
+        with engine.micro_batch(True):
+            (engine.forward(idx, idx) / size).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    weights = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+    torch.save((sum(counts) // 2, weights), f"{folder}/{rank} of {size}")
     dist.destroy_process_group()
 
 
-def test_each_process_computes_some_of_the_matrices(tmp_path: Path) -> None:
-    mp.spawn(step, (2, str(tmp_path)), nprocs=2)
-    counts = [int((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
-    # of each layer q, k and v, and three more; of three of a shape one process has two
-    assert counts == [2 * 6, 1 * 6]
+@pytest.mark.parametrize(("most_at_once", "counts"), [(2**20, [6, 6, 0]), (1, [6, 6, 0])])
+def test_each_process_computes_some_of_the_matrices(most_at_once: int, counts: list[int], tmp_path: Path) -> None:
+    """Of each of two layers q, k and v, and three more. Three processes have unequal rows, and one has no matrix."""
+    for size in (1, 3):
+        mp.spawn(update, (size, str(tmp_path), most_at_once), nprocs=size)
+    found = [torch.load(tmp_path / f"{rank} of 3") for rank in range(3)]
+    assert [count for count, _ in found] == counts
+    _, alone = torch.load(tmp_path / "0 of 1")
+    for _, weights in found:
+        for name, expected in alone.items():
+            torch.testing.assert_close(weights[name], expected, rtol=0, atol=1e-5)

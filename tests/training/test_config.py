@@ -70,7 +70,6 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"align_documents": True, "data_order": "shuffled"}, "data_order=shuffled shows every token once"),
         ({"align_documents": True, "data_order": "sequential"}, "use --data_order=random or --align_documents=False"),
         ({"optimizer": "muon", "dtype": "float16"}, "use --dtype=bfloat16 or float32"),
-        ({"optimizer": "muon", "resume_optimizer": True}, "leave one of them out"),
         ({"optimizer": "muon", "parallel": "fsdp", "cpu_offload": True}, "leave --cpu_offload out"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import curve
+from torch._functorch import config as partitioner
 
 import gpt2
 from gpt2.data.batches import evaluation_starts, gather
@@ -188,6 +189,8 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
     seen = []
 
     def recording(model, **options):
+        assert options == {"fullgraph": True}
+
         def forward(x, y, documents):
             seen.append(documents)
             return model(x, y, documents=documents)
@@ -196,7 +199,9 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
 
     monkeypatch.setattr(torch, "compile", recording)
     config = tiny(**heeding | {"document_mask": heed}, compile=True, max_iters=2)
-    set_up(config, lambda line: None)
+    with partitioner.patch(ban_recompute_materialized_backward=True):
+        set_up(config, lambda line: None)
+        assert not partitioner.ban_recompute_materialized_backward  # less is kept for the backward pass
     assert len(seen) == 1
     train(config)
     assert [None if d is None else (d.shape, d.dtype) for d in seen] == [

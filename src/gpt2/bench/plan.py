@@ -68,6 +68,8 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
     dataset = find_dataset(config.dataset, config.data_dir) if config.dataset else None
     shape = _shape(config, dataset, note)
     epoch = len(dataset.split("train", config.block_size)) if dataset else sys.maxsize
+    if config.max_epochs and dataset is None:
+        note("the dataset is not prepared yet, and nothing says how long an epoch is: counting on max_iters")
     updates = last_step(config, epoch, TrainState(), note)
     sharing = Sharing(processes, config.parallel, config.zero_stage)
     rows = config.accumulation * config.batch_size

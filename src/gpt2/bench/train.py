@@ -84,10 +84,12 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
             splits.append(result.watch.seconds())
     rate, peak_memory = config.tokens_per_step / statistics.median(seconds), device.peak_memory(run.device)
     if trace is not None:
-        with torch.profiler.profile() as profile:
-            for _ in range(PROFILED):
+        schedule = torch.profiler.schedule(wait=0, warmup=1, active=PROFILED, repeat=1)
+        with torch.profiler.profile(schedule=schedule) as profile:
+            for _ in range(1 + PROFILED):
                 train_step(run).loss.item()
                 run.state.step += 1
+                profile.step()
         profile.export_chrome_trace(str(trace))
     sheet = device.data_sheet_flops(run.device, config.dtype)
     return TrainingSpeed(

@@ -215,10 +215,11 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
 
 
 def compile_sparingly() -> None:
-    """Have compiled backward passes compute what GELU and LayerNorm gave again instead of keeping it, as llm.c does.
+    """Have compiled backward passes compute what GELU and LayerNorm gave again instead of keeping it, as llm.c can.
 
-    A block then keeps half of what it does uncompiled, for a few operations on numbers that are read there anyway.
+    A block then keeps two thirds of what it does uncompiled, or less, for a few operations on what is read anyway.
     """
     from torch._functorch import config
 
-    config.ban_recompute_materialized_backward = False
+    if hasattr(config, "ban_recompute_materialized_backward"):  # it is PyTorch's own affair, and only saves memory
+        config.ban_recompute_materialized_backward = False

@@ -28,8 +28,13 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
+def holders(tensor: Tensor) -> int:
+    """Processes that have a part of a tensor; 1 where it is whole."""
+    return cast("DTensor", tensor).device_mesh.size() if is_sharded(tensor) else 1
+
+
 def apart(stack: Tensor) -> Tensor:
-    """Of stacked tensors that lie in parts, those that this process is to compute with, whole; else the stack."""
+    """The stacked tensors this process computes with, each whole: its share where they lie in parts, else all."""
     if not is_sharded(stack):
         return stack
     from torch.distributed.tensor import Shard

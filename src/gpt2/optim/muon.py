@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.distributed.parts import apart, together
+from gpt2.distributed.parts import apart, holders, together
 
 MOST_AT_ONCE = 2**26
-"""Numbers of matrices that are made orthogonal together; four times as many are held meanwhile."""
+"""Numbers of matrices that a process makes orthogonal together; five times as many are held meanwhile."""
 COEFFICIENTS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -77,12 +77,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def alike(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters of one shape, so many at a time that they hold no more than MOST_AT_ONCE numbers."""
+    """The parameters of one shape, so many at a time that no process computes with more than MOST_AT_ONCE numbers."""
     shapes: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         shapes.setdefault(parameter.shape, []).append(parameter)
     for shape, same in shapes.items():
-        count = max(1, MOST_AT_ONCE // shape.numel())
+        count = max(1, MOST_AT_ONCE // shape.numel()) * holders(same[0])
         yield from (same[first : first + count] for first in range(0, len(same), count))
 
 

@@ -240,10 +240,6 @@ class TrainConfig:
             raise UserError(
                 "optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw"
             )
-        if self.optimizer == "muon" and self.resume_optimizer:
-            raise UserError(
-                "resume_optimizer goes on with AdamW's state, which optimizer=muon cannot use; leave one of them out"
-            )
         self._check_batch()
         if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
             raise UserError(

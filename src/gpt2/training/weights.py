@@ -77,6 +77,8 @@ def moments(source: Source | None, config: TrainConfig) -> dict[str, torch.Tenso
     """The optimizer's state that came with the model. Raises UserError where there is none."""
     if source is None or source.progress.optimizer is None:
         raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
+    if config.optimizer == "muon":
+        raise UserError("optimizer=muon cannot go on with AdamW's state; leave --resume_optimizer out")
     tensors = source.progress.optimizer()
     for key in ("exp_avg", "exp_avg_sq"):
         positions = f"transformer.wpe.weight/{key}"
