@@ -86,6 +86,17 @@ def test_fine_tuning_can_take_the_optimizer_along(tiny, tmp_path: Path, monkeypa
     assert not run.optimizers[0].state
 
 
+@pytest.mark.parametrize(("first", "other"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_state_of_another_optimizer_is_refused(first: str, other: str, tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=2, optimizer=first))
+    took_along = tiny(out_dir="new", init_from="r", resume_optimizer=True, optimizer=first)
+    state = set_up(took_along, quiet).optimizers[-1].state
+    assert len(state) and all(len(kept) for kept in state.values())
+    with pytest.raises(UserError, match=f"optimizer={other} cannot go on with the state of another one"):
+        set_up(replace(took_along, optimizer=other), quiet)
+
+
 def test_without_an_optimizer_state_that_is_refused(tiny, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(tiny(out_dir="r", max_iters=2))

@@ -74,12 +74,15 @@ def make_model(
 
 
 def moments(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The optimizer's state that came with the model. Raises UserError where there is none."""
+    """The optimizer's state that came with the model. Raises UserError where there is none, or another's."""
     if source is None or source.progress.optimizer is None:
         raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
-    if config.optimizer == "muon":
-        raise UserError("optimizer=muon cannot go on with AdamW's state; leave --resume_optimizer out")
     tensors = source.progress.optimizer()
+    if any(name.endswith("/momentum") for name in tensors) != (config.optimizer == "muon"):
+        raise UserError(
+            f"optimizer={config.optimizer} cannot go on with the state of another one, which init_from="
+            f"{config.init_from} has; leave --resume_optimizer out"
+        )
     for key in ("exp_avg", "exp_avg_sq"):
         positions = f"transformer.wpe.weight/{key}"
         tensors[positions] = tensors[positions][: config.block_size].clone()  # as many as the model has kept
