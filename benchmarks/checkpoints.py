@@ -2,9 +2,11 @@
 
     python benchmarks/checkpoints.py data/shakespeare --model gpt2 --batch_size 1 --block_size 64
 
-The same updates are trained in each way, as a process of its own, one after the other in each round; "updates alone"
-is the trainer's update again and again, without its loop. The runs believe that they write to a terminal. The first
-checkpoint of a run is left out: its memory and files are new.
+Each run has one half of the cores, and at the same time the same updates are made on the other half by a process
+that does nothing else: the trainer's update again and again, without its loop. So both meet the same moods of the
+machine; the halves change places from round to round. The runs believe that they write to a terminal. The first two
+checkpoints of a run are left out: their memory and files are new, where later ones take those of one that is deleted.
+Linux only.
 """
 
 import argparse
@@ -19,8 +21,9 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,46 +33,67 @@ from gpt2.training.config import TrainConfig
 from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
 
-ALONE = "updates alone"
 WAYS = {
-    ALONE: [],
     "no checkpoints": [],
     "training waits": ["--checkpoint_interval={interval}"],
     "beside the training": ["--checkpoint_interval={interval}", "--async_checkpoint"],
 }
 
 
-def measure(arguments: argparse.Namespace, way: list[str], out: Path) -> tuple[float, list[float], int]:
-    """Seconds of the updates after the first interval and all between, seconds waited at each checkpoint, bytes."""
-    interval = arguments.interval
-    settings = {
-        "dataset": arguments.dataset,
-        "out_dir": str(out),
-        "model": arguments.model,
-        "batch_size": arguments.batch_size,
-        "block_size": arguments.block_size,
-        "max_iters": interval * (arguments.checkpoints + 2),
-        "eval_interval": 0,
-        "eval_iters": 1,
-        "compile": False,
-        "keep_checkpoints": 1,
-    }
-    began, ended = 2 * interval - 1, interval * (arguments.checkpoints + 2) - 1
-    if way is WAYS[ALONE]:
-        return updates_alone(settings, began, ended), [], 0
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "gpt2", "train", *flags, *(flag.format(interval=interval) for flag in way)]
+class Measured(NamedTuple):
+    """A run's."""
+
+    seconds: float
+    """Of the updates that are measured, and of all between them."""
+    waited: list[float]
+    """Seconds, at each checkpoint."""
+    size: int
+    """Bytes of a checkpoint."""
+
+
+def measure(arguments: argparse.Namespace, way: list[str], halves: list[list[int]]) -> tuple[Measured, float]:
+    """A run in one way on the first half of the cores, and seconds of its updates alone, beside it on the second."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as beside:
+        interval = arguments.interval
+        settings = {
+            "dataset": arguments.dataset,
+            "out_dir": f"{folder}/run",
+            "model": arguments.model,
+            "batch_size": arguments.batch_size,
+            "block_size": arguments.block_size,
+            "max_iters": interval * (arguments.checkpoints + 3),
+            "eval_interval": 0,
+            "eval_iters": 1,
+            "compile": False,
+            "keep_checkpoints": 1,
+        }
+        began, ended = 3 * interval - 1, interval * (arguments.checkpoints + 3) - 1
+        alone = beside.submit(updates_alone, settings, began, ended, halves[1])
+        flags = [f"--{name}={value}" for name, value in settings.items()]
+        train(["-m", "gpt2", "train", *flags, *(flag.format(interval=interval) for flag in way)], halves[0])
+        out = Path(folder, "run")
+        records = read_log(out)
+        times = {r["step"]: r["time"] for r in records if r["event"] == "train"}
+        waited = [r["seconds"] for r in records if r["event"] == "checkpoint"]
+        size = sum(p.stat().st_size for p in out.glob("checkpoints/*/*.safetensors"))
+        return Measured(times[ended] - times[began], waited[2:-1], size), alone.result()
+
+
+def on(cores: list[int], arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a Python program that has these cores and no others."""
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, *arguments]
+    return command, os.environ | {"OMP_NUM_THREADS": str(len(cores))}
+
+
+def train(arguments: list[str], cores: list[int]) -> None:
+    """Run `gpt2 train` as if on a terminal."""
+    command, environment = on(cores, arguments)
     terminal, its_end = pty.openpty()
     reader = threading.Thread(target=read_all, args=[terminal], daemon=True)
     reader.start()
-    subprocess.run(command, check=True, stderr=its_end)
+    subprocess.run(command, check=True, env=environment, stderr=its_end)
     os.close(its_end)
     reader.join()
-    records = read_log(out)
-    times = {r["step"]: r["time"] for r in records if r["event"] == "train"}
-    waited = [r["seconds"] for r in records if r["event"] == "checkpoint"]
-    size = sum(p.stat().st_size for p in out.glob("checkpoints/*/*.safetensors"))
-    return times[ended] - times[began], waited[1:-1], size
 
 
 def read_all(terminal: int) -> None:
@@ -79,10 +103,11 @@ def read_all(terminal: int) -> None:
             pass
 
 
-def updates_alone(settings: dict[str, Any], began: int, ended: int) -> float:
+def updates_alone(settings: dict[str, Any], began: int, ended: int, cores: list[int]) -> float:
     """Seconds of the updates after number `began` up to `ended`, in a process that does nothing else."""
-    command = [sys.executable, __file__, "--alone", json.dumps([settings, began, ended]), "-"]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+    command, environment = on(cores, [__file__, "--alone", json.dumps([settings, began, ended]), "-"])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return float(subprocess.run(command, check=True, env=environment, **pipes).stdout)
 
 
 def train_alone(settings: dict[str, Any], began: int, ended: int) -> None:
@@ -106,38 +131,42 @@ def main() -> None:
     parser.add_argument("--interval", type=int, default=10, help="updates between checkpoints")
     parser.add_argument("--checkpoints", type=int, default=3, help="that are measured in a run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="to train")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
         train_alone(*json.loads(arguments.alone))
         return
 
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    waited: dict[str, list[float]] = {name: [] for name in WAYS}
+    cores = sorted(os.sched_getaffinity(0))
+    halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
+    seconds: dict[str, list[float]] = {name: [] for name in arguments.ways}
+    ratios: dict[str, list[float]] = {name: [] for name in arguments.ways}
+    waited: dict[str, list[float]] = {name: [] for name in arguments.ways}
     size = 0
     for number in range(arguments.rounds):
-        for name, way in WAYS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                took, waits, size = measure(arguments, way, Path(folder) / "run")
-            seconds[name].append(took)
-            waited[name] += waits
-            print(f"round {number + 1}: {name}: {took:.1f} s, waited {waits}", file=sys.stderr, flush=True)
+        for name in arguments.ways:
+            done, alone = measure(arguments, WAYS[name], halves if number % 2 else halves[::-1])
+            seconds[name].append(done.seconds)
+            ratios[name].append(done.seconds / alone)
+            waited[name] += done.waited
+            size = max(size, done.size)
+            said = f"{done.seconds:.1f} s beside {alone:.1f} s, waited {done.waited}"
+            print(f"round {number + 1}: {name}: {said}", file=sys.stderr, flush=True)
 
     machine = f"{platform.machine()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
-    wait = statistics.median(waited["training waits"])
     updates = arguments.interval * arguments.checkpoints
     print(f"checkpoints of {size / 1e6:,.0f} MB, every {arguments.interval} updates, {updates} updates; {machine}\n")
-    head = ("seconds for all updates (spread)", "to the updates alone, in the same round")
-    print("| | " + " | ".join([*head, "waited at a checkpoint (spread)", "to waiting"]) + " |")
-    print("|---|---|---|---|---|")
-    for name, runs in seconds.items():
-        ratio = statistics.median(took / alone for took, alone in zip(runs, seconds[ALONE], strict=True))
-        line = f"| {name} | {statistics.median(runs):.1f} ({min(runs):.1f}–{max(runs):.1f}) | {ratio:.3f}× |"
-        if waits := waited[name]:
-            median = statistics.median(waits)
-            line += f" {median:.2f} s ({min(waits):.2f}–{max(waits):.2f}) | {median / wait:.3f} |"
-        print(line)
-    print(json.dumps({"seconds": seconds, "waited": waited}), file=sys.stderr)
+    print("| | seconds, median (spread) | to the updates alone (spread) | waited at a checkpoint (spread) |")
+    print("|---|---|---|---|")
+    for name in arguments.ways:
+        print(f"| {name} | {spread(seconds[name], '.1f')} | {spread(ratios[name], '.3f')} ", end="")
+        print(f"| {spread(waited[name], '.2f')} s |" if waited[name] else "| |")
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median, least and greatest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
 if __name__ == "__main__":

@@ -18,16 +18,20 @@ python "$here/training.py" --device=cuda --dtypes bfloat16 --nanogpt "$nanogpt" 
 # Ours with the micro-batch that suits it.
 gpt2 bench train gpt2 --dataset="$dataset" --batch_size=64 --total_batch_size=524288 --json > "$out/bench_124M.json"
 
-# Five minutes each from the start of the process, evaluated and saved as often, on the same tokens.
-five_minutes() { timeout --signal=INT 300 "$@" || true; }
-(cd "$nanogpt" && five_minutes python train.py --dataset="$(basename "$dataset")" \
-  --out_dir="$out/nanogpt" --batch_size=32 --gradient_accumulation_steps=4 --eval_interval=100 --eval_iters=20 \
-  --warmup_iters=100 --max_iters=100000 --log_interval=10 > "$out/nanogpt.log")
-for optimizer in adamw muon; do
-  five_minutes gpt2 train gpt2 --dataset="$dataset" --out_dir="$out/$optimizer" --optimizer=$optimizer --bias=False \
-    --batch_size=32 --total_batch_size=131072 --warmup_iters=100 --max_iters=100000 --lr_decay_iters=600000 \
-    --eval_interval=100 --eval_iters=20 --log_interval=10 --checkpoint_interval=0 --sample_interval=0 --overwrite
-done
+# Five minutes each on the same tokens, evaluated as often. Each one's learning rate falls over the updates that it can
+# make in four of them, by the rates just measured, in hundreds; the rest is for starting, compiling and evaluating.
+updates() {
+  python -c 'import json, sys; results = json.load(open(sys.argv[1]))["results"]
+print(100 * round(2.4 * results[sys.argv[2]]["tokens_per_second"] / 131072))' "$out/training.json" "$1"
+}
+ours=$(updates "gpt2, bfloat16") theirs=$(updates nanoGPT)
+both="--batch_size=32 --bias=False --warmup_iters=100 --min_lr=6e-5 --eval_interval=100 --eval_iters=20 --log_interval=10"
+our_run="gpt2 $both --dataset=$dataset --total_batch_size=131072 --max_iters=$ours"
+python "$here/equal_time.py" --minutes=5 --nanogpt "$nanogpt" \
+  --nanogpt_flags="$both --dataset=$(basename "$dataset") --gradient_accumulation_steps=4 --max_iters=$theirs \
+    --lr_decay_iters=$theirs" \
+  --runs "$our_run" "$our_run --optimizer=muon" "$our_run --optimizer=muon --learning_rate=3e-3 --min_lr=0" \
+  --json="$out/equal_time.json" | tee "$out/equal_time.md"
 
 # The larger ones.
 for size in gpt2-medium:32 gpt2-large:16 gpt2-xl:8; do

@@ -71,8 +71,8 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "cpu":
-        faster = matmul_rate(device, torch.bfloat16, 512) > 2 * matmul_rate(device, torch.float32, 512)
-        return "bfloat16" if faster else "float32"
+        half, full = (matmul_rate(device, kind, 512, seconds=0.05) for kind in (torch.bfloat16, torch.float32))
+        return "bfloat16" if half > 2 * full else "float32"
     return "float32"
 
 
@@ -109,13 +109,13 @@ def measured_flops(device: torch.device, dtype: str) -> float:
     return matmul_rate(device, DTYPES[dtype], 2048 if device.type == "cpu" else 8192)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of a square matrix product on random numbers: the best of what fits a fifth of a second."""
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int, seconds: float = 0.2) -> float:
+    """FLOP/s of a square matrix product on random numbers: the best of what fits the time, and of three."""
     generator = torch.Generator().manual_seed(0)  # leave the global generator alone
     a = torch.randn(size, size, generator=generator).to(device, dtype)
     best = float("inf")
     runs, began = 0, time.perf_counter()
-    while runs < 3 or time.perf_counter() - began < 0.2:
+    while runs < 3 or time.perf_counter() - began < seconds:
         synchronize(device)
         start = time.perf_counter()
         a @ a

@@ -68,6 +68,7 @@ class RunConsole(LiveConsole):
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
+                refresh_per_second=2,  # ten times would take a hundredth of a core from the training
             )
             self.task = self.live.add_task("train", total=total, completed=done, figures="")
 

@@ -1,0 +1,105 @@
+"""Validation loss over wall time, where everyone may train for the same minutes: nanoGPT and ours, in turns.
+
+    python benchmarks/equal_time.py --nanogpt ~/nanoGPT --nanogpt_flags "--dataset=docs --max_iters=700" \\
+        --runs "gpt2 --dataset=data/docs --max_iters=1000" "gpt2 --dataset=data/docs --optimizer=muon"
+
+--nanogpt_flags are of nanoGPT's train.py, which starts in its own folder; --runs of `gpt2 train`. The clock runs from
+the start of each process, through its evaluations and checkpoints, and stops it when the minutes are over. Losses are
+the estimates that the programs print, so both should take as many batches (--eval_iters) as often (--eval_interval).
+Without nanoGPT the runs are compared with the first of them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from peers import commit
+
+Curve = list[tuple[float, float]]
+"""Seconds since the start of the process, and the validation loss that it printed then."""
+
+
+def curve(command: list[str], folder: Path | None, seconds: float) -> Curve:
+    """The evaluations that a program prints within its time, after which it is interrupted."""
+    began = time.perf_counter()
+    found: Curve = []
+    last = ""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.send_signal, [signal.SIGINT])
+        timer.start()
+        for line in process.stdout:
+            took = time.perf_counter() - began
+            if took <= seconds and (said := re.search(r"val loss ([\d.]+)", line)):
+                found.append((took, float(said[1])))
+            last = line
+        timer.cancel()
+    if not found:
+        raise SystemExit(f"{shlex.join(command)} came to no evaluation in {seconds:.0f} s; it ended with: {last}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, its data prepared")
+    parser.add_argument("--nanogpt_flags", default="", help="of its train.py, quoted")
+    parser.add_argument("--runs", nargs="+", required=True, help="recipe or size with flags, each quoted")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write the curves here")
+    options = parser.parse_args()
+
+    commands: dict[str, tuple[list[str], Path | None]] = {}
+    if options.nanogpt:
+        commands["nanoGPT"] = ["train.py", *shlex.split(options.nanogpt_flags)], options.nanogpt
+    for run in options.runs:
+        commands[run] = ["-m", "gpt2", "train", *shlex.split(run)], None
+    curves: dict[str, list[Curve]] = {name: [] for name in commands}
+    for number in range(options.rounds):
+        for name, (arguments, folder) in commands.items():
+            with tempfile.TemporaryDirectory() as out:
+                command = [sys.executable, *arguments, f"--out_dir={out}/run"]
+                curves[name].append(curve(command, folder, 60 * options.minutes))
+            took, loss = curves[name][-1][-1]
+            print(f"round {number + 1}: {name}: {loss:.4f} after {took:.0f} s", file=sys.stderr, flush=True)
+
+    about = f"{platform.machine()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
+    if torch.cuda.is_available():
+        about += f", {torch.cuda.get_device_name()}"
+    about += f"; {options.minutes:g} minutes, {options.rounds} rounds"
+    about += f"; nanoGPT {commit(options.nanogpt)}" if options.nanogpt else ""
+    base = curves[next(iter(curves))]
+    print(f"{about}\n\n| | validation loss at the end (spread) | the first's loss after | of its time |")
+    print("|---|---|---|---|")
+    for name, rounds in curves.items():
+        losses = [points[-1][1] for points in rounds]
+        reached = [
+            next((took for took, loss in points if loss <= first[-1][1]), float("inf"))
+            for points, first in zip(rounds, base, strict=True)
+        ]
+        share = statistics.median(took / first[-1][0] for took, first in zip(reached, base, strict=True))
+        print(
+            f"| {name} | {statistics.median(losses):.4f} ({min(losses):.4f}–{max(losses):.4f}) "
+            f"| {statistics.median(reached):.0f} s | {share:.2f}× |"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": about, "curves": curves}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
