@@ -139,6 +139,8 @@ def main() -> None:
         return
 
     cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("this compares two programs at the same time and needs two cores")
     halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
     seconds: dict[str, list[float]] = {name: [] for name in arguments.ways}
     ratios: dict[str, list[float]] = {name: [] for name in arguments.ways}

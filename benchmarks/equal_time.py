@@ -49,6 +49,8 @@ def curve(command: list[str], folder: Path | None, seconds: float) -> Curve:
                 found.append((took, float(said[1])))
             last = line
         timer.cancel()
+    if process.returncode and time.perf_counter() - began < seconds:
+        raise SystemExit(f"{shlex.join(command)} failed; it ended with: {last}")
     if not found:
         raise SystemExit(f"{shlex.join(command)} came to no evaluation in {seconds:.0f} s; it ended with: {last}")
     return found
