@@ -43,6 +43,16 @@ def test_no_more_logits_exist_than_allowed(in_parts, monkeypatch: pytest.MonkeyP
     assert seen == [(5, 48)] * 4 + [(3, 48)]
 
 
+def test_a_batch_has_at_most_sixteen_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", 1)
+    seen = []
+    log_softmax = F.log_softmax
+    monkeypatch.setattr(F, "log_softmax", lambda x, **named: seen.append(len(x)) or log_softmax(x, **named))
+    x, w, targets = inputs()
+    head_loss(x, w, targets, 16).backward()
+    assert seen == [2] * 11 + [1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype) -> None:
     x, w, targets = inputs(torch.float32)

@@ -130,7 +130,7 @@ def memory(
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
     if half and not compiled:  # autocast keeps the matrices it has converted
         activations += 2 * 12 * L * C * C
-    places = min(BT, rows_at_once(config.vocab_size, device))
+    places = rows_at_once(BT, config.vocab_size, device)
     logits = (4 + 2 * item if half else 8) * places * config.vocab_size  # themselves, probabilities, gradient
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its weights as they are multiplied with
     return Memory(4 * here, 4 * here, momentum + moments, gathered, activations, logits)

@@ -10,6 +10,8 @@ IGNORED = -1
 """Target of a place that has no loss."""
 LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
 """Logits that are held at a time, on a CPU 128 MiB of float32; by the kind of device."""
+MOST_PARTS = 16
+"""Of a batch, however many logits are then held at a time: torch.compile takes 3 s for each (docs/experiments.md)."""
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor, pad_vocab: int = 1) -> Tensor:
@@ -25,12 +27,12 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, pad_vocab: int = 1) ->
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     width = -(-len(weight) // pad_vocab) * pad_vocab
-    return _HeadLoss.apply(x, weight, targets, width, rows_at_once(width, device), dtype)
+    return _HeadLoss.apply(x, weight, targets, width, rows_at_once(len(x), width, device), dtype)
 
 
-def rows_at_once(width: int, device: str) -> int:
-    """Places whose `width` logits are computed together on a kind of device."""
-    return max(1, LOGITS_AT_ONCE.get(device, 2**27) // width)
+def rows_at_once(places: int, width: int, device: str) -> int:
+    """How many of a batch's places have their `width` logits computed together on a kind of device."""
+    return min(places, max(LOGITS_AT_ONCE.get(device, 2**27) // width, -(-places // MOST_PARTS)))
 
 
 class _HeadLoss(torch.autograd.Function):
