@@ -122,9 +122,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, [1, 2, 3, 4, 5])
-    checkpoint.prune(tmp_path, keep=2, best_step=2)
+    checkpoint.prune(tmp_path, keep=2, protected={2})
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
-    checkpoint.prune(tmp_path, keep=0, best_step=None)
+    checkpoint.prune(tmp_path, keep=0, protected=())
     assert checkpoint.saved_steps(tmp_path) == [5, 4, 2]
 
 
@@ -166,11 +166,11 @@ def test_whatever_a_save_was_doing_when_its_process_died_the_last_whole_checkpoi
         point += 1
         shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
         checkpoint.write(before)
-        checkpoint.tidy(tmp_path, checkpoint.TrainState(1, best_step=1), keep=1)
+        checkpoint.tidy(tmp_path, checkpoint.TrainState(1, best_step=1), 1, pytest.fail)
         if (pid := os.fork()) == 0:
             die_after_call(point)
             checkpoint.write(after)
-            checkpoint.tidy(tmp_path, checkpoint.TrainState(2, best_step=2), keep=1)
+            checkpoint.tidy(tmp_path, checkpoint.TrainState(2, best_step=2), 1, pytest.fail)
             os._exit(0)
         seen.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         found = checkpoint.latest(tmp_path, pytest.fail)
@@ -260,3 +260,43 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch:
     saved(tmp_path, [1])
     with pytest.raises(UserError, match="gpt2 checkpoint 2"):
         load(str(tmp_path))
+
+
+def test_only_what_this_program_wrote_is_removed(tmp_path: Path) -> None:
+    saved(tmp_path, [1, 2, 3, 4, 5, 6])
+    moved = tmp_path / "elsewhere"
+    checkpoint.folder_of(tmp_path, 1).rename(moved)
+    checkpoint.folder_of(tmp_path, 1).symlink_to(moved)
+    (checkpoint.folder_of(tmp_path, 2) / "notes.txt").write_text("mine")
+    shutil.rmtree(checkpoint.folder_of(tmp_path, 3))
+    checkpoint.folder_of(tmp_path, 3).mkdir()
+    (checkpoint.folder_of(tmp_path, 3) / "model.safetensors").write_text("another program's")
+    checkpoint.prune(tmp_path, keep=1, protected=())
+    assert checkpoint.saved_steps(tmp_path) == [6, 3, 2, 1]
+    assert (moved / "manifest.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_said_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, [1, 2])
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    notes: list[str] = []
+    checkpoint.tidy(tmp_path, checkpoint.TrainState(2), 1, notes.append)
+    assert len(notes) == 1
+    assert "cannot remove old checkpoints" in notes[0]
+
+
+def test_what_is_no_checkpoint_of_ours_is_not_renamed(tmp_path: Path) -> None:
+    saved(tmp_path, [1])
+    foreign = checkpoint.folder_of(tmp_path, 2)
+    foreign.mkdir()
+    (foreign / "pytorch_model.bin").write_text("mine")
+    notes: list[str] = []
+    assert checkpoint.latest(tmp_path, notes.append).name == "step_0000001"
+    assert (foreign / "pytorch_model.bin").read_text() == "mine"
+    assert "is no checkpoint of this program" in notes[0]

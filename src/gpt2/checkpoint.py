@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,17 @@ from safetensors import safe_open
 
 from gpt2.distributed.parts import part_like, part_of, parts_of
 from gpt2.distributed.world import ALONE, World
-from gpt2.errors import UserError
-from gpt2.files import free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
+from gpt2.errors import UserError, first_line
+from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, named_state
 from gpt2.tensor_file import Layout, Part, kinds
 from gpt2.tokenizers import Tokenizer
+
+FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST})
+"""The files of a checkpoint."""
 
 
 @dataclass
@@ -45,6 +48,10 @@ class TrainState:
     """Updates whose batches were passed over after loss spikes: update n has the batch n + left_out."""
     recent_losses: list[float] = field(default_factory=list)
     """Of the last updates, where spikes are looked for."""
+    return_to: int | None = None
+    """Step of the checkpoint to go back to after a spike: the last that a run saves that nobody stops."""
+    returns: int = 0
+    """How often the run went back there."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The float16 gradient scaler's state; empty for other formats."""
 
@@ -140,18 +147,17 @@ def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:
         ) from error
 
 
-def tidy(out_dir: Path, state: TrainState, keep: int) -> None:
-    """Once the checkpoint of `state.step` is there: note which is the best, remove those not kept.
+def tidy(out_dir: Path, state: TrainState, keep: int, note: Callable[[str], None]) -> None:
+    """Once the checkpoint of `state.step` is on disk: record which is the best, and remove those not kept.
 
-    Raises UserError where the disk does not let it.
+    `note` receives a line where the disk does not allow that; nothing is lost then, and the next save tries again.
     """
-
-    def work() -> None:
-        if state.best_step in saved_steps(out_dir):  # perhaps of a process that was killed before it noted it
+    try:
+        if state.best_step in saved_steps(out_dir):  # perhaps of a process that was killed before it recorded it
             note_best(out_dir, state)
-        prune(out_dir, keep, state.best_step)
-
-    _on_disk(work, out_dir / "checkpoints", 0)
+        prune(out_dir, keep, {state.best_step, state.return_to})
+    except (OSError, UserError) as error:
+        note(f"cannot remove old checkpoints in {out_dir / 'checkpoints'} ({first_line(error)})")
 
 
 def note_best(out_dir: Path, state: TrainState) -> None:
@@ -160,33 +166,43 @@ def note_best(out_dir: Path, state: TrainState) -> None:
     write_text(best_file(out_dir), json.dumps(values) + "\n")
 
 
-def prune(out_dir: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one; `keep` of 0 removes none.
+def prune(out_dir: Path, keep: int, protected: Container[int | None]) -> None:
+    """Remove all but the newest `keep` checkpoints and the `protected` steps; `keep` of 0 removes none.
 
-    One goes by its name first, so that nobody ever finds half of it.
+    Only what this program wrote is removed: a folder with other files in it and a link to one elsewhere stay. A
+    checkpoint is renamed before it is removed, so that nobody ever finds half of it.
     """
     if keep:
         for step in saved_steps(out_dir)[keep:]:
-            if step != best_step:
-                folder = folder_of(out_dir, step)
+            folder = folder_of(out_dir, step)
+            if step not in protected and is_ours(folder):
                 shutil.rmtree(folder.replace(temporary_of(folder)))
 
 
-def latest(out_dir: Path, note: Callable[[str], None]) -> Path:
-    """The newest intact checkpoint of a run.
+def is_ours(folder: Path) -> bool:
+    """Whether a folder, which is no link, holds nothing but a checkpoint of this program, damaged or not."""
+    if folder.is_symlink() or not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES:
+        return False
+    with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+        return bool(read_description(folder))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) == FILES - {MANIFEST}
+    return False
+
+
+def latest(out_dir: Path, note: Callable[[str], None], at_most: int | None = None) -> Path:
+    """The newest intact checkpoint of a run, of step `at_most` or before where that is given.
 
     Damaged ones that are newer are named through `note` and renamed, so that they are in nobody's way.
     Raises UserError where no intact one is left.
     """
-    steps = saved_steps(out_dir)
+    steps = [step for step in saved_steps(out_dir) if at_most is None or step <= at_most]
     problems: dict[Path, str] = {}
     for step in steps:
         folder = folder_of(out_dir, step)
         if (problem := manifest_problem(folder)) is None:
             for damaged, what in problems.items():
-                aside = damaged.with_name(f"damaged_{damaged.name}_{time.time_ns()}")
-                damaged.rename(aside)
-                note(f"checkpoint {damaged} is damaged ({what}), now {aside.name}; going back to {folder.name}")
+                _set_aside(damaged, what, folder, note)
             return folder
         problems[folder] = problem
     if steps:
@@ -195,6 +211,16 @@ def latest(out_dir: Path, note: Callable[[str], None]) -> Path:
             "--overwrite"
         )
     raise UserError(f"{out_dir} holds no checkpoint to resume; start the run with --init_from=scratch")
+
+
+def _set_aside(damaged: Path, problem: str, instead: Path, note: Callable[[str], None]) -> None:
+    """Rename a damaged checkpoint, unless it is not this program's, and say so."""
+    if not is_ours(damaged):
+        note(f"{damaged} is no checkpoint of this program ({problem}); going back to {instead.name}")
+        return
+    aside = damaged.with_name(f"damaged_{damaged.name}_{time.time_ns()}")
+    damaged.rename(aside)
+    note(f"checkpoint {damaged} is damaged ({problem}), now {aside.name}; going back to {instead.name}")
 
 
 def restore(folder: Path, model: GPT) -> TrainState:

@@ -72,7 +72,7 @@ def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path, c
 def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> None:
     """Has the evaluation after so many updates give this loss."""
     monkeypatch.setattr(
-        loop, "estimate_losses", lambda run: {"train_loss": 1.0, "val_loss": val_losses[run.state.step]}
+        loop, "estimate_losses", lambda run, progress: {"train_loss": 1.0, "val_loss": val_losses[run.state.step]}
     )
 
 

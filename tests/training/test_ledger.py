@@ -28,15 +28,15 @@ def test_all_time_is_booked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_run_books_is_its_wall_time(
     tiny, tmp_path: Path, log_interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    until, walls = Loop.until, []
+    until_the_end, walls = Loop.until_the_end, []
 
-    def timed(self: Loop, stop: object):
+    def timed(self: Loop):
         began = time.perf_counter()
-        result = until(self, stop)
+        result = until_the_end(self)
         walls.append(time.perf_counter() - began)
         return result
 
-    monkeypatch.setattr(Loop, "until", timed)
+    monkeypatch.setattr(Loop, "until_the_end", timed)
     settings = {"max_iters": 200, "eval_interval": 50, "sample_interval": 50, "sample_tokens": 20}
     train(tiny(**settings, log_interval=log_interval))
     records = read_log(tmp_path / "run")

@@ -12,7 +12,7 @@ from torch._functorch import config as partitioner
 import gpt2
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.dataset import open_dataset
-from gpt2.errors import UserError
+from gpt2.errors import TrainingFailed, UserError
 from gpt2.formats.layout import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import estimate_losses, train
@@ -32,7 +32,7 @@ def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
     assert records[0]["event"] == "start"
     assert records[0]["device"].startswith("cpu (")
     assert (records[0]["torch"], records[0]["processes"]) == (torch.__version__, 1)
-    assert records[0]["data"].keys() == {"train", "val"}
+    assert records[0]["data"].keys() == {"train", "val", "train_content", "val_content"}
     assert records[-1]["event"] == "end"
     assert records[-1]["tokens"] == 60 * 4 * 16
     for r in records:
@@ -221,7 +221,7 @@ def test_what_is_no_runs_is_not_deleted(tiny, tmp_path: Path) -> None:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("mine")
     (run / "config.toml").write_text("batch_size = 3  # a recipe of my own\n")
-    with pytest.raises(UserError, match=r"config\.toml is no run's"):
+    with pytest.raises(UserError, match=r"config\.toml was not written by a run"):
         train(tiny())
     (run / "config.toml").rename(run / "mine.toml")
     train(tiny(max_iters=1))
@@ -236,8 +236,9 @@ def test_a_run_that_came_to_no_checkpoint_is_replaced(tiny, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", lambda run: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(TrainingFailed, match="ZeroDivisionError: division by zero") as failure:
             train(tiny())
+        assert isinstance(failure.value.__cause__, ZeroDivisionError)
     train(tiny(max_iters=2))
     assert [r["event"] for r in read_log(tmp_path / "run")].count("start") == 1
 

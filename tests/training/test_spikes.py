@@ -1,5 +1,8 @@
 """A loss far above those before it: back to the last checkpoint, and past the batch that gave it."""
 
+import itertools
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from runs import curve, final_weights
 from gpt2.errors import UserError
 from gpt2.model import GPT
 from gpt2.runlog.records import read_log
+from gpt2.training import loop
 from gpt2.training import step as step_module
 from gpt2.training.loop import train
 from gpt2.training.spikes import is_spike
@@ -53,8 +57,77 @@ def test_the_batch_of_a_spike_is_passed_over(tiny, batches, tmp_path: Path) -> N
     train(tiny(**SETTINGS, lr_decay_iters=60, warmup_iters=3, out_dir=str(tmp_path / "without")))
     assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "without")
     assert curve(tmp_path / "whole")[-1] == curve(tmp_path / "without")[-1]
-    # stopped at step 43 the newest checkpoint is that one, so 3 batches are passed over and not 6
-    assert [r["left_out"] for r in read_log(tmp_path / "parts") if r["event"] == "resume" and "left_out" in r] == [3]
+    # the checkpoint of step 43, where one part ended, is not gone back to: a run in one go does not have it
+    assert [r["left_out"] for r in read_log(tmp_path / "parts") if r["event"] == "resume" and "left_out" in r] == [6]
+    assert final_weights(tmp_path / "parts") == final_weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("stops", [[41], [43, 44], [46], [40, 45, 58]])
+def test_a_stop_changes_nothing_about_spikes(
+    keep: int, stops: list[int], tiny, batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by signals before, between and after two spikes, one of them among the batches that are done again."""
+    batches(spoiled=lambda n: n in (45, 52))
+    settings = {**SETTINGS, "keep_checkpoints": keep, "rollback_on_spike": 10, "init_from": "auto"}
+    train(tiny(**settings, out_dir=str(tmp_path / "whole")))
+    events = [r for r in read_log(tmp_path / "whole") if r["event"] == "resume"]
+    assert [r["step"] for r in events] == [40, 40]
+    # first the batches 40 to 45, then without these the seven up to 52
+    assert [r["left_out"] for r in events] == [6, 13]
+
+    step, left = loop.train_step, list(stops)
+
+    def stopping(run):
+        if left and run.state.step == left[0] - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            left.pop(0)
+        return step(run)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+    for _ in stops:
+        assert train(tiny(**settings)).stopped
+    assert not train(tiny(**settings)).stopped
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")
+    assert [r for r in curve(tmp_path / "run") if r[0] == "train"] == [
+        r for r in curve(tmp_path / "whole") if r[0] == "train"
+    ]
+
+
+def test_the_limit_of_returns_holds_across_stops(
+    tiny, batches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches(spoiled=lambda n: n >= 45)
+    settings = {**SETTINGS, "keep_checkpoints": 1, "rollback_on_spike": 10, "init_from": "auto"}
+    step, returned = loop.train_step, [0]
+
+    def stopping(run):
+        if run.state.returns > returned[0]:  # once after each return
+            returned[0] = run.state.returns
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run)
+
+    monkeypatch.setattr(loop, "train_step", stopping)
+    for _ in range(2):
+        assert train(tiny(**settings)).stopped
+    with pytest.raises(UserError, match=r"again after 3 returns to .*step_0000040"):
+        train(tiny(**settings))
+
+
+def test_time_does_not_go_back_with_the_weights(tiny, batches) -> None:
+    batches(spoiled=lambda n: n == 45)
+    clock: list[float] = []
+
+    class Watched(loop.Loop):
+        def record(self) -> None:
+            super().record()
+            clock.append(self.run.state.seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Loop", Watched)
+        train(tiny(**SETTINGS, rollback_on_spike=10))
+    assert len(clock) == 66
+    assert all(a < b for a, b in itertools.pairwise(clock))
 
 
 def test_going_back_again_and_again_ends_the_run(tiny, batches, tmp_path: Path) -> None:

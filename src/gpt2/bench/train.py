@@ -15,7 +15,7 @@ from gpt2.data.dataset import find_dataset
 from gpt2.data.prepare import prepare
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
-from gpt2.training.loop import memory_may_not_do
+from gpt2.training.rescue import memory_may_not_do
 from gpt2.training.setup import Run, set_up
 from gpt2.training.step import train_step
 

@@ -4,7 +4,8 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import suppress
+from typing import NoReturn, TextIO
 
 import cyclopts
 from cyclopts.argument import ArgumentCollection
@@ -25,6 +26,7 @@ from gpt2.cli.tokenizer import app as tokenizer_app
 from gpt2.cli.train import fill_in, train
 from gpt2.data.sources import STANDARD_INPUT
 from gpt2.errors import ToldElsewhere, UserError
+from gpt2.runlog.console import note
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 141
@@ -73,26 +75,43 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except ToldElsewhere:
-        sys.exit(EXIT_BAD_INPUT)
+        leave(EXIT_BAD_INPUT)
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.status)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: nothing more to flush
-        sys.exit(EXIT_BROKEN_PIPE)
+        leave(EXIT_BROKEN_PIPE)
     except OSError as error:
         fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130)
     status = result if isinstance(result, int) else 0
     if is_launched():  # Python's long way out now and then aborts in threads that PyTorch has not joined
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    leave(status)
+
+
+def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
+    """Print what is wrong in one line and exit. Control characters that a file brought in are escaped."""
+    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    note(f"gpt2: {printable}")
+    leave(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit with `status`, also where nobody reads stdout or stderr any more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # a broken pipe, a full disk, a closed or missing stream
+            silence(stream)
     sys.exit(status)
 
 
-def fail(line: str) -> NoReturn:
-    """Say what is wrong in one line and leave. What a file made us say cannot steer the terminal."""
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(f"gpt2: {printable}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+def silence(stream: TextIO) -> None:
+    """Connect a stream that cannot be written to with /dev/null, so that Python's exit does not fail on it."""
+    with suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -33,7 +33,8 @@ class Dataset:
     """`train` and `val`, or one of them."""
     tokenizer: Tokenizer
     fingerprint: dict[str, str]
-    """Of each split: SHA-256 of its files as they were prepared; its length where that was not recorded."""
+    """Of each split: SHA-256 of its files as they were prepared, or its length where that was not recorded; and under
+    `train_content` and `val_content` a hash of the ids that are there now, for which large splits are sampled."""
 
     def split(self, name: str, block_size: int) -> Tokens:
         """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
@@ -150,9 +151,8 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
         raise UserError(f"{foreign} holds tokens of Llama 3; prepare its text for GPT-2 with gpt2 prepare")
     else:
         tokenizer = gpt2_tokenizer()  # as nanoGPT, llm.c and build-nanogpt have it
-    for tokens in splits.values():
-        check_ids(tokens, tokenizer.vocab_size)
-    fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()}
+    contents = {f"{name}_content": check_ids(tokens, tokenizer.vocab_size) for name, tokens in splits.items()}
+    fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()} | contents
     return Dataset(path, splits, tokenizer, fingerprint)
 
 

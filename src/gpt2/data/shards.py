@@ -1,5 +1,6 @@
 """Token files on disk: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, told by what is in them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +59,18 @@ class Tokens:
         self.lengths = [shard.count for shard in shards]
         self.ends = np.cumsum(self.lengths)
         """Where each shard ends, counted from the first token of all."""
+        self.vocab_size: int | None = None
+        """What every id that is read must lie below, once `check_ids` has set it."""
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, where: slice) -> np.ndarray:
-        """The tokens of a slice without a step, which may lie in several shards."""
+        """The tokens of a slice without a step, which may lie in several shards.
+
+        Raises UserError for a file that has changed since it was opened: it is shorter, or holds ids that are not
+        below `vocab_size`, for which a GPU could only fail for good.
+        """
         start, stop, step = where.indices(len(self))
         assert step == 1, "tokens are read in their order"
         parts: list[np.ndarray] = []
@@ -71,7 +78,10 @@ class Tokens:
         while start < stop:
             shard, end = self.shards[number], int(self.ends[number])
             first = end - shard.count
-            parts.append(shard.read(start - first, min(stop, end) - first))
+            ids = shard.read(start - first, min(stop, end) - first)
+            if self.vocab_size is not None:
+                require_below(ids, self.vocab_size, shard.path)
+            parts.append(ids)
             start, number = end, number + 1
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, "<u2"), *parts])
 
@@ -132,20 +142,26 @@ def _npy(path: Path, size: int) -> Shard:
     return Shard(path, "npy", dtype.str, offset, shape[0])
 
 
-def check_ids(tokens: Tokens, vocab_size: int) -> None:
-    """Raise UserError where an id is not below `vocab_size`.
+def check_ids(tokens: Tokens, vocab_size: int) -> str:
+    """See that all ids are below `vocab_size`, now and whenever tokens are read; returns a fingerprint of the ids.
 
-    Looks at evenly spread stretches of at most 32M tokens in all, so that the time is bounded.
+    Looks at evenly spread stretches of at most 32M tokens in all, so that the time is bounded; the fingerprint is the
+    SHA-256 of these and the length, in hexadecimal. Raises UserError for a larger or negative id.
     """
+    tokens.vocab_size = vocab_size
     length = len(tokens)
+    found = hashlib.sha256(str(length).encode())
     stretch = -(-min(length, MAX_CHECKED_TOKENS) // CHECKED_STRETCHES)
     for start in np.linspace(0, length - stretch, CHECKED_STRETCHES).astype(np.int64).tolist():
-        ids = tokens[start : start + stretch]
-        wrong = (ids < 0) | (ids >= vocab_size)
-        if wrong.any():
-            at = start + int(wrong.argmax())
-            path = tokens.shards[int(np.searchsorted(tokens.ends, at, side="right"))].path
-            raise UserError(
-                f"{path} holds token id {ids[at - start]}, but the vocabulary has {vocab_size} ids; "
-                "the data was made with another tokenizer: prepare it again"
-            )
+        found.update(tokens[start : start + stretch].astype("<u4").tobytes())
+    return found.hexdigest()
+
+
+def require_below(ids: np.ndarray, vocab_size: int, path: Path) -> None:
+    """Raise UserError where one of the `ids` of the file `path` is not in a vocabulary of `vocab_size` ids."""
+    if len(ids) and (int(ids.max()) >= vocab_size or int(ids.min()) < 0):
+        wrong = ids[(ids < 0) | (ids >= vocab_size)]
+        raise UserError(
+            f"{path} holds token id {wrong[0]}, but the vocabulary has {vocab_size} ids; the data was made with "
+            "another tokenizer, or has changed: prepare it again"
+        )

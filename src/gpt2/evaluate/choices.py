@@ -21,6 +21,7 @@ from torch import Tensor
 from gpt2.device import autocast
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError
+from gpt2.evaluate.loss import evaluating
 from gpt2.model import GPT, GPTConfig
 
 BATCH_TOKENS = {"cpu": 512}
@@ -28,7 +29,7 @@ BATCH_TOKENS = {"cpu": 512}
 OTHER_BATCH_TOKENS = 32_768
 """Likewise on any other device: enough to keep a GPU busy."""
 Progress = Callable[[int, int, int], None]
-"""Told how many tokens are computed, of how many, and how many tasks are done."""
+"""Called after each batch with the tokens computed, of all, and the tasks done; what it raises ends the work."""
 CLOSE_CALLS = 64
 """Tasks computed again in float32 at a time."""
 SAFETY = 4
@@ -162,24 +163,22 @@ def scores(
     rows = [row for i, task in enumerate(tasks) for row in rows_of(i, task, model.config.block_size)]
     batches = batches_of(rows, batch_tokens or BATCH_TOKENS.get(device.type, OTHER_BATCH_TOKENS))
     total, done, finished = sum(row.length for row in rows), 0, 0
-    was_training = model.training
-    model.eval()
     mine: list[tuple[int, int, Score]] = []  # of each ending its task, its number and its score
-    for first in range(0, len(batches), world.size):
-        world.beat("an evaluation")
-        batch = batches[(first + world.rank) % len(batches)]  # where none is left, one of the first again
-        with autocast(device, dtype):
-            log_probs, is_best = model.log_probs(*tensors_of(batch, device))
-        places = iter(zip(log_probs.tolist(), is_best.tolist(), strict=True))
-        for row in batch:
-            for i, ending in row.endings.items():
-                values, are_best = zip(*itertools.islice(places, len(ending)), strict=True)
-                mine.append((row.task, i, Score(sum(values), all(are_best))))
-        computed = [row for batch in batches[first : first + world.size] for row in batch]
-        done += sum(row.length for row in computed)
-        finished += sum(0 in row.endings for row in computed)
-        progress(done, total, finished)
-    model.train(was_training)
+    with evaluating(model):
+        for first in range(0, len(batches), world.size):
+            world.beat("an evaluation")
+            batch = batches[(first + world.rank) % len(batches)]  # where none is left, one of the first again
+            with autocast(device, dtype):
+                log_probs, is_best = model.log_probs(*tensors_of(batch, device))
+            places = iter(zip(log_probs.tolist(), is_best.tolist(), strict=True))
+            for row in batch:
+                for i, ending in row.endings.items():
+                    values, are_best = zip(*itertools.islice(places, len(ending)), strict=True)
+                    mine.append((row.task, i, Score(sum(values), all(are_best))))
+            computed = [row for batch in batches[first : first + world.size] for row in batch]
+            done += sum(row.length for row in computed)
+            finished += sum(0 in row.endings for row in computed)
+            progress(done, total, finished)
     found = {(task, i): score for task, i, score in itertools.chain.from_iterable(world.gather(mine))}
     if not all(-float("inf") < s.log_likelihood for s in found.values()):  # NaN is not more than anything
         raise UserError("the model gives no finite numbers: its weights are damaged, or training diverged")

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,13 @@ from gpt2.device import autocast
 from gpt2.distributed.world import ALONE, World
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the windows computed, and of all; what it raises ends the work."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The progress of work that nobody watches."""
 
 
 class Window(NamedTuple):
@@ -73,6 +81,17 @@ class Loss:
         return math.fsum(self.nats) / math.log(2) / text if text else None
 
 
+@contextmanager
+def evaluating(model: GPT) -> Iterator[None]:
+    """Context in which the model is in evaluation mode; afterwards it is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def measure(
     model: GPT,
@@ -84,6 +103,7 @@ def measure(
     dtype: str,
     boundary: int | None = None,
     world: World = ALONE,
+    progress: Progress = no_progress,
 ) -> Loss:
     """The losses of the predictions in `windows` of `block_size` tokens.
 
@@ -92,25 +112,23 @@ def measure(
     model in the mode (train or eval) it was in.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     sums: list[tuple[int, np.ndarray]] = []
     ids = np.zeros(model.config.vocab_size, dtype=np.int64)
     all_rows = world.size * batch_size
-    for i in range(world.rank * batch_size, -(-len(windows) // all_rows) * all_rows, all_rows):
-        world.beat("an evaluation")
-        is_mine = i < len(windows)  # whoever has none left computes along, since a sharded model needs all processes
-        batch = windows[i : i + batch_size] if is_mine else windows[:batch_size]
-        x, y = gather(tokens, [window.start for window in batch], block_size, device)
-        with autocast(device, dtype):
-            losses = model.token_losses(x, y, document_numbers(x, boundary))
-        if is_mine:
-            counted = torch.arange(block_size, device=device) >= torch.tensor(
-                [[w.skip] for w in batch], device=device
-            )
-            sums.append((i, (losses.double() * counted).sum(0).cpu().numpy()))
-            ids += np.bincount(y[counted].cpu().numpy(), minlength=len(ids))
-    model.train(was_training)
+    with evaluating(model):
+        for first in range(0, len(windows), all_rows):
+            world.beat("an evaluation")
+            i = first + world.rank * batch_size
+            is_mine = i < len(windows)  # a process that has none left computes one again: a sharded model needs all
+            batch = windows[i : i + batch_size] if is_mine else windows[:batch_size]
+            x, y = gather(tokens, [window.start for window in batch], block_size, device)
+            with autocast(device, dtype):
+                losses = model.token_losses(x, y, document_numbers(x, boundary))
+            if is_mine:  # on the CPU, because Apple's GPUs have no float64
+                counted = torch.arange(block_size) >= torch.tensor([[w.skip] for w in batch])
+                sums.append((i, (losses.cpu().double() * counted).sum(0).numpy()))
+                ids += np.bincount(y.cpu()[counted].numpy(), minlength=len(ids))
+            progress(min(first + all_rows, len(windows)), len(windows))
     every = sorted(itertools.chain.from_iterable(world.gather(sums)), key=lambda pair: pair[0])
     counts = np.bincount([window.skip for window in windows], minlength=block_size).cumsum()
     return Loss(np.sum([nats for _, nats in every], axis=0), counts, np.sum(world.gather(ids), axis=0))
@@ -126,6 +144,7 @@ def evaluate_loss(
     dtype: str,
     boundary: int | None = None,
     world: World = ALONE,
+    progress: Progress = no_progress,
 ) -> float:
     """Mean loss in nats a token over `batches` batches of blocks spread evenly over `tokens`; 0 is all blocks.
 
@@ -133,4 +152,5 @@ def evaluate_loss(
     """
     windows = blocks(tokens, block_size, batches * batch_size)
     shape = {"block_size": block_size, "batch_size": batch_size}
-    return measure(model, tokens, windows, **shape, dtype=dtype, boundary=boundary, world=world).mean
+    found = measure(model, tokens, windows, **shape, dtype=dtype, boundary=boundary, world=world, progress=progress)
+    return found.mean

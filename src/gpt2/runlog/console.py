@@ -1,13 +1,48 @@
 """What a person watching a run sees: one live line on a terminal, plain lines elsewhere, all on stderr."""
 
 import sys
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+
+class Stderr:
+    """Standard error as a stream that never fails: a line that nobody can read any more is dropped.
+
+    A reader that dies (`| head`, a closed terminal) or a full disk must not end a run.
+    """
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of standard error, by which progress bars choose their characters."""
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write where that is possible; returns the number of characters of `text` in any case."""
+        with suppress(OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush where that is possible."""
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Whether standard error is a terminal."""
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        """The file descriptor of standard error. Raises OSError where it has none."""
+        return sys.stderr.fileno()
+
+
+STDERR = cast("IO[str]", Stderr())
 
 
 def format_step(values: dict[str, Any]) -> str:
@@ -57,7 +92,7 @@ class RunConsole(LiveConsole):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.console = Console(stderr=True, highlight=False, quiet=not speaks)
+        self.console = Console(file=STDERR, highlight=False, quiet=not speaks)
         self.total = total
         self.live: Progress | None = None
         if self.console.is_terminal and speaks:
@@ -91,7 +126,7 @@ class WorkConsole(LiveConsole):
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self.unit = unit
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(file=STDERR, highlight=False)
         self.started = self.told = monotonic()
         self.at_start: tuple[int, int] | None = None
         """Bytes and units when the work began: what an earlier process did."""
@@ -125,5 +160,5 @@ class WorkConsole(LiveConsole):
 
 
 def note(line: str) -> None:
-    """Print one line to stderr."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is the place that prints
+    """Print one line to stderr. Never fails."""
+    print(line, file=STDERR, flush=True)

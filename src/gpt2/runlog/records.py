@@ -1,14 +1,16 @@
 """`log.jsonl`: what happened in a run, one JSON object a line.
 
 Every record has `event`, `step` (updates done) and `time` (Unix seconds). The log is only ever appended
-to; a resumed run writes a `resume` record and then does the steps after its checkpoint again, and
-`read_log` leaves out what those replace.
+to. A resumed run writes a `resume` record and then does the steps after its checkpoint again, and
+`read_log` leaves out what those replace. A run that begins again writes a `start` record, and nothing
+before it counts.
 """
 
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,12 +27,19 @@ DONE_AGAIN = ("eval", "sample")
 class LogWriter:
     """Appends records to the log of a run folder and tells its trackers. Of several processes only one `writes`."""
 
-    def __init__(self, out_dir: Path, writes: bool = True, trackers: Trackers | None = None) -> None:
-        path = out_dir / FILE if writes else Path(os.devnull)
+    def __init__(
+        self,
+        out_dir: Path,
+        writes: bool = True,
+        trackers: Trackers | None = None,
+        *,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.path = path = out_dir / FILE if writes else Path(os.devnull)
         self.samples = out_dir / "samples" if writes else None
         if writes:
             _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a+", encoding="utf-8")
         self.trackers = trackers
 
     def write(self, event: str, step: int, **values: Any) -> None:
@@ -41,6 +50,21 @@ class LogWriter:
         self._file.flush()
         if self.trackers is not None:
             self.trackers.log(event, step, values)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file was deleted or moved away, so that what is written is nowhere to be found."""
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return True
+
+    def restore(self) -> None:
+        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError."""
+        self._file.seek(0)
+        write_text(self.path, self._file.read())
+        self._file.close()
+        self._file = self.path.open("a+", encoding="utf-8")
 
     def sample(self, step: int, text: str, **values: Any) -> None:
         """Keep a text that the model wrote, as a file and as a record."""
@@ -82,7 +106,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             event, step = record["event"], record["step"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}, line {number} is no record; remove that line") from None
-        if event == "resume":
+        if event == "start":
+            records, resumed_at = [], None
+        elif event == "resume":
             records = [r for r in records if r["step"] <= step]
             resumed_at, before = step, len(records)
         elif event in DONE_AGAIN and step == resumed_at:

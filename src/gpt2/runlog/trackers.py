@@ -18,6 +18,10 @@ NUMBERS = {
 """What of the `train` and `eval` records becomes a curve."""
 
 
+TENSORBOARD_SUFFIX = ".gpt2"
+"""End of the name of TensorBoard's files, by which a run recognises those of an earlier one."""
+
+
 class Tracker(Protocol):
     """Something that is told every record of a run, as `LogWriter.write` gets it."""
 
@@ -116,7 +120,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), filename_suffix=TENSORBOARD_SUFFIX)
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         if event == "sample":

@@ -10,21 +10,9 @@ from gpt2.files import locked, write_text
 from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC, PeerLogWriter
 from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from gpt2.training.config import TrainConfig
+from gpt2.training.ownership import CONFIG, files_of_run, leftovers
 from gpt2.training.recipes import dump_toml
 from gpt2.training.setup import Run
-
-# What a run writes into its folder, and so all that starting anew removes.
-RUN_FILES = (
-    "config.toml",
-    "log.jsonl",
-    "checkpoints/*step_*",
-    "checkpoints/best.json",
-    "llmc/gpt2_*.bin",
-    "llmc/main.log",
-    "build-nanogpt/log.txt",
-    "samples/step_*.txt",
-    "tensorboard/events.*",
-)
 
 
 def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> None:
@@ -46,8 +34,8 @@ def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> No
 def claimed(run: Run, note: Callable[[str], None]) -> Iterator[Trackers]:
     """The run folder made ready, and this run's alone; yields the trackers, open, in the main process.
 
-    A fresh run first removes what an old one left. `note` is told of trackers that fail. Raises UserError where the
-    folder cannot be written or another process trains in it.
+    With `overwrite` a fresh run first deletes what an earlier one wrote there. `note` receives a line for a tracker
+    that fails. Raises UserError where the folder cannot be written or another process trains in it.
     """
     with ExitStack() as stack:
         trackers = Trackers(note)
@@ -64,13 +52,17 @@ def _claim(run: Run, stack: ExitStack, trackers: Trackers) -> None:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
     if not stack.enter_context(locked(out_dir / ".lock")):
         raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
-    old = [p for name in RUN_FILES for p in out_dir.glob(name)] if run.saved_step is None else []
-    for path in {*old, *(out_dir / "checkpoints").glob(".*.tmp")}:
-        if path.is_dir():
+    starts_over = config.overwrite and run.saved_step is None
+    for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    # As a recipe it must not delete the run it describes.
-    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-    write_text(out_dir / "config.toml", dump_toml(settings))
+    write_config(run)
     _open_trackers(config, out_dir, trackers)
+
+
+def write_config(run: Run) -> None:
+    """Write the run's settings to `config.toml`, without `overwrite`: as a recipe it must not delete its own run."""
+    settings = {name: value for name, value in run.config.as_dict().items() if name != "overwrite"}
+    write_text(run.out_dir / CONFIG, dump_toml(settings))

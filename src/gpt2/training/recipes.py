@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.formats.layout import folder_of, read_description, saved_steps
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
@@ -78,7 +78,8 @@ def dump_toml(values: dict[str, Any]) -> str:
 def run_settings(out_dir: str | Path) -> dict[str, Any]:
     """The settings a run was last trained with; none where there is nothing to resume.
 
-    They are in `config.toml`, and as they were then in every checkpoint, for when that file is gone.
+    They are in `config.toml`, and as they were then in every checkpoint, for when that file is gone. Raises UserError
+    for a `config.toml` that cannot be read, since somebody may have edited it.
     """
     out_dir = Path(out_dir)
     steps = saved_steps(out_dir)
@@ -87,8 +88,11 @@ def run_settings(out_dir: str | Path) -> dict[str, Any]:
     path = out_dir / "config.toml"
     try:
         return parse_toml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, UserError):
+    except FileNotFoundError:
         pass
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        why = str(error) if isinstance(error, UserError) else f"{path} cannot be read ({first_line(error)})"
+        raise UserError(f"{why}; or delete the file: the checkpoints have the run's settings too") from None
     for step in steps:
         try:
             settings = read_description(folder_of(out_dir, step))["train"]

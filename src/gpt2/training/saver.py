@@ -101,6 +101,14 @@ class Saver:
         if self.error is not None:
             raise self.error
 
+    def settle(self) -> Exception | None:
+        """Wait until nothing is being written any more; returns what went wrong and forgets it."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        return error
+
     def collect(self) -> list[Saved]:
         """The checkpoints finished since the last call."""
         finished, self.finished = self.finished, []

@@ -1,6 +1,7 @@
 """From a configuration to everything a run needs: device, data, model, optimizer, records; fresh or restored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.ending import last_step
 from gpt2.training.hellaswag import hellaswag_tasks
-from gpt2.training.recipes import parse_toml
+from gpt2.training.ownership import require_room
 from gpt2.training.weights import SHAPE, make_model, moments
 
 Note = Callable[[str], None]
@@ -63,6 +64,27 @@ class Run:
     optimizers: list[torch.optim.Optimizer] = field(init=False)
     hellaswag: list[Task] = field(default_factory=list)
     """The tasks to measure with while training; none where that is off."""
+    is_whole: bool = True
+    """Whether weights, optimizer state and step count belong together, so that they can be saved."""
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Context in which weights and optimizer state change; an exception in it leaves them unfit to be saved."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
+
+    @property
+    def machine(self) -> dict[str, str | int]:
+        """What the last bits of a result depend on besides the settings and the data."""
+        is_cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "processes": 1 if self.config.deterministic else self.world.size,
+            "torch": torch.__version__,
+        }
 
 
 def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
@@ -97,6 +119,7 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
         shared=config.zero_stage > 0 and world.size > 1,
     )
     if restored is not None:
+        _note_other_machine(run, read_description(restored), note)
         checkpoint.restore_optimizers(restored, run.optimizers)
     elif imported is not None:
         load_named_state(run.optimizers, imported)
@@ -215,30 +238,19 @@ def _build(
 
 
 def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
-    """The checkpoint to go on from; None for a run that starts afresh, whose out_dir must be free."""
-    if config.init_from == "resume" or (config.init_from == "auto" and saved_steps(out_dir)):
+    """The checkpoint to go on from; None for a run that begins anew, for which out_dir must have room."""
+    has_checkpoints = bool(saved_steps(out_dir))
+    if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, note)
-    if config.overwrite or config.eval_only:
+    if config.eval_only:
         return None
-    if saved_steps(out_dir):
+    if has_checkpoints and not config.overwrite:
         raise UserError(
             f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
             "delete it with --overwrite"
         )
-    if (out_dir / "config.toml").exists() and not _is_a_runs(out_dir / "config.toml"):
-        raise UserError(
-            f"{out_dir / 'config.toml'} is no run's; choose another --out_dir, or delete it with --overwrite"
-        )
+    require_room(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
     return None
-
-
-def _is_a_runs(config_file: Path) -> bool:
-    """Whether a run wrote this configuration, which has every setting: one that came to no checkpoint is replaced."""
-    try:
-        found = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
-    except (OSError, UnicodeDecodeError, UserError):
-        return False
-    return found.keys() >= {"out_dir", "init_from", "max_iters", "dataset", "learning_rate", "eval_interval"}
 
 
 def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
@@ -263,9 +275,25 @@ def _note_changes(
             note(f"changed for this resume: {name}={value} (was {earlier})")
     if last > config.decay_end:
         note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
-    if before["dataset"] and before["dataset"] != dataset.fingerprint:  # an imported run knows none
+    earlier = before["dataset"]  # empty for an imported run, without the hashes of contents for an older one
+    if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
         note(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
     return replace(config, init_from=settings["init_from"])
+
+
+def _note_other_machine(run: Run, before: dict[str, Any], note: Note) -> None:
+    """Say what differs from the machine of the run that `before` describes, where that changes results."""
+    earlier = before.get("machine", {})
+    changed = [
+        f"{name}={value} (was {earlier[name]})"
+        for name, value in run.machine.items()
+        if name in earlier and earlier[name] != value
+    ]
+    if changed:
+        note(
+            f"changed for this resume: {', '.join(changed)}; from here on results differ in their last bits from "
+            "those of a run that was never stopped"
+        )
 
 
 def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConfig, note: Note) -> nn.Module:

@@ -63,10 +63,11 @@ def train_step(run: Run) -> StepResult:
     if not run.scaler.is_enabled():  # which skips what overflows by itself, as happens now and then
         skipped |= ~torch.isfinite(grad_norm)
         skip_if(run.optimizers, skipped)
-    for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    run.scaler.update()
+    with run.changing():
+        for optimizer in run.optimizers:
+            run.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        run.scaler.update()
     watch.mark("optimizer")
     return StepResult(loss, grad_norm, lr, skipped, watch)
 
