@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 
 class Ledger:
-    """Books all time since it was opened under parts; what belongs to none is `other`."""
+    """Books all time since it was opened under parts; what belongs to none is `other`.
 
-    def __init__(self) -> None:
-        self.parts: dict[str, float] = {}
+    imports: seconds that the program took before that to begin, mostly to import PyTorch.
+    """
+
+    def __init__(self, imports: float = 0.0) -> None:
+        self.parts: dict[str, float] = {"imports": imports} if imports else {}
         self.marked = time.perf_counter()
 
     def mark(self, part: str = "other") -> float:

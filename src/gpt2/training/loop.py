@@ -51,17 +51,18 @@ class TrainResult:
     """A signal ended the run before its time; it can be resumed."""
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, imports: float = 0.0) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
 
     In the main thread SIGINT, SIGTERM and SIGHUP finish the current update, save and return; a second one exits.
     Whatever else ends the training, the last whole step is saved where that is possible. Raises UserError, or
     TrainingFailed for an exception that is not the user's. Under torchrun all its processes train together; a signal
-    to one of them ends all.
+    to one of them ends all. imports: seconds that the program took to begin, for the log.
     """
+    ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, memory_may_not_do():
-        return _train(set_up(config, note, world))
+        return _train(set_up(config, note, world, ledger))
 
 
 def _train(run: Run) -> TrainResult:
@@ -120,7 +121,7 @@ class Loop:
         self.spikes = SpikeWatch(run, log, console)
         self.stragglers = StragglerWatch(run, log, console)
         self.losses: dict[str, float] = {}
-        self.ledger = Ledger()
+        self.ledger = run.ledger
 
     def train(self) -> TrainResult:
         """Train until the run ends. Whatever goes wrong, the last whole step is saved first if it can be.
@@ -183,7 +184,7 @@ class Loop:
         run, state = self.run, self.run.state
         event = "start" if run.saved_step is None else "resume"
         about = device.about(run.device) | {"processes": run.world.size, "data": run.data_fingerprint}
-        self.log.write(event, state.step, tokens=state.tokens, **about)
+        self.log.write(event, state.step, tokens=state.tokens, **about, seconds=self.ledger.totals())
         if run.config.write_tensors and run.saved_step is None:
             run.world.main_only(lambda: write_tensors(run, self.console.note))
 

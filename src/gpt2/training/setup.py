@@ -27,6 +27,7 @@ from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.ending import last_step
 from gpt2.training.hellaswag import hellaswag_tasks
+from gpt2.training.ledger import Ledger
 from gpt2.training.ownership import require_room
 from gpt2.training.weights import SHAPE, make_model, moments
 
@@ -54,6 +55,8 @@ class Run:
     state: checkpoint.TrainState
     last_step: int
     """Updates after which it ends: max_iters, or what the other budgets allow."""
+    ledger: Ledger
+    """What the time of this process went into."""
     prompts: tuple[str, ...]
     """What is sampled from, where that is asked for."""
     peak_flops: float
@@ -87,16 +90,19 @@ class Run:
         }
 
 
-def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
+def set_up(config: TrainConfig, note: Note, world: World = ALONE, ledger: Ledger | None = None) -> Run:
     """Build the run and find out whether it can work; the folder it writes to is not touched yet.
 
-    `note` receives lines that say what was chosen. Raises UserError, in all processes of the `world` or in none.
+    `note` receives lines that say what was chosen. The time it takes is booked in the `ledger`, which becomes the
+    run's. Raises UserError, in all processes of the `world` or in none.
     """
+    ledger = ledger or Ledger()
     note = note if world.is_main else lambda line: None
     restored, dataset = world.main_first(lambda: _find(config, note))
+    ledger.mark("data")
     if config.compile:
         engines.compile_sparingly()
-    run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note))
+    run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note, ledger))
     run.hellaswag = world.main_first(lambda: hellaswag_tasks(run.config, run.tokenizer, run.model.config, note))
     run.engine = engines.wrapped(
         run.model,
@@ -123,6 +129,7 @@ def set_up(config: TrainConfig, note: Note, world: World = ALONE) -> Run:
         checkpoint.restore_optimizers(restored, run.optimizers)
     elif imported is not None:
         load_named_state(run.optimizers, imported)
+    ledger.mark("optimizer")
     return run
 
 
@@ -146,7 +153,7 @@ def _find(config: TrainConfig, note: Note) -> tuple[Path | None, Dataset]:
 
 
 def _build(
-    config: TrainConfig, restored: Path | None, dataset: Dataset, world: World, note: Note
+    config: TrainConfig, restored: Path | None, dataset: Dataset, world: World, note: Note, ledger: Ledger
 ) -> tuple[Run, nn.Module, dict[str, torch.Tensor] | None]:
     """The run but for its engine and optimizer, what the engine is to train, and the state of an imported optimizer.
 
@@ -200,7 +207,9 @@ def _build(
         if 0 < config.max_minutes * 60 <= state.seconds:
             note(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
 
+    ledger.mark("model")
     peak, how = device.peak_flops(where, config.dtype)
+    ledger.mark("peak")
     note(f"device {device.describe(where)} · {config.dtype} · peak {peak / 1e12:.3g} TFLOP/s ({how})")
     note(
         f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
@@ -216,8 +225,10 @@ def _build(
         _require_trackers(config)
     if not config.eval_only and (config.parallel == "ddp" or world.size == 1):  # else nobody has all of the model
         forward = _try_out(model, train_tokens, boundary, config, note)
+    ledger.mark("compile")
     run = Run(
         config=config,
+        ledger=ledger,
         out_dir=Path(config.out_dir),
         device=where,
         tokenizer=dataset.tokenizer,
