@@ -35,27 +35,37 @@ CONTAINER = Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name` (`cpu`, `cuda`, `cuda:1`, `mps`); `auto` takes the best there is.
+    """The device called `name`: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto`, which takes the best there is.
 
-    Of several processes on a machine each takes the GPU of its `local_rank`. Raises UserError when this machine does
-    not have it.
+    A CUDA device always has an index. Of several processes on a machine, process `local_rank` takes GPU
+    N + local_rank, where N is 0 unless the name gives it. Raises UserError for a device that is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps") from None
-    if local_rank and device.type == "cuda":
-        device = torch.device("cuda", local_rank)
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(device.type, False):
-        raise UserError(f"device={name} is not available on this machine; use --device=cpu or --device=auto")
-    return device
+    found = re.fullmatch(r"(cpu|mps)(?::0)?|cuda(?::(\d+))?", name, re.ASCII)  # torch takes cuda:256 for cuda:0
+    if found is None:
+        raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
+    if found[1] is None:
+        return _pick_gpu(name, int(found[2] or 0), local_rank)
+    if found[1] == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps is not available on this machine; use --device=cpu or --device=auto")
+    return torch.device(found[1])
+
+
+def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
+    """The GPU of process `local_rank`, where process 0 takes GPU `first`. Raises UserError."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = first + local_rank
+    if wanted < count:
+        return torch.device("cuda", wanted)
+    there = {0: "no CUDA GPU", 1: "1 GPU, cuda:0"}.get(count, f"{count} GPUs, cuda:0 to cuda:{count - 1}")
+    if first >= count:
+        other = "--device=cpu or --device=auto" if count == 0 else "--device=cuda or one of these"
+        raise UserError(f"device={name} is not available: PyTorch finds {there} on this machine; use {other}")
+    raise UserError(
+        f"device={name}: process {local_rank} of this machine needs cuda:{wanted}, and PyTorch finds {there}; start "
+        f"at most --nproc={count - first} here, or let each process see more GPUs"
+    )
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -69,7 +79,8 @@ def pick_dtype(name: str, device: torch.device) -> str:
             raise UserError(f"dtype is {name!r}; choose auto, {', '.join(DTYPES)}")
         return name
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        with torch.cuda.device(device):  # the question is about the current GPU
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "cpu":
         half, full = (matmul_rate(device, kind, 512, seconds=0.05) for kind in (torch.bfloat16, torch.float32))
         return "bfloat16" if half > 2 * full else "float32"
@@ -179,5 +190,9 @@ def about(device: torch.device) -> dict[str, str]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is what PyTorch raises where a GPU, or a CPU, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether this is what PyTorch raises where a GPU or a CPU has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(
+        text in str(error) for text in ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory")
+    )
