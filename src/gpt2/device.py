@@ -58,7 +58,7 @@ def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
     wanted = first + local_rank
     if wanted < count:
         return torch.device("cuda", wanted)
-    there = {0: "no CUDA GPU", 1: "1 GPU, cuda:0"}.get(count, f"{count} GPUs, cuda:0 to cuda:{count - 1}")
+    there = {0: "no CUDA GPU", 1: "1 GPU (cuda:0)"}.get(count, f"{count} GPUs (cuda:0 to cuda:{count - 1})")
     if first >= count:
         other = "--device=cpu or --device=auto" if count == 0 else "--device=cuda or one of these"
         raise UserError(f"device={name} is not available: PyTorch finds {there} on this machine; use {other}")

@@ -1,12 +1,18 @@
 """AdamW as GPT-2 training uses it: weight decay on matrices, none on biases and LayerNorm gains."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt2.optim.undecorated import Undecorated
+
 Named = Iterable[tuple[str, Tensor]]
+
+IGNORE_FOUND_INF = ("mps",)
+"""Devices whose kernel makes an update even where `found_inf` is set, up to PyTorch 2.13 (pytorch/pytorch#186360)."""
 
 
 def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
@@ -18,17 +24,32 @@ def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
+class AdamW(Undecorated, torch.optim.AdamW):
+    """PyTorch's AdamW, the same bit for bit, for the fused form.
+
+    Where `found_inf` is set and not 0, a step changes nothing, on every device.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
+        """Make an update of every parameter that has a gradient."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.device.type in IGNORE_FOUND_INF and found_inf.item():
+            return
+        inspect.unwrap(torch.optim.AdamW.step)(self)
+
+
 def adamw(
     named: Named, learning_rate: float, betas: tuple[float, float], weight_decay: float, shared: bool = False
 ) -> torch.optim.Optimizer:
-    """PyTorch's AdamW, in the fused form, over named parameters.
+    """The fused AdamW over named parameters.
 
     shared: each process keeps the state of some parameters and updates those for all (ZeRO stage 1; Rajbhandari et
     al. 2020).
     """
     groups = [g for g in parameter_groups(named, weight_decay) if g["params"]]
     settings: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": 1e-8, "fused": True}
-    return zero(groups, torch.optim.AdamW, settings) if shared else torch.optim.AdamW(groups, **settings)
+    return zero(groups, AdamW, settings) if shared else AdamW(groups, **settings)
 
 
 def zero(groups: list[dict[str, Any]], kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2.distributed.parts import apart, holders, together
+from gpt2.optim.undecorated import Undecorated
 
 MOST_AT_ONCE = 2**26
 """Numbers of matrices that a process makes orthogonal together; five times as many are held meanwhile."""
@@ -26,7 +27,7 @@ MARGIN = 1.01
 """By which matrices are divided more than by their norm, because bfloat16 rounds up too."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Undecorated):
     """Updates matrices; a group's `parts` says how many a parameter holds, one below the other.
 
     Momentum is Nesterov's. An update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)); weight
