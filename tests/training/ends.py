@@ -30,6 +30,7 @@ from gpt2 import checkpoint, tensor_file
 from gpt2.cli import main
 from gpt2.evaluate import loss as evaluation
 from gpt2.formats.layout import saved_steps
+from gpt2.optim import adamw
 from gpt2.runlog import records
 from gpt2.runlog.records import read_log
 from gpt2.training import folder, loop
@@ -213,10 +214,8 @@ def during_evaluation(run: Run) -> None:
 
 
 def half_an_update(run: Run) -> None:
-    import torch
-
     def work() -> None:
-        torch.optim.AdamW.step = raising(RuntimeError("in the middle"))
+        adamw.AdamW.step = raising(RuntimeError("in the middle"))
 
     run.at_step(work)
 
