@@ -1,6 +1,7 @@
 """Updates whose loss or gradient is not finite change nothing, are told, and end a run when they go on."""
 
 import math
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
     """Have the loss of these updates, counted from 0, be no number."""
     compute, calls = GPT.loss, [0]
 
@@ -79,3 +80,12 @@ def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None
     assert saved_steps(Path(config.out_dir))[0] == 20  # of weights that are good
     resumed = tiny(max_iters=25, checkpoint_interval=5, eval_interval=0, init_from="resume")
     assert train(resumed).step == 25
+
+
+def test_nine_in_a_row_and_nine_more_do_not_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = {*range(1, 10), *range(11, 20)}
+    spoil(monkeypatch, spoilt)
+    config = tiny(max_iters=22, eval_interval=0, log_interval=4)
+    assert train(config).step == 22
+    log = read_log(Path(config.out_dir))
+    assert {r["step"] - 1 for r in log if r["event"] == "skip"} == spoilt

@@ -2,14 +2,20 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from runs import final_weights
 from torch.nn import functional as F
 
 from gpt2.data.batches import gather, sample_starts
+from gpt2.formats.layout import folder_of, read_description
 from gpt2.optim.adamw import parameter_groups
+from gpt2.training import step as step_module
+from gpt2.training.loop import train
 from gpt2.training.setup import Run, set_up
 from gpt2.training.step import dropout_seed, row_starts, step_learning_rate, train_step
 
@@ -122,6 +128,30 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch(tiny) -> None:
     assert len(seeds) == 27
 
 
+def test_every_micro_batch_of_every_update_has_dropout_masks_of_its_own(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same rows and the same weights, only the masks can make a difference."""
+    monkeypatch.setattr(step_module, "sample_starts", lambda *arguments: np.zeros(12, dtype=np.int64))
+    losses: dict[float, list[float]] = {0.0: [], 0.5: []}
+    for dropout, found in losses.items():
+        run = set_up(tiny(dropout=dropout, gradient_accumulation_steps=3, learning_rate=0.0), silent)
+        forward = run.engine.forward
+
+        def watched(*arguments: object, forward=forward, found=found) -> torch.Tensor:
+            loss = forward(*arguments)
+            found.append(loss.item())
+            return loss
+
+        run.engine.forward = watched
+        for _ in range(3):
+            train_step(run)
+            run.state.step += 1
+    assert len(losses[0.0]) == 9
+    assert len(set(losses[0.0])) == 1
+    assert len(set(losses[0.5])) == 9
+
+
 def test_learning_rate_without_decay_is_constant(tiny) -> None:
     config = tiny(decay_lr=False, warmup_iters=5).resolved()
     assert {step_learning_rate(config, s) for s in (0, 3, 19)} == {1e-2}
@@ -149,6 +179,21 @@ def test_float16_skips_an_update_that_overflows_and_lowers_its_scale(tiny) -> No
     assert not result.grad_norm.isfinite()
     assert run.scaler.get_scale() == 2.0**39
     assert all(torch.equal(p, q) for p, q in zip(before, run.model.parameters(), strict=True))
+
+
+def test_a_resume_restores_the_float16_scale(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale begins far too high, and later grows every five updates until one overflows again."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**30, growth_interval=5)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    settings = {"dtype": "float16", "eval_interval": 0, "checkpoint_interval": 31, "keep_checkpoints": 0}
+    train(tiny(**settings, max_iters=50, out_dir=str(tmp_path / "whole")))
+    train(tiny(**settings, max_iters=31, lr_decay_iters=50, warmup_iters=2))
+    stopped = read_description(folder_of(tmp_path / "run", 31))["scaler"]
+    assert stopped["scale"] < 2.0**25
+    train(tiny(**settings, max_iters=50, init_from="resume"))
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")
+    whole, parts = (read_description(folder_of(tmp_path / name, 50))["scaler"] for name in ("whole", "run"))
+    assert whole == parts
 
 
 def test_weights_do_not_depend_on_vocabulary_padding(tiny) -> None:
