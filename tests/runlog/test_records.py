@@ -1,5 +1,9 @@
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,3 +75,99 @@ def test_two_evaluations_of_one_step_both_stay(tmp_path: Path) -> None:
         ("resume", 2, 0), ("eval", 2, 2), ("eval", 2, 3), ("train", 3, 2),
     )  # fmt: skip
     assert read(log) == [("checkpoint", 2, 1), ("resume", 2, 0), ("eval", 2, 2), ("eval", 2, 3), ("train", 3, 2)]
+
+
+class Disk:
+    """Has the log's file refuse to be written after some bytes, as a full disk does."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.room = file, 0
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def test_records_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with LogWriter(tmp_path, note=notes.append) as log:
+        log.write("train", 1)
+        log._file = disk = Disk(log._file)
+        disk.room = 10  # a part of a line, which must not stay
+        for step in (2, 3, 4):
+            log.write("train", step)
+        assert [r["step"] for r in read_log(tmp_path)] == [1]
+        assert (tmp_path / "log.jsonl").read_bytes().endswith(b"}\n")
+        disk.room = 10_000
+        log.write("train", 5)
+    assert [r["step"] for r in read_log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert len(notes) == 2
+    assert "cannot be written (No space left on device); its records wait in memory" in notes[0]
+    assert "can be written again: 4 records were added" in notes[1]
+
+
+def test_what_waits_is_bounded_and_what_is_lost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.runlog.records.MOST_WAITING", 3)
+    notes: list[str] = []
+    with LogWriter(tmp_path, note=notes.append) as log:
+        log._file = disk = Disk(log._file)
+        for step in range(1, 6):
+            log.write("train", step)
+        disk.room = 10_000
+        log.write("train", 6)
+        disk.room = 0
+        log.write("train", 7)
+    assert [r["step"] for r in read_log(tmp_path)] == [4, 5, 6]
+    assert [note.partition("log.jsonl ")[2] for note in notes] == [
+        "cannot be written (No space left on device); its records wait in memory until it can",
+        "can be written again: 3 records were added; 3 older ones are lost",
+        "cannot be written (No space left on device); its records wait in memory until it can",
+        "lacks the last 1 records (No space left on device)",
+    ]
+
+
+def test_a_sample_that_cannot_be_a_file_is_a_record_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "samples").write_text("a file where the folder should be")
+    notes: list[str] = []
+    with LogWriter(tmp_path, note=notes.append) as log:
+        log.sample(3, "once")
+    assert [r["text"] for r in read_log(tmp_path)] == ["once"]
+    assert "step_0000003.txt cannot be written" in notes[0]
+
+
+def test_a_log_that_was_deleted_is_noticed_and_written_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with LogWriter(run) as log:
+        log.write("train", 1)
+        assert not log.lost
+        shutil.rmtree(run)
+        log.write("train", 2)
+        assert log.lost
+        log.restore()
+        assert not log.lost
+        log.write("train", 3)
+    assert [r["step"] for r in read_log(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("torn", [b"", b"{", b"x" * 70_000, b"x" * (1 << 16), b"x" * ((1 << 16) - 1)])
+@pytest.mark.parametrize("before", [b"", b'{"event": "train", "step": 1}\n'])
+def test_a_torn_line_of_any_length_is_cut(torn: bytes, before: bytes, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(before + torn)
+    with LogWriter(tmp_path):
+        assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_a_start_in_the_middle_begins_again(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        for event, step in [("start", 0), ("train", 1), ("train", 2), ("start", 0), ("train", 1), ("resume", 1)]:
+            log.write(event, step)
+    assert [(r["event"], r["step"]) for r in read_log(tmp_path)] == [("start", 0), ("train", 1), ("resume", 1)]

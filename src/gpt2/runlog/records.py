@@ -10,12 +10,14 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.files import write_text
 from gpt2.runlog.trackers import Trackers
 
@@ -24,8 +26,18 @@ FILE = "log.jsonl"
 DONE_AGAIN = ("eval", "sample")
 
 
+MOST_WAITING = 100_000
+"""Records that are kept in memory while the log cannot be written."""
+PIECE = 1 << 16
+"""Bytes that are read at a time to find the end of the last line."""
+
+
 class LogWriter:
-    """Appends records to the log of a run folder and tells its trackers. Of several processes only one `writes`."""
+    """Appends records to the log of a run folder and gives them to its trackers. Of several processes one `writes`.
+
+    A disk that is full, or fails, never ends a run: records wait in memory until they can be written. `note` receives
+    a line about that.
+    """
 
     def __init__(
         self,
@@ -35,58 +47,118 @@ class LogWriter:
         *,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.path = path = out_dir / FILE if writes else Path(os.devnull)
+        self.path = out_dir / FILE if writes else Path(os.devnull)
         self.samples = out_dir / "samples" if writes else None
-        if writes:
-            _cut_torn_line(path)
-        self._file = path.open("a+", encoding="utf-8")
-        self.trackers = trackers
+        self.trackers, self.note = trackers, note
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._dropped = 0
+        self._open()
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one record; it survives the process from here on. JSON has no inf and nan: they become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"event": event, "step": step, "time": round(time.time(), 3), **finite}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._append(json.dumps(record).encode() + b"\n")
         if self.trackers is not None:
             self.trackers.log(event, step, values)
-
-    @property
-    def lost(self) -> bool:
-        """Whether the file was deleted or moved away, so that what is written is nowhere to be found."""
-        try:
-            return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return True
-
-    def restore(self) -> None:
-        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError."""
-        self._file.seek(0)
-        write_text(self.path, self._file.read())
-        self._file.close()
-        self._file = self.path.open("a+", encoding="utf-8")
 
     def sample(self, step: int, text: str, **values: Any) -> None:
         """Keep a text that the model wrote, as a file and as a record."""
         if self.samples is not None:
-            write_text(self.samples / f"step_{step:07d}.txt", text + "\n")
+            path = self.samples / f"step_{step:07d}.txt"
+            try:
+                write_text(path, text + "\n")
+            except (OSError, UserError) as error:
+                self.note(f"{path} cannot be written ({reason(error)}); the text is in {FILE}")
         self.write("sample", step, text=text, **values)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file was deleted or moved away, so that nobody finds what is written."""
+        try:
+            return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return True
+        except OSError:  # a disk that does not answer now may do so later
+            return False
+
+    def restore(self) -> None:
+        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError or UserError."""
+        self._file.seek(0)
+        write_text(self.path, self._file.read().decode())
+        self._file.close()
+        self._open()
+
+    def _open(self) -> None:
+        if self.samples is not None:
+            _cut_torn_line(self.path)
+        self._file = self.path.open("a+b", buffering=0)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line after those that wait; where that fails, it waits too."""
+        self._dropped += len(self._waiting) == MOST_WAITING
+        self._waiting.append(line)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if len(self._waiting) == 1:  # else this was said before
+                self.note(f"{self.path} cannot be written ({reason(error)}); its records wait in memory until it can")
+
+    def _write_waiting(self) -> None:
+        """Write the lines that wait, in order. Raises OSError, and then no part of a line is in the file."""
+        waited = len(self._waiting)
+        while self._waiting:
+            self._write_whole(self._waiting[0])
+            self._waiting.popleft()
+        if waited > 1:
+            lost = f"; {self._dropped:,} older ones are lost" if self._dropped else ""
+            self.note(f"{self.path} can be written again: {waited:,} records were added{lost}")
+            self._dropped = 0
+
+    def _write_whole(self, line: bytes) -> None:
+        """Write a line, or nothing of it. Raises OSError."""
+        end, written = os.fstat(self._file.fileno()).st_size, 0
+        try:
+            while written < len(line):  # a disk that is nearly full takes a part first
+                written += self._file.write(line[written:])
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), end)
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._waiting:
+            try:
+                self._write_waiting()
+            except OSError as problem:
+                count = len(self._waiting) + self._dropped
+                self.note(f"{self.path} lacks the last {count:,} records ({reason(problem)})")
         self._file.close()
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be written, in a few words."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _cut_torn_line(path: Path) -> None:
     """Remove a last line that a killed process did not finish."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    with path.open("r+b") as file:
+        end = whole = file.seek(0, os.SEEK_END)
+        while whole:
+            begin = max(0, whole - PIECE)
+            file.seek(begin)
+            newline = file.read(whole - begin).rfind(b"\n")
+            whole = begin + newline + 1
+            if newline >= 0:
+                break
+        if whole < end:
+            file.truncate(whole)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
