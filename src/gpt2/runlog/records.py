@@ -9,6 +9,7 @@ before it counts.
 import json
 import math
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpt2.errors import UserError, first_line
-from gpt2.files import write_text
+from gpt2.files import publish, write_text
 from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
@@ -85,7 +86,8 @@ class LogWriter:
     def restore(self) -> None:
         """Write the whole log to its path again, where it was deleted or moved away. Raises OSError or UserError."""
         self._file.seek(0)
-        write_text(self.path, self._file.read().decode())
+        with publish(self.path) as temporary, temporary.open("wb") as copy:
+            shutil.copyfileobj(self._file, copy)
         self._file.close()
         self._open()
 
