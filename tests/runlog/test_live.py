@@ -1,11 +1,18 @@
+import base64
+import hashlib
 import http.client
+import re
+import socket
+import threading
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from logs import long_run, write_log
 
 from gpt2.errors import UserError
+from gpt2.runlog import local_server
 from gpt2.runlog.live import LiveReport, served
 
 
@@ -73,3 +80,120 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
             served(tmp_path, {}, port).__enter__()
     with pytest.raises(UserError, match="0 to 65535"):
         served(tmp_path, {}, 70_000).__enter__()
+
+
+REQUESTS = {
+    "page": b"GET / HTTP/1.1\r\nHost: localhost:1\r\n\r\n",
+    "body": b"GET /body HTTP/1.0\r\nHost: 127.0.0.1:1\r\n\r\n",
+    "no such page": b"GET /x HTTP/1.1\r\nHost: localhost:1\r\n\r\n",
+    "another host": b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "another method": b"PUT / HTTP/1.1\r\nHost: localhost:1\r\n\r\n",
+    "no version": b"GET /\r\n\r\n",
+    "nonsense": b"\x00\xff {}\r\n\r\n",
+    "a version that there is not": b"GET / HTTP/9.9\r\n\r\n",
+    "a long line": b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nHost: " + b"x" * 70_000 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(200)) + b"\r\n",
+}
+
+
+def connect(address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2])), timeout=30)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    found = b""
+    try:
+        while piece := connection.recv(1 << 16):
+            found += piece
+    except ConnectionError:  # it was cut with something of ours unread
+        pass
+    return found
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_answer_forbids_what_is_not_needed(name: str, tmp_path: Path) -> None:
+    with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address, connect(address) as connection:
+        connection.sendall(REQUESTS[name])
+        top, _, rest = read_all(connection).partition(b"\r\n\r\n")
+    head, content = top.decode("latin-1"), rest.decode(errors="replace")
+    headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
+    assert head.startswith("HTTP/1.0 200 " if name in ("page", "body") else "HTTP/1.0 ")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert policy.endswith("; frame-ancestors 'none'")
+    scripts = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+    assert len(scripts) == (name == "page")
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in policy
+
+
+def send_nothing(connection: socket.socket) -> None: ...
+
+
+def send_a_part(connection: socket.socket) -> None:
+    connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+
+
+def send_and_close_half(connection: socket.socket) -> None:
+    connection.sendall(b"GET / HT")
+
+
+@pytest.mark.parametrize("begin", [send_nothing, send_a_part, send_and_close_half])
+def test_connections_are_few_and_short(
+    begin: Callable[[socket.socket], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[Callable[[], None]] = []
+
+    class Timer:
+        """One that goes off when the test wants it."""
+
+        def __init__(self, seconds: float, work: Callable[[], None]) -> None:
+            timers.append(work)
+
+        def start(self) -> None: ...
+
+        def cancel(self) -> None: ...
+
+    monkeypatch.setattr(local_server.threading, "Timer", Timer)
+    most = local_server.MOST_CONNECTIONS
+    with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address:
+        before = threading.active_count()
+        held = [connect(address) for _ in range(most)]
+        for connection in held:
+            begin(connection)
+        while len(timers) < most:  # until all are accepted
+            pass
+        for _ in range(300):  # these are closed at once
+            with connect(address) as further:
+                assert read_all(further) == b""
+        assert threading.active_count() <= before + most
+        for cut in list(timers):
+            cut()
+        for connection in held:
+            read_all(connection)
+            connection.close()
+        while threading.active_count() > before:
+            pass
+        assert get(address)[0] == 200
+
+
+def test_a_connection_that_cannot_be_accepted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures, waits = socket.socket.accept, [OSError(24, "Too many open files")] * 3, []
+
+    def failing(server: socket.socket) -> tuple:
+        if failures:
+            raise failures.pop()
+        return accept(server)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    monkeypatch.setattr(local_server.time, "sleep", waits.append)
+    with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address:
+        assert get(address)[0] == 200
+    assert waits == [0.1] * 3

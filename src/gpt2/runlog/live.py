@@ -4,20 +4,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
 from gpt2.runlog.curves import name_of
+from gpt2.runlog.local_server import HOST, Answer, LocalServer
 from gpt2.runlog.records import FILE
 from gpt2.runlog.report import RunReport, report_on
-from gpt2.runlog.report_page import body, frame
+from gpt2.runlog.report_page import body, content_policy, frame
 
-HOST = "127.0.0.1"
-HOSTS = (HOST, "localhost")
-"""What a browser may call this server."""
 REST = 20
 """Times as long as a page took to make it is not made again, so that watching a long run costs it little."""
 
@@ -52,48 +48,15 @@ class LiveReport:
         return frame(self.name, self.body(), live=True)
 
 
-class Server(ThreadingHTTPServer):
-    """Answers with a report; a browser that leaves, or a fault of ours, does not disturb the run's console."""
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: the page tells that it got no answer."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """GET / and /body; every other method is refused by the base class."""
-
-    timeout = 30
-
-    def __init__(self, report: LiveReport, *connection: Any) -> None:
-        self.report = report
-        super().__init__(*connection)
-
-    def do_GET(self) -> None:
-        if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:  # another site whose name leads here
-            return self.send_error(403)
-        answers = {"/": self.report.page, "/body": self.report.body}
-        if self.path not in answers:
-            return self.send_error(404)
-        content = answers[self.path]().encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: stderr is the run's."""
-
-
 @contextmanager
 def served(run: Path, defaults: dict[str, Any], port: int) -> Iterator[str]:
-    """Serve the report on a run, which may have yet to begin, from a thread beside; yields its address.
+    """Serve the report on a run, which may have yet to begin, from a thread in the background; yields its address.
 
     port: 0 is any free one. Raises UserError where it cannot be had.
     """
     try:
-        server = Server((HOST, port), partial(Handler, LiveReport(run, defaults)))
+        live = LiveReport(run, defaults)
+        server = LocalServer(port, {"/": Answer(live.page, content_policy()), "/body": Answer(live.body)})
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else "it must be 0 to 65535"
         raise UserError(f"port {port} of {HOST} cannot be served: {why}; choose another, or 0 for any free") from None

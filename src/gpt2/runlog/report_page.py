@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from html import escape
 from importlib import resources
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from gpt2.runlog.chart import Chart, Line, svg
 from gpt2.runlog.console import duration
@@ -28,17 +28,28 @@ def page(report: RunReport, defaults: dict[str, Any]) -> str:
 
 def frame(name: str, content: str, live: bool = False) -> str:
     """The page around what `body` gave. live: it asks for a new `body` again and again."""
-    style, script = (resources.files("gpt2.runlog").joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Texts of a run are escaped; should one slip through, the browser runs no script but ours and asks nobody else.
-    allowed = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'; img-src data:"
     return (
         f"<!doctype html><html lang=en{' data-live' if live else ''}><head><meta charset=utf-8>"
-        f"<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; {allowed}\">"
+        f'<meta http-equiv=Content-Security-Policy content="{content_policy()}">'
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
-        f"<title>{escape(name)} · gpt2</title><style>{style}</style></head>"
-        f"<body><main>{content}</main><script>{script}</script></body></html>\n"
+        f"<title>{escape(name)} · gpt2</title><style>{_part('css')}</style></head>"
+        f"<body><main>{content}</main><script>{_part('js')}</script></body></html>\n"
     )
+
+
+def content_policy() -> str:
+    """The page's Content-Security-Policy.
+
+    Texts of a run are escaped; should one slip through, the browser runs no script but ours and asks nobody else.
+    """
+    digest = base64.b64encode(hashlib.sha256(_part("js").encode()).digest()).decode()
+    scripts, styles = f"script-src 'sha256-{digest}'", "style-src 'unsafe-inline'"
+    return f"default-src 'none'; {styles}; {scripts}; connect-src 'self'; img-src data:"
+
+
+def _part(kind: Literal["css", "js"]) -> str:
+    """The page's style sheet or script."""
+    return resources.files("gpt2.runlog").joinpath(f"page.{kind}").read_text(encoding="utf-8")
 
 
 def body(report: RunReport, defaults: dict[str, Any]) -> str:

@@ -1,0 +1,129 @@
+"""An HTTP server that only this machine reaches, and that nobody on it can use to exhaust the process it is in."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+HOST = "127.0.0.1"
+HOSTS = (HOST, "localhost")
+"""What a browser may call this server: another name that leads here is another site's."""
+MOST_CONNECTIONS = 16
+"""Open at a time; a further one is closed at once. Each takes a file descriptor and a thread of the process."""
+MOST_SECONDS = 10.0
+"""For a request to come, and for its answer to go."""
+NOTHING_ALLOWED = "default-src 'none'"
+
+
+class Answer(NamedTuple):
+    """A page that a path stands for."""
+
+    make: Callable[[], str]
+    """Gives its HTML."""
+    policy: str = NOTHING_ALLOWED
+    """Its Content-Security-Policy."""
+
+
+class LocalServer(ThreadingHTTPServer):
+    """Answers GET requests for the paths of `answers`, each in a thread. A fault of one request disturbs nothing.
+
+    port: 0 is any free one. Raises OSError or OverflowError where it cannot be had.
+    """
+
+    def __init__(self, port: int, answers: Mapping[str, Answer]) -> None:
+        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__((HOST, port), partial(Handler, answers))
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; where that fails, as without file descriptors, wait instead of trying at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.1)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or close the connection where there are too many."""
+        if not self.free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self.free.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for another connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing: standard error is the run's, and the page says that it got no answer."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request. Every method but GET is refused by the base class."""
+
+    default_request_version = "HTTP/1.0"  # so that a request without a version gets headers too
+    policy = NOTHING_ALLOWED
+
+    def __init__(self, answers: Mapping[str, Answer], *connection: Any) -> None:
+        self.answers = answers
+        super().__init__(*connection)
+
+    def setup(self) -> None:
+        """Begin with the time for the request."""
+        super().setup()
+        self.timer = self.cut_later()
+
+    def finish(self) -> None:
+        """End with the connection."""
+        self.timer.cancel()
+        super().finish()
+
+    def cut_later(self) -> threading.Timer:
+        """Cut the connection after MOST_SECONDS, however its other end keeps it busy."""
+
+        def cut() -> None:
+            with suppress(OSError):  # it was closed meanwhile
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(MOST_SECONDS, cut)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def do_GET(self) -> None:
+        """Send a page, or say that there is none."""
+        if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:
+            return self.send_error(403)
+        if (answer := self.answers.get(self.path)) is None:
+            return self.send_error(404)
+        self.timer.cancel()  # making the page is not the browser's fault
+        content = answer.make().encode()
+        self.timer = self.cut_later()
+        self.policy = answer.policy
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        """Add to every answer, errors too, what forbids a browser all that the page does not need."""
+        self.send_header("Content-Security-Policy", f"{self.policy}; frame-ancestors 'none'")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing: standard error is the run's."""
