@@ -67,3 +67,16 @@ def test_what_a_logarithm_does_not_have_is_left_out() -> None:
 def test_one_point_and_a_constant_can_be_drawn() -> None:
     assert 'class="train dots"' in svg(Chart("t", [Line("a", "train", [1], [3.0])]), 1)
     assert "M500 200h0" in svg(Chart("t", [Line("a", "val", [1], [0.0])]), 2)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_reference_band_ends_where_the_axes_end(log: bool) -> None:
+    """Its steps go on to 20, and its values from 0.01 to 50, where the axes end at 10 and at about 2 and 4."""
+    band = ("known", [0.0, 5.0, 10.0, 15.0, 20.0], [0.01, 2.5, 3.0, 0.01, 2.0], [50.0, 3.5, 50.0, 50.0, 3.0])
+    drawn = svg(Chart("t", [Line("a", "val", [0, 10], [2, 4])], log=log, band=band), 10)
+    path = re.search(r"<path class=band d=\"M(.*?)Z\"", drawn)
+    assert path
+    numbers = [float(number) for number in path[1].split()]
+    xs, ys = numbers[::2], numbers[1::2]
+    assert xs == [0, 500, 1000, 1000, 500, 0]
+    assert (min(ys), max(ys)) == (0, 400)

@@ -156,8 +156,9 @@ def _y_scale(chart: Chart, lines: list[Line]) -> Scale:
 
 
 def _band(band: tuple[str, list[float], list[float], list[float]], x: Scale, y: Scale) -> str:
-    """The area between the band's low and high values, as far as the axes go."""
+    """The area between the band's low and high values, cut where the axes end."""
     _, steps, low, high = band
     there = [i for i, step in enumerate(steps) if x(step) <= 1]
     points = [(steps[i], low[i]) for i in there] + [(steps[i], high[i]) for i in reversed(there)]
-    return f'<path class=band d="M{" ".join(f"{_x(x, a)} {_y(y, b)}" for a, b in points)}Z"/>' if there else ""
+    drawn = " ".join(f"{_x(x, a)} {_y(y, min(max(b, y.low), y.high))}" for a, b in points)
+    return f'<path class=band d="M{drawn}Z"/>' if there else ""
