@@ -1,6 +1,8 @@
 import base64
 import hashlib
 import http.client
+import json
+import random
 import re
 import socket
 import threading
@@ -13,7 +15,9 @@ from logs import long_run, write_log
 
 from gpt2.errors import UserError
 from gpt2.runlog import local_server
+from gpt2.runlog.curves import Follower
 from gpt2.runlog.live import LiveReport, served
+from gpt2.runlog.records import read_log
 
 
 def get(address: str, path: str = "", method: str = "GET", host: str | None = None) -> tuple[int, str]:
@@ -38,17 +42,42 @@ def test_the_page_follows_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_log_is_not_read_again_until_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_read_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, now = write_log(tmp_path / "run", long_run(10)), [0.0]
     monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: now[0])
     live = LiveReport(run, {})
     first = live.body()
-    monkeypatch.setattr("gpt2.runlog.live.report_on", lambda run: pytest.fail("it was read again"))
     now[0] = 100.0
     assert live.body() is first
-    monkeypatch.undo()
-    write_log(run, long_run(20))
-    assert live.body() != first
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2.runlog.curves.positioned", lambda path: pytest.fail("all of it was read again"))
+        with (run / "log.jsonl").open("a") as log:
+            log.write(json.dumps(long_run(11)[-1]) + '\n{"event": "tra')
+        now[0] = 200.0
+        second = live.body()
+        assert second != first
+        now[0] = 300.0
+        assert live.body() is second
+    write_log(run, long_run(20))  # another log in the same file
+    now[0] = 400.0
+    assert live.body() not in (first, second)
+
+
+def test_what_is_read_on_is_what_is_read_at_once(tmp_path: Path) -> None:
+    rng, step, path = random.Random(0), 0, tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"event": "start", "step": 0, "time": 0}) + "\n")
+    follower = Follower(tmp_path)
+    for _ in range(400):
+        event = rng.choice(["train"] * 20 + ["eval", "sample", "checkpoint", "resume", "end"])
+        step = max(0, step - rng.randrange(9)) if event == "resume" else step + (event == "train")
+        record = {"event": event, "step": step, "time": 0, "loss": rng.random(), "val_loss": rng.random()}
+        with path.open("a") as log:
+            log.write(json.dumps(record) + "\n")
+        if rng.random() < 0.3:
+            assert follower.look()
+            assert not follower.look()
+            found = [{k: v for k, v in r.items() if k not in ("order", "segment")} for r in follower.thinned.records]
+            assert found == read_log(path)
 
 
 def test_a_long_log_is_read_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

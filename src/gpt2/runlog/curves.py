@@ -4,11 +4,12 @@ import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
-from gpt2.runlog.peer_logs import read_any
-from gpt2.runlog.records import FILE
+from gpt2.runlog.peer_logs import stream_any
+from gpt2.runlog.records import FILE, finished_lines, parse, positioned
+from gpt2.runlog.thinned import Thinned
 
 Records = list[dict[str, Any]]
 Points = tuple[list[float], list[float]]
@@ -21,11 +22,56 @@ SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
 
 
 def load(run: Path) -> Records:
-    """The records of a run folder or of a log, ours or a peer's. Every picture has its figures from here.
+    """The records of a run folder or of a log, our own or another program's, thinned where they are many.
 
-    Raises UserError.
+    Every picture has its figures from here. Raises UserError.
     """
-    return read_any(run)
+    thinned = Thinned()
+    for record in stream_any(run):
+        thinned.add(record)
+    return thinned.records
+
+
+class Follower:
+    """The thinned records of a run's log that grows: each look reads only what is new."""
+
+    TAIL = 200
+    """Bytes before the position that must be as they were; otherwise the log is another one."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.thinned, self.position, self.tail = Thinned(), 0, b""
+
+    def look(self) -> bool:
+        """Read what is new in the log; returns whether there was anything. Raises OSError and UserError."""
+        path, before = self.run / FILE if self.run.is_dir() else self.run, (self.position, self.tail)
+        with path.open("rb") as file:
+            if self._tail_in(file) != self.tail or not self._read_on(file, path):
+                self.thinned, self.position = Thinned(), 0
+                for position, record in positioned(path):
+                    self.position = position
+                    if record is not None:
+                        self.thinned.add(record)
+            self.tail = self._tail_in(file)
+        return (self.position, self.tail) != before
+
+    def _tail_in(self, file: BinaryIO) -> bytes:
+        """The bytes before the position in a file."""
+        begin = max(0, self.position - self.TAIL)
+        file.seek(begin)
+        return file.read(self.position - begin)
+
+    def _read_on(self, file: BinaryIO, path: Path) -> bool:
+        """Add the new records; returns False at the beginning, and where the run went back behind some of them."""
+        if not self.position:
+            return False
+        for position, line in finished_lines(file, self.position):
+            record = parse(line, path)
+            if record["event"] in ("start", "resume"):
+                return False
+            self.thinned.add(record)
+            self.position = position + len(line)
+        return True
 
 
 def settings_of(run: Path) -> dict[str, Any]:
@@ -48,12 +94,34 @@ def series(records: Records, event: str, key: str) -> tuple[list[int], list[floa
     return [step for step, _ in points], [value for _, value in points]
 
 
-def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3)."""
-    result, average = [], 0.0
-    for i, value in enumerate(values, start=1):
-        average = weight * average + (1 - weight) * value
-        result.append(average / (1 - weight**i))
+def extremes(records: Records, key: str) -> tuple[list[int], list[float]]:
+    """As `series` of the updates, but of a record that stands for several their lowest and highest value."""
+    points: list[tuple[int, float]] = []
+    for r in records:
+        if r["event"] == "train":
+            if key in r.get("extremes", {}):
+                points += sorted(r["extremes"][key])
+            elif r.get(key) is not None:
+                points.append((r["step"], r[key]))
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def counts(records: Records, key: str) -> list[int]:
+    """The number of updates behind each value that `series` gives for `key` of the updates."""
+    return [r.get("count", 1) for r in records if r["event"] == "train" and r.get(key) is not None]
+
+
+def smooth(values: Sequence[float], weight: float, counts: Sequence[int] | None = None) -> list[float]:
+    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
+
+    weight: of what came before each value, at least 0 and below 1. counts: how many equal values each stands for.
+    """
+    result, average, total = [], 0.0, 1.0
+    for value, count in zip(values, counts or [1] * len(values), strict=True):
+        kept = weight**count
+        average = kept * average + (1 - kept) * value
+        total *= kept
+        result.append(average / (1 - total))
     return result
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
-from gpt2.runlog.curves import name_of
+from gpt2.runlog.curves import Follower, name_of
 from gpt2.runlog.local_server import HOST, Answer, LocalServer
-from gpt2.runlog.records import FILE
 from gpt2.runlog.report import RunReport, report_on
 from gpt2.runlog.report_page import body, content_policy, frame
 
@@ -25,7 +24,7 @@ class LiveReport:
         self.run, self.defaults = run, defaults
         self.name = name_of(run)
         self.lock = threading.Lock()
-        self.made_of: tuple[int, int] | None = None
+        self.log = Follower(run)
         self.not_before = 0.0
         self.content = body(RunReport(self.name, [], {}), defaults)
 
@@ -34,10 +33,8 @@ class LiveReport:
         with self.lock:
             began = time.monotonic()
             try:
-                log = (self.run / FILE if self.run.is_dir() else self.run).stat()
-                if (log.st_size, log.st_mtime_ns) != self.made_of and began >= self.not_before:
-                    self.content = body(report_on(self.run), self.defaults)
-                    self.made_of = (log.st_size, log.st_mtime_ns)
+                if began >= self.not_before and self.log.look():
+                    self.content = body(report_on(self.run, self.log.thinned.records), self.defaults)
                     self.not_before = time.monotonic() + REST * (time.monotonic() - began)
             except (OSError, UserError):
                 pass  # there is no log yet, or it is being replaced: what was read before stands

@@ -6,14 +6,14 @@ comes before the update of its number, after as many as that, as ours does.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
 from gpt2.files import write_text
-from gpt2.runlog.records import FILE, read_log
+from gpt2.runlog.records import FILE, Repeats, finished_lines, stream
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,14 @@ PEERS = (LLMC, BUILD_NANOGPT)
 
 
 def read_any(path: Path) -> list[dict[str, Any]]:
-    """The records of a run folder, or of a log that is recognised by its first line, in order.
+    """The records of a run folder, or of a log that is recognised by its first line, in order; see `stream_any`."""
+    return list(stream_any(path))
 
-    A peer's log gives `train` and `eval` records without a `time`. In a folder, our log goes before theirs. Raises
-    UserError where there is no log, or a line in it is none.
+
+def find_log(path: Path) -> Path:
+    """The log in a run folder, our own before another program's; the path itself where it is a file.
+
+    Raises UserError where there is none.
     """
     if path.is_dir():
         files = [path / name for name in (FILE, *(peer.file for peer in PEERS))]
@@ -85,38 +89,65 @@ def read_any(path: Path) -> list[dict[str, Any]]:
             f"{path} holds no {FILE}, nor a main.log of llm.c or log.txt of build-nanogpt; name the out_dir of a "
             "run, or a log"
         )
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one was never finished
-    first = next((line for line in lines if line.strip()), "")
-    for peer in PEERS:
-        if peer.parse(first) is not None:
-            return _records(lines, peer, path)
+    return path
+
+
+def stream_any(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run folder or of a log, one by one, in little memory.
+
+    Another program's log gives `train` and `eval` records without a `time`. Raises UserError where there is no log,
+    or a line in it is none.
+    """
+    path = find_log(path)
+    with path.open("rb") as file:
+        first = next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
+        for peer in PEERS:
+            if peer.parse(first) is not None:
+                yield from _records(file, peer, path)
+                return
     if path.name != FILE and not first.startswith("{"):
         raise UserError(
             f"{path} is no log of a run: its first line is none of {FILE}, of llm.c's main.log or of build-nanogpt's "
             "log.txt"
         )
-    return read_log(path)
+    yield from stream(path)
 
 
-def _records(lines: list[str], peer: PeerLog, path: Path) -> list[dict[str, Any]]:
-    """The records of a peer's log. Where its steps go back a run went on from there: what it did again counts."""
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
+def _records(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[dict[str, Any]]:
+    """The records of another program's log. Where its steps go back, a run went on from there: what came last counts.
+
+    A first pass finds where that is. An evaluation of several figures becomes one record.
+    """
+    repeats, highest = Repeats(), -1
+    for position, record in _parsed(file, peer, path):
+        limit = record["step"] - (record["event"] == "train")  # of the steps before this line, up to which they count
+        if highest > limit:
+            repeats.see(position - 1, {"event": "resume", "step": limit})
+        highest = record["step"]
+    last: dict[str, Any] | None = None
+    for position, record in _parsed(file, peer, path):
+        if not repeats.counts(position, record):
+            continue
+        if last is not None and last["event"] == record["event"] == "eval" and last["step"] == record["step"]:
+            last |= record
+            continue
+        if last is not None:
+            yield last
+        last = record
+    if last is not None:
+        yield last
+
+
+def _parsed(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The record in each line of another program's log that has one, with its position. Raises UserError."""
+    for number, (position, line) in enumerate(finished_lines(file), start=1):
         if not line.strip():
             continue
-        if (parsed := peer.parse(line)) is None:
+        if (parsed := peer.parse(line.decode(errors="replace"))) is None:
             raise UserError(f"{path}, line {number} is none of {peer.whose}'s {peer.file}; remove that line")
         step, values = parsed
-        if not values:
-            continue  # of a kind that we do not know
-        event = "train" if "loss" in values else "eval"
-        while records and records[-1]["step"] >= step + (event == "eval"):
-            records.pop()
-        if event == "eval" and records and (records[-1]["event"], records[-1]["step"]) == (event, step):
-            records[-1] |= values
-        else:
-            records.append({"event": event, "step": step, **values})
-    return records
+        if values:  # else it is of a kind that we do not know
+            yield position, {"event": "train" if "loss" in values else "eval", "step": step, **values}
 
 
 class PeerLogWriter:
@@ -129,6 +160,8 @@ class PeerLogWriter:
         self.resumed_at: int | None = None
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        if event == "start":
+            self._keep(lambda at, measured: False)
         if event == "resume":
             self.resumed_at = step
             self._keep(lambda at, measured: at <= step)

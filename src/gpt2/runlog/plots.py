@@ -9,6 +9,8 @@ from gpt2.files import publish
 from gpt2.runlog.curves import (
     AXES,
     Records,
+    counts,
+    extremes,
     load,
     name_of,
     place,
@@ -94,18 +96,22 @@ def _draw(
     """The curves of one run into the panels, each step at its place `x`."""
     steps, losses = series(records, "train", "loss")
     if steps:
-        weight = smoothing_for(len(losses)) if smoothing is None else smoothing
-        xs = [x(step) for step in steps]
-        panels["loss"].plot(*thin(xs, losses, BUCKETS), color=color, alpha=0.2, linewidth=0.8)
+        sizes = counts(records, "loss")
+        weight = smoothing_for(sum(sizes)) if smoothing is None else smoothing
+        raw_steps, raw = extremes(records, "loss")
+        panels["loss"].plot(
+            *thin([x(step) for step in raw_steps], raw, BUCKETS), color=color, alpha=0.2, linewidth=0.8
+        )
         label = f"{name} train (smoothed)" if weight else f"{name} train"
-        panels["loss"].plot(*thin(xs, smooth(losses, weight), BUCKETS), color=color, linewidth=1.2, label=label)
+        xs, smoothed = [x(step) for step in steps], smooth(losses, weight, sizes)
+        panels["loss"].plot(*thin(xs, smoothed, BUCKETS), color=color, linewidth=1.2, label=label)
     steps, losses = series(records, "eval", "val_loss")
     if steps:
         label = f"{name} val (last {losses[-1]:.4f}, best {min(losses):.4f})"
         xs = [x(step) for step in steps]
         panels["loss"].plot(xs, losses, color=color, marker="o", markersize=4, linestyle="--", label=label)
     for key in ("lr", "grad_norm", "tokens_per_second"):
-        steps, values = series(records, "train", key)
+        steps, values = extremes(records, key)
         panels[key].plot(*thin([x(step) for step in steps], values, BUCKETS), color=color, linewidth=1.0, label=name)
     for key, line in (("acc", ":"), ("acc_norm", "-")):
         steps, values = series(records, "eval", key)

@@ -11,12 +11,13 @@ import math
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from gpt2.errors import UserError, first_line
 from gpt2.files import publish, write_text
@@ -25,6 +26,8 @@ from gpt2.runlog.trackers import Trackers
 FILE = "log.jsonl"
 # What a resumed run does again at the step of its checkpoint, because a run that is asked to stop saves first.
 DONE_AGAIN = ("eval", "sample")
+AN_UPDATE = b'{"event": "train"'
+"""What a line begins with that need not be understood to know where a run went back."""
 
 
 MOST_WAITING = 100_000
@@ -171,24 +174,93 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / FILE if run.is_dir() else run
     if not path.is_file():
         raise UserError(f"{run} holds no {FILE}; name the out_dir of a run")
-    records: list[dict[str, Any]] = []
-    resumed_at, before = None, 0
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was never finished
-        try:
-            record = json.loads(line)
-            event, step = record["event"], record["step"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number} is no record; remove that line") from None
+    return list(stream(path))
+
+
+def stream(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a `log.jsonl` one by one, as `read_log` gives them, in little memory. Raises UserError."""
+    return (record for _, record in positioned(path) if record is not None)
+
+
+def positioned(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """The position after each line of a `log.jsonl`, and its record, or None for one that does not count.
+
+    A first pass finds where the run went back, so that the second one knows what to leave out; that ends where the
+    first one did. Raises UserError.
+    """
+    with path.open("rb") as file:
+        repeats, end = Repeats(), 0
+        for position, line in finished_lines(file):
+            end = position + len(line)
+            if not line.startswith(AN_UPDATE):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the second pass says so
+                    repeats.see(position, json.loads(line))
+        for number, (position, line) in enumerate(finished_lines(file), start=1):
+            if position >= end:
+                return
+            record = parse(line, path, number)
+            yield position + len(line), record if repeats.counts(position, record) else None
+
+
+def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file from a position on, each with its position; without a last one that is not finished."""
+    file.seek(begin)
+    position = begin
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        yield position, line
+        position += len(line)
+
+
+def parse(line: bytes, path: Path, number: int | None = None) -> dict[str, Any]:
+    """The record in a line of a log. Raises UserError."""
+    try:
+        record = json.loads(line)
+        if isinstance(record["event"], str) and isinstance(record["step"], int):
+            return record
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    where = f"line {number}" if number else f"the line {line[:80].decode(errors='replace')!r}"
+    raise UserError(f"{path}, {where} is no record; remove that line")
+
+
+class Repeats:
+    """Which records do not count, because the run went back and did their steps again. Positions are in the file."""
+
+    def __init__(self) -> None:
+        self.begin = 0
+        """Where the run began; what is before that does not count."""
+        self.resumes: list[tuple[int, int]] = []
+        """Position and step of the resumes that leave something out: both rise from one to the next."""
+        self.resumed: tuple[int, int] | None = None
+        """The newest of all resumes."""
+        self.again: dict[Any, int] = {}
+        """Of what was done again after a resume: the position of that resume."""
+
+    def see(self, position: int, record: dict[str, Any]) -> None:
+        """Take note of a record, one after the other. Raises KeyError or TypeError for what is none."""
+        event, step = record["event"], record["step"]
         if event == "start":
-            records, resumed_at = [], None
+            self.begin, self.resumes, self.resumed, self.again = position, [], None, {}
         elif event == "resume":
-            records = [r for r in records if r["step"] <= step]
-            resumed_at, before = step, len(records)
-        elif event in DONE_AGAIN and step == resumed_at:
-            # an evaluation of the loss does not replace one of HellaSwag, which has other figures
-            again = (event, step, record.keys())
-            kept = [r for r in records[:before] if (r["event"], r["step"], r.keys()) != again]
-            records, before = kept + records[before:], len(kept)
-        records.append(record)
-    return records
+            self.resumed = position, step
+            while self.resumes and self.resumes[-1][1] >= step:
+                self.resumes.pop()  # the newer one leaves out all that the older one does
+            self.resumes.append(self.resumed)
+        elif event in DONE_AGAIN and self.resumed is not None and self.resumed[1] == step:
+            self.again[_kind(record)] = self.resumed[0]
+
+    def counts(self, position: int, record: dict[str, Any]) -> bool:
+        """Whether a record counts: no later resume goes back behind it, and nothing replaces it."""
+        if position < self.begin:
+            return False
+        later = bisect_right(self.resumes, (position, record["step"]))
+        if later < len(self.resumes) and record["step"] > self.resumes[later][1]:
+            return False
+        return record["event"] not in DONE_AGAIN or position >= self.again.get(_kind(record), 0)
+
+
+def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What one record replaces another by. An evaluation of the loss does not replace one of HellaSwag."""
+    return record["event"], record["step"], frozenset(record)

@@ -164,6 +164,6 @@ class RunReport:
         }
 
 
-def report_on(run: Path) -> RunReport:
-    """Read a run. Raises UserError where there is none."""
-    return RunReport(name_of(run), load(run), settings_of(run))
+def report_on(run: Path, records: Records | None = None) -> RunReport:
+    """The report on a run, of its log or of the `records` that are given. Raises UserError where there is no log."""
+    return RunReport(name_of(run), load(run) if records is None else records, settings_of(run))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gpt2.runlog.chart import Chart, Line, svg
 from gpt2.runlog.console import duration
-from gpt2.runlog.curves import series, smooth, smoothing_for
+from gpt2.runlog.curves import counts, extremes, series, smooth, smoothing_for
 from gpt2.runlog.report import FIGURES, RunReport
 
 MOST_ROWS, MOST_SAMPLES = 100, 12
@@ -90,11 +90,14 @@ def _curves(report: RunReport) -> str:
     records = report.records
 
     def line(name: str, kind: Any, key: str, event: str = "train") -> Line:
-        steps, values = series(records, event, key)
+        steps, values = extremes(records, key) if event == "train" else series(records, event, key)
         return Line(name, kind, [float(step) for step in steps], values)
 
-    def smoothed(raw: Line, name: str) -> list[Line]:
-        return [raw, Line(name, "train", raw.xs, smooth(raw.ys, smoothing_for(len(raw.ys))))]
+    def smoothed(raw: Line, name: str, key: str) -> list[Line]:
+        steps, values = series(records, "train", key)
+        sizes = counts(records, key)
+        course = smooth(values, smoothing_for(sum(sizes)), sizes)
+        return [raw, Line(name, "train", [float(step) for step in steps], course)]
 
     reference = report.verdict.reference
     band, levels = None, []
@@ -105,10 +108,10 @@ def _curves(report: RunReport) -> str:
     if reference:
         levels = [(level.label, level.val_loss) for level in reference.levels]
     loss = [
-        *smoothed(line("train, each update", "raw", "loss"), "train, smoothed"),
+        *smoothed(line("train, each update", "raw", "loss"), "train, smoothed", "loss"),
         line("validation", "val", "val_loss", "eval"),
     ]
-    norm = smoothed(line("each update", "raw", "grad_norm"), "smoothed")
+    norm = smoothed(line("each update", "raw", "grad_norm"), "smoothed", "grad_norm")
     settled = report.step / 25 if report.step >= 200 else 0  # the fall at the start would flatten all the rest
     charts = [Chart("Loss, nats a token", loss, log=True, fit_from=settled, band=band, levels=levels)]
     hellaswag = [line("acc_norm", "val", "acc_norm", "eval"), line("acc", "third", "acc", "eval")]

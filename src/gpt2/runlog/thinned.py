@@ -1,0 +1,148 @@
+"""The records of a log in a few megabytes, however many there are: what pictures and reports are made of.
+
+A short log stays as it is. Of a long one, neighbouring updates become one record, which has their mean, their
+extremes and their sums, so that curves keep their course and their peaks, and times their sums.
+"""
+
+from typing import Any
+
+Record = dict[str, Any]
+
+MOST_UPDATES = 4096
+MOST_OTHERS = {"eval": 2048, "sample": 64, "checkpoint": 512}
+MOST_OF_AN_EVENT = 1024
+"""Records kept of an event that is not in MOST_OTHERS."""
+MOST_SEGMENTS = 512
+"""Stretches between two resumes, skips or the like whose updates are kept apart."""
+SAMPLE_CHARACTERS = 4000
+EXTREMES = ("loss", "grad_norm", "tokens_per_second")
+"""Figures of an update whose lowest and highest values are drawn."""
+MEANS = ("loss", "grad_norm", "mfu")
+"""Figures whose mean stands for several updates. That of tokens_per_second is tokens over time."""
+
+
+class Thinned:
+    """Records of a log, added in order; at most so many are kept that a picture of them looks the same."""
+
+    def __init__(self) -> None:
+        self.updates: list[Record] = []
+        self.size = 1
+        """Updates that become one record."""
+        self.open: Record | None = None
+        """The newest record of `updates`, where it stands for less than that."""
+        self.others: dict[tuple[str, bool], list[Record]] = {}
+        """Of each other event; evaluations of the loss apart from those of HellaSwag."""
+        self.added = 0
+        self.segment = 0
+
+    def add(self, record: Record) -> None:
+        """Add a record after all others. It belongs to this object from then on."""
+        self.added += 1
+        record["order"] = self.added
+        if record["event"] == "train":
+            self._add_update(record)
+        else:
+            self._add_other(record)
+
+    @property
+    def records(self) -> list[Record]:
+        """What stands for all records, in their order.
+
+        A `train` record of several updates has their number as `count`, and as `extremes` the steps and values of
+        the lowest and the highest of each of EXTREMES.
+        """
+        found = [*self.updates, *(record for kept in self.others.values() for record in kept)]
+        return sorted(found, key=lambda record: record["order"])
+
+    def _add_update(self, record: Record) -> None:
+        record["segment"] = self.segment
+        if self.open is not None and self.open["segment"] == self.segment:
+            join(self.open, record)
+        else:
+            if len(self.updates) >= MOST_UPDATES:
+                self._join_pairs()
+            self.updates.append(record)
+            self.open = record
+        if self.open.get("count", 1) >= self.size:
+            self.open = None
+
+    def _join_pairs(self) -> None:
+        """Have each record stand for twice as many updates."""
+        joined: list[Record] = []
+        for record in self.updates:
+            last = joined[-1] if joined else None
+            if last is not None and last["segment"] == record["segment"] and last.get("count", 1) <= self.size:
+                join(last, record)
+            else:
+                joined.append(record)
+        self.updates, self.size = joined, 2 * self.size
+
+    def _add_other(self, record: Record) -> None:
+        event = record["event"]
+        if event not in MOST_OTHERS:  # the wait before a resume is no time of an update
+            self.segment = min(self.segment + 1, MOST_SEGMENTS)
+        if isinstance(text := record.get("text"), str):
+            record["text"] = text[:SAMPLE_CHARACTERS]
+        kept = self.others.setdefault((event, "val_loss" in record), [])
+        kept.append(record)
+        if len(kept) > MOST_OTHERS.get(event, MOST_OF_AN_EVENT):
+            kept[:] = every_other(kept)
+
+
+def join(record: Record, later: Record) -> None:
+    """Have a `train` record stand also for the updates of a later one."""
+    count, more = record.get("count", 1), later.get("count", 1)
+    extremes = record.setdefault("extremes", {})
+    for key in EXTREMES:
+        points = [*_extremes(record, key), *_extremes(later, key)]
+        if points:
+            low, high = min(points, key=_value), max(points, key=_value)
+            extremes[key] = (low, high)
+    for key in MEANS:
+        a, b = record.get(key), later.get(key)
+        if a is not None and b is not None:
+            record[key] = (count * a + more * b) / (count + more)
+        elif b is not None:
+            record[key] = b
+    a, b = record.get("tokens_per_second"), later.get("tokens_per_second")
+    if a and b:
+        record["tokens_per_second"] = (count + more) / (count / a + more / b)
+    if "seconds" in later:
+        seconds = record.setdefault("seconds", {})
+        for part, value in later["seconds"].items():
+            seconds[part] = seconds.get(part, 0.0) + value
+    for key in ("step", "time", "tokens", "lr", "memory", "order"):
+        if key in later:
+            record[key] = later[key]
+    record["count"] = count + more
+
+
+def _extremes(record: Record, key: str) -> tuple[tuple[int, float], ...]:
+    """Steps and values of the lowest and the highest value in a record."""
+    if key in record.get("extremes", {}):
+        return record["extremes"][key]
+    value = record.get(key)
+    return () if value is None or "count" in record else ((record["step"], value),)
+
+
+def _value(point: tuple[int, float]) -> float:
+    return point[1]
+
+
+def every_other(records: list[Record]) -> list[Record]:
+    """Half of the records, the newest and the one with the lowest validation loss among them.
+
+    The seconds of one that is left out are added to the next.
+    """
+    measured = [r for r in records if r.get("val_loss") is not None]
+    best = min(measured, key=lambda r: r["val_loss"]) if measured else None
+    kept, passed = [], 0.0
+    for i, record in enumerate(records):
+        seconds = record.get("seconds")
+        if i % 2 and i < len(records) - 1 and record is not best:
+            passed += seconds if isinstance(seconds, int | float) else 0.0
+            continue
+        if passed and isinstance(seconds, int | float):
+            record["seconds"], passed = seconds + passed, 0.0
+        kept.append(record)
+    return kept
