@@ -11,7 +11,7 @@ from gpt2.runlog import thinned
 from gpt2.runlog.curves import counts, extremes, load, seconds_worked, series, smooth
 from gpt2.runlog.records import read_log
 from gpt2.runlog.report import RunReport
-from gpt2.runlog.thinned import Thinned, every_other, join
+from gpt2.runlog.thinned import Thinned, every_other, joined
 
 
 def update(step: int, loss: float, time: float, rate: float = 100.0) -> dict:
@@ -94,14 +94,13 @@ def test_sums_are_exact(log: Path) -> None:
 
 def test_two_updates_become_one() -> None:
     """By hand: tokens over time of 10 tokens each at 50 and 100 a second is 20 in 0.3 s."""
-    record = update(1, 2.0, 5.0, 50.0)
-    join(record, update(2, 6.0, 7.0, 100.0))
+    record = joined([update(1, 2.0, 5.0, 50.0), update(2, 6.0, 7.0, 100.0)])
     assert record["loss"] == 4.0
     assert record["extremes"]["loss"] == ((1, 2.0), (2, 6.0))
     assert record["tokens_per_second"] == pytest.approx(20 / 0.3)
     assert record["seconds"] == {"data": 0.5, "forward": 1.0}
     assert (record["step"], record["time"], record["tokens"], record["lr"], record["count"]) == (2, 7.0, 20, 0.5, 2)
-    join(record, update(3, 10.0, 8.0) | {"loss": None})
+    record = joined([record, update(3, 10.0, 8.0) | {"loss": None}])
     assert record["loss"] == 4.0
     assert record["extremes"]["loss"] == ((1, 2.0), (2, 6.0))
 

@@ -216,7 +216,7 @@ def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]
 def parse(line: bytes, path: Path, number: int | None = None) -> dict[str, Any]:
     """The record in a line of a log. Raises UserError."""
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode(errors="replace"))
         if isinstance(record["event"], str) and isinstance(record["step"], int):
             return record
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -27,9 +27,9 @@ class Thinned:
     def __init__(self) -> None:
         self.updates: list[Record] = []
         self.size = 1
-        """Updates that become one record."""
-        self.open: Record | None = None
-        """The newest record of `updates`, where it stands for less than that."""
+        """Updates that become one record of `updates`."""
+        self.newest: list[Record] = []
+        """The updates after those, which are fewer than that."""
         self.others: dict[tuple[str, bool], list[Record]] = {}
         """Of each other event; evaluations of the loss apart from those of HellaSwag."""
         self.added = 0
@@ -52,34 +52,38 @@ class Thinned:
         the lowest and the highest of each of EXTREMES.
         """
         found = [*self.updates, *(record for kept in self.others.values() for record in kept)]
+        if self.newest:
+            found.append(joined(self.newest))
         return sorted(found, key=lambda record: record["order"])
 
     def _add_update(self, record: Record) -> None:
         record["segment"] = self.segment
-        if self.open is not None and self.open["segment"] == self.segment:
-            join(self.open, record)
-        else:
-            if len(self.updates) >= MOST_UPDATES:
-                self._join_pairs()
-            self.updates.append(record)
-            self.open = record
-        if self.open.get("count", 1) >= self.size:
-            self.open = None
+        self.newest.append(record)
+        if len(self.newest) >= self.size:
+            self._close_newest()
+
+    def _close_newest(self) -> None:
+        """Have one record stand for the newest updates."""
+        if self.newest:
+            self.updates.append(joined(self.newest))
+            self.newest = []
+        if len(self.updates) >= MOST_UPDATES:
+            self._join_pairs()
 
     def _join_pairs(self) -> None:
-        """Have each record stand for twice as many updates."""
-        joined: list[Record] = []
+        """Have each record stand for twice as many updates, but for those before and after a resume or the like."""
+        pairs: list[list[Record]] = []
         for record in self.updates:
-            last = joined[-1] if joined else None
-            if last is not None and last["segment"] == record["segment"] and last.get("count", 1) <= self.size:
-                join(last, record)
+            if pairs and len(pairs[-1]) == 1 and pairs[-1][0]["segment"] == record["segment"]:
+                pairs[-1].append(record)
             else:
-                joined.append(record)
-        self.updates, self.size = joined, 2 * self.size
+                pairs.append([record])
+        self.updates, self.size = [joined(pair) for pair in pairs], 2 * self.size
 
     def _add_other(self, record: Record) -> None:
         event = record["event"]
         if event not in MOST_OTHERS:  # the wait before a resume is no time of an update
+            self._close_newest()
             self.segment = min(self.segment + 1, MOST_SEGMENTS)
         if isinstance(text := record.get("text"), str):
             record["text"] = text[:SAMPLE_CHARACTERS]
@@ -89,40 +93,36 @@ class Thinned:
             kept[:] = every_other(kept)
 
 
-def join(record: Record, later: Record) -> None:
-    """Have a `train` record stand also for the updates of a later one."""
-    count, more = record.get("count", 1), later.get("count", 1)
-    extremes = record.setdefault("extremes", {})
-    for key in EXTREMES:
-        points = [*_extremes(record, key), *_extremes(later, key)]
-        if points:
-            low, high = min(points, key=_value), max(points, key=_value)
-            extremes[key] = (low, high)
+def joined(records: list[Record]) -> Record:
+    """One `train` record for those of neighbouring updates."""
+    if len(records) == 1:
+        return records[0]
+    counts = [r.get("count", 1) for r in records]
+    result = records[-1] | {"count": sum(counts), "extremes": {}}
     for key in MEANS:
-        a, b = record.get(key), later.get(key)
-        if a is not None and b is not None:
-            record[key] = (count * a + more * b) / (count + more)
-        elif b is not None:
-            record[key] = b
-    a, b = record.get("tokens_per_second"), later.get("tokens_per_second")
-    if a and b:
-        record["tokens_per_second"] = (count + more) / (count / a + more / b)
-    if "seconds" in later:
-        seconds = record.setdefault("seconds", {})
-        for part, value in later["seconds"].items():
-            seconds[part] = seconds.get(part, 0.0) + value
-    for key in ("step", "time", "tokens", "lr", "memory", "order"):
-        if key in later:
-            record[key] = later[key]
-    record["count"] = count + more
+        known = [(r[key], count) for r, count in zip(records, counts, strict=True) if r.get(key) is not None]
+        if known:
+            result[key] = sum(value * count for value, count in known) / sum(count for _, count in known)
+    rates = [(r["tokens_per_second"], c) for r, c in zip(records, counts, strict=True) if r.get("tokens_per_second")]
+    if rates:
+        result["tokens_per_second"] = sum(c for _, c in rates) / sum(c / rate for rate, c in rates)
+    for key in EXTREMES:
+        points = [point for r in records for point in _extremes(r, key)]
+        if points:
+            result["extremes"][key] = (min(points, key=_value), max(points, key=_value))
+    seconds = [r["seconds"] for r in records if "seconds" in r]
+    if seconds:
+        parts = dict.fromkeys(part for split in seconds for part in split)
+        result["seconds"] = {part: sum(split.get(part, 0.0) for split in seconds) for part in parts}
+    return result
 
 
 def _extremes(record: Record, key: str) -> tuple[tuple[int, float], ...]:
     """Steps and values of the lowest and the highest value in a record."""
-    if key in record.get("extremes", {}):
-        return record["extremes"][key]
+    if "extremes" in record:
+        return record["extremes"].get(key, ())
     value = record.get(key)
-    return () if value is None or "count" in record else ((record["step"], value),)
+    return () if value is None else ((record["step"], value),)
 
 
 def _value(point: tuple[int, float]) -> float:
