@@ -33,6 +33,8 @@ def test_nanogpts_flops_and_mfu() -> None:
     assert accounting.flops_per_token(GPTConfig()) == 855_166_464
     # 240 sequences of 1024 tokens in 2.7 s on an A100
     assert accounting.mfu(NANOGPT_DEFAULT, 240 * 1024 / 2.7, 312e12) == pytest.approx(0.249368849067, abs=1e-12)
+    # a device that was busy while its peak was measured
+    assert accounting.mfu(NANOGPT_DEFAULT, 240 * 1024 / 2.7, 312e11) == 1.0
 
 
 def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:

@@ -1,6 +1,12 @@
 """What is chosen on machines of every kind, none of which is needed."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,3 +108,164 @@ def test_a_gpu_takes_bfloat16_where_it_has_it(
 def test_a_lack_of_memory_is_known_on_every_device(error: RuntimeError) -> None:
     assert device.is_out_of_memory(error)
     assert not device.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+FLAGS = {
+    "a processor with AMX": ("avx512f avx512_bf16 amx_bf16 avx512_fp16 amx_tile amx_int8", "bfloat16"),
+    "AMX for integers only": ("avx512f avx512_bf16 amx_tile amx_int8", "float32"),
+    "AMX without its tiles": ("avx512f avx512_bf16 amx_bf16", "float32"),
+    "AVX-512 with bfloat16": ("avx512f avx512vl avx512_bf16", "float32"),
+    "AVX-512": ("avx512f avx512vl avx512_vnni", "float32"),
+    "AVX2": ("avx avx2 fma f16c", "float32"),
+    "a name that only begins alike": ("avx2 amx_bf16x amx_tile2", "float32"),
+}
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Makes the system describe its processor by this text, and oneDNN restricted to what a variable says."""
+
+    def describe(text: str | None, highest: str | None = None) -> None:
+        monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        if text is not None:
+            (tmp_path / "cpuinfo").write_text(text)
+        if highest is not None:
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", highest)
+
+    return describe
+
+
+def x86(flags: str) -> str:
+    core = f"model name\t: amx_bf16 amx_tile\nflags\t\t: fpu vme {flags} sse2\nvmx flags\t: vnmi\nbugs\t\t:\n\n"
+    return "processor\t: 0\n" + core + "processor\t: 1\n" + core
+
+
+@pytest.mark.parametrize(("flags", "expected"), FLAGS.values(), ids=FLAGS)
+def test_a_cpu_takes_bfloat16_only_with_amx(processor, flags: str, expected: str) -> None:
+    processor(x86(flags))
+    assert device.pick_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd bf16 i8mm sve2\nCPU part\t: 0xd4f\n",
+        "processor\t: 0\nflags\t\t:\n",
+    ],
+    ids=["another system", "empty", "ARM", "no flags"],
+)
+def test_a_processor_that_says_something_else_takes_float32(processor, text: str | None) -> None:
+    processor(text)
+    assert device.pick_dtype("auto", torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("highest", "expected"),
+    [("AVX512_CORE_BF16", "float32"), ("avx2", "float32"), ("AVX512_CORE_AMX", "bfloat16"), ("default", "bfloat16")],
+)
+def test_a_limit_on_what_onednn_uses_counts(processor, highest: str, expected: str) -> None:
+    processor(x86("amx_bf16 amx_tile"), highest)
+    assert device.pick_dtype("auto", torch.device("cpu")) == expected
+
+
+def test_the_choice_of_a_format_times_nothing(processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(device, "time", None)
+    monkeypatch.setattr(torch, "randn", never)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", never)
+    for flags, expected in FLAGS.values():
+        processor(x86(flags))
+        assert device.pick_dtype("auto", torch.device("cpu")) == expected
+    assert device.pick_dtype("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("rate", [1e8, 5e8, 4e9, 3e11, 5e12])
+def test_the_peak_is_found_within_its_time_on_slow_and_fast_devices(rate: float) -> None:
+    seconds: list[float] = []
+
+    def product(size: int) -> float:
+        seconds.append(2 * size**3 / rate + 2e-5)  # and the time to start it
+        return seconds[-1]
+
+    found = device.best_rate(product, 2048)
+    assert rate * 0.2 < found <= rate
+    assert sum(seconds) <= max(device.PEAK_SECONDS, 2 * 256**3 / rate + 2e-5)
+    if rate == 5e12:
+        assert seconds[-1] == 2 * 2048**3 / rate + 2e-5
+
+
+def test_a_product_that_was_held_up_does_not_lower_the_peak() -> None:
+    took = iter([1e-3, 1e-4, 5e-3] + [1.0] * 20)
+    assert device.best_rate(lambda size: next(took), 2048) == pytest.approx(2 * 256**3 / 1e-4)
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """A CPU that makes 100 GFLOP/s in float32, 500 in bfloat16 and 1 in float16; gives the products it made."""
+    made: list[tuple[str, int]] = []
+    speed = {torch.float32: 1e11, torch.bfloat16: 5e11, torch.float16: 1e9}
+
+    def seconds(where: torch.device, dtype: torch.dtype, size: int) -> float:
+        made.append((str(dtype), size))
+        return 2 * size**3 / speed[dtype]
+
+    monkeypatch.setattr(device, "matmul_seconds", seconds)
+    device.measured_flops.cache_clear()
+    yield made
+    device.measured_flops.cache_clear()
+
+
+def test_a_cpus_peak_in_16_bits_is_at_least_that_in_float32(rates) -> None:
+    cpu = torch.device("cpu")
+    assert device.peak_flops(cpu, "bfloat16") == (pytest.approx(5e11), "measured matmul")
+    assert device.peak_flops(cpu, "float16") == (pytest.approx(1e11), "measured matmul")
+    assert device.peak_flops(cpu, "float32") == (pytest.approx(1e11), "measured matmul")
+
+
+def test_a_peak_is_measured_once(rates) -> None:
+    for _ in range(2):
+        for dtype in ("float16", "float32"):
+            device.measured_flops(torch.device("cpu"), dtype)
+    made = len(rates)
+    device.measured_flops(torch.device("cpu"), "float32")
+    assert len(rates) == made
+    assert max(size for dtype, size in rates if dtype == "torch.float32") == 1024  # 2048 would take 0.17 s of 0.2
+
+
+def test_a_product_is_made_on_random_numbers_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert 0 < device.matmul_seconds(torch.device("cpu"), torch.float32, 512) < 60
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_process_knows_how_long_it_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device, "PROCESS", tmp_path / "stat")
+    assert device.seconds_since_process_start() is None  # as on macOS
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = ["S", *(str(n) for n in range(4, 53))]
+    fields[22 - 3] = str(100 * ticks)  # field 22, counted from 1: proc_pid_stat(5)
+    (tmp_path / "stat").write_text(f"4711 (gpt2) 1 (x) {' '.join(fields)}\n")
+    clock = SimpleNamespace(CLOCK_BOOTTIME=7, clock_gettime={7: 102.5}.__getitem__)
+    monkeypatch.setattr(device, "time", clock)
+    assert device.seconds_since_process_start() == pytest.approx(2.5)
+    (tmp_path / "stat").write_text("something else")
+    assert device.seconds_since_process_start() is None
+    (tmp_path / "stat").write_text(f"4711 (gpt2) {' '.join(fields)}\n")
+    del clock.CLOCK_BOOTTIME
+    assert device.seconds_since_process_start() is None
+
+
+@pytest.mark.skipif(not device.PROCESS.exists(), reason="needs Linux")
+def test_the_time_includes_pythons_own_start() -> None:
+    code = "import time; t = time.perf_counter(); from gpt2.device import seconds_since_process_start as s; a = s()\n"
+    code += "print(a, time.perf_counter() - t)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    since_start, imports = map(float, done.stdout.split())
+    assert since_start > imports - 0.02  # the system counts in hundredths of a second

@@ -57,8 +57,11 @@ def flops_per_token(config: GPTConfig) -> int:
 
 
 def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float:
-    """Model FLOPs utilisation: the share of `peak_flops` (FLOP/s) that the model's own arithmetic uses."""
-    return flops_per_token(config) * tokens_per_second / peak_flops
+    """Model FLOPs utilisation: the share of `peak_flops` (FLOP/s) that the model's own arithmetic uses.
+
+    At most 1: a rate that was reached is one that the device has, so that its peak was then measured too low.
+    """
+    return min(1.0, flops_per_token(config) * tokens_per_second / peak_flops)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What this machine can do: devices, number formats, peak rates."""
 
+import functools
 import os
 import platform
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -32,6 +34,14 @@ DATA_SHEET_FLOPS = {
 
 CONTAINER = Path("/sys/fs/cgroup")
 """Control group that a container sees as its own, version 2."""
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux says what the processor can do."""
+PROCESS = Path("/proc/self/stat")
+"""Where Linux says when this process began."""
+PEAK_SECONDS = 0.2
+"""Time for the matrix products that show how fast a device is."""
+SMALLEST_PRODUCT = 256
+"""Size of the first of them: 0.07 s where PyTorch has only a plain loop for the format."""
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -71,8 +81,8 @@ def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> str:
     """The number format to compute in: `name`, or for `auto` the fastest that trains well on `device`.
 
-    CUDA takes bfloat16 where the GPU has it and else float16. A CPU takes bfloat16 only where a short
-    probe finds it at least twice as fast as float32, as with AMX; elsewhere it is slower.
+    CUDA takes bfloat16 where the GPU has it and else float16. A CPU takes bfloat16 where it has AMX, and every other
+    device float32. Nothing is timed, so the same machine takes the same format at every start.
     """
     if name != "auto":
         if name not in DTYPES:
@@ -81,10 +91,22 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         with torch.cuda.device(device):  # the question is about the current GPU
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device.type == "cpu":
-        half, full = (matmul_rate(device, kind, 512, seconds=0.05) for kind in (torch.bfloat16, torch.float32))
-        return "bfloat16" if half > 2 * full else "float32"
-    return "float32"
+    return "bfloat16" if device.type == "cpu" and has_amx() else "float32"
+
+
+def has_amx() -> bool:
+    """Whether this is a processor with Intel's matrix unit for bfloat16, and PyTorch's oneDNN may use it.
+
+    That multiplies bfloat16 several times as fast as float32; other processors gain less than a whole update loses by
+    it, or lose (docs/speed.md).
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    except OSError:  # another system
+        return False
+    highest = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    allowed = highest in ("DEFAULT", "ALL") or "AMX" in highest
+    return flags is not None and {"amx_tile", "amx_bf16"} <= set(flags[1].split()) and allowed
 
 
 def make_deterministic() -> None:
@@ -115,25 +137,48 @@ def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
     return DATA_SHEET_FLOPS.get(torch.cuda.get_device_name(device))
 
 
+@functools.cache
 def measured_flops(device: torch.device, dtype: str) -> float:
-    """Rate of matrix products of a size that suits `device`, in FLOP/s."""
-    return matmul_rate(device, DTYPES[dtype], 2048 if device.type == "cpu" else 8192)
+    """Rate of large matrix products of `device` in FLOP/s, measured once in a process, in a fraction of a second.
+
+    On a CPU it is at least the rate of float32, in which much of a 16-bit run is computed too.
+    """
+    largest = 2048 if device.type == "cpu" else 8192
+    rate = best_rate(functools.partial(matmul_seconds, device, DTYPES[dtype]), largest)
+    return max(rate, measured_flops(device, "float32")) if device.type == "cpu" and dtype != "float32" else rate
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int, seconds: float = 0.2) -> float:
-    """FLOP/s of a square matrix product on random numbers: the best of what fits the time, and of three."""
+def best_rate(seconds_of: Callable[[int], float], largest: int) -> float:
+    """The highest rate of square matrix products in FLOP/s, of sizes from SMALLEST_PRODUCT to `largest`.
+
+    `seconds_of(size)` makes one product and returns its seconds. The size doubles as long as a product of the next
+    one, with 8 times the work, is expected to fit into what is left of PEAK_SECONDS.
+    """
+    size, spent, best = SMALLEST_PRODUCT, 0.0, 0.0
+    while size <= largest:
+        fastest = float("inf")
+        for _ in range(3):
+            took = seconds_of(size)
+            spent, fastest = spent + took, min(fastest, took)
+            if spent + fastest > PEAK_SECONDS:
+                break
+        best = max(best, 2 * size**3 / fastest)
+        if spent + 8 * fastest > PEAK_SECONDS:
+            break
+        size *= 2
+    return best
+
+
+def matmul_seconds(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Seconds that the product of two (size, size) matrices of random numbers takes; size is a multiple of 256."""
     generator = torch.Generator().manual_seed(0)  # leave the global generator alone
-    a = torch.randn(size, size, generator=generator).to(device, dtype)
-    best = float("inf")
-    runs, began = 0, time.perf_counter()
-    while runs < 3 or time.perf_counter() - began < seconds:
-        synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-        runs += 1
-    return 2 * size**3 / best
+    block = torch.randn(256, 256, generator=generator).to(device, dtype)
+    a = block.repeat(size // 256, size // 256)
+    synchronize(device)
+    start = time.perf_counter()
+    a @ a
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -142,6 +187,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def seconds_since_process_start() -> float | None:
+    """Seconds since the system started this process, Python's own start included; None where it does not say."""
+    try:
+        ticks = int(PROCESS.read_text().rpartition(")")[2].split()[19])  # the name in brackets may hold anything
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):  # another system
+        return None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -102,6 +102,17 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+class Embedding(nn.Embedding):
+    """An embedding that draws no numbers where there are none, on the meta device.
+
+    PyTorch would imitate that in Python, and import torch._dynamo for it, which takes a second.
+    """
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class LayerNorm(nn.Module):
     """LayerNorm whose bias can be left out."""
 
@@ -180,8 +191,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.bias)
 
@@ -203,6 +214,8 @@ class GPT(nn.Module):
     def init_weights(self) -> None:
         """GPT-2's initialisation: N(0, 0.02), the 2·n_layer residual projections scaled by (2·n_layer)^-½."""
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
             if parameter.dim() >= 2:
                 scale = (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)

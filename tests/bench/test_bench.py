@@ -24,7 +24,7 @@ def test_training_is_measured_and_leaves_nothing(tiny, tmp_path: Path) -> None:
     whole = speed.tokens_per_step / speed.slowest
     assert 0 < sum(speed.seconds.values()) < whole * 1.01
     assert speed.mfu_data_sheet is None
-    assert 0 < speed.mfu_measured < 1
+    assert 0 < speed.mfu_measured <= 1
     shape = GPTConfig(16, open_dataset(config.dataset).tokenizer.vocab_size, 2, 2, 16)
     assert speed.parameters == accounting.num_params(shape)
     assert not Path(config.out_dir).exists()

@@ -41,7 +41,7 @@ class TrainingSpeed:
     until_first_update: float
     """Seconds from the beginning to the end of the first update, compiling included."""
     mfu_measured: float
-    """Share of this device's matrix products, measured in the same format right after the updates."""
+    """Share of this device's rate of matrix products in the same format, as `device.measured_flops` finds it."""
     mfu_data_sheet: float | None
     """Share of the rate its maker gives, where that is known."""
     peak_memory: int

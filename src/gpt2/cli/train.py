@@ -62,11 +62,12 @@ def train(
         return launch(nproc, command_line(), 1 if config.deterministic else None, max_restarts)
     if is_restarted() and saved_steps(Path(config.out_dir)):
         config = replace(config, init_from="resume", overwrite=False)
+    from gpt2.device import seconds_since_process_start
     from gpt2.training.loop import train as run
 
     keep_freed_memory()
     with watched(config, ui_port) if ui and speaks() else nullcontext():
-        result = run(config)
+        result = run(config, imports=seconds_since_process_start() or 0.0)
     if json_ and speaks():
         print(json.dumps(asdict(result) | {"out_dir": str(result.out_dir)}))
     return EXIT_STOPPED if result.stopped else 0

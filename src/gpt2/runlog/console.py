@@ -90,12 +90,13 @@ class RunConsole(LiveConsole):
     def __init__(self, total: int, done: int, speaks: bool = True) -> None:
         # here, because every command imports this module and `--help` is to answer at once
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(file=STDERR, highlight=False, quiet=not speaks)
         self.total = total
         self.live: Progress | None = None
         if self.console.is_terminal and speaks:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
             self.live = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=20),
@@ -123,7 +124,6 @@ class WorkConsole(LiveConsole):
 
     def __init__(self, unit: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         self.unit = unit
         self.console = Console(file=STDERR, highlight=False)
@@ -133,6 +133,8 @@ class WorkConsole(LiveConsole):
         self.read = 0
         self.live: Progress | None = None
         if self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
             self.live = Progress(
                 TaskProgressColumn(),
                 BarColumn(bar_width=20),

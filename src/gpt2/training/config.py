@@ -178,7 +178,8 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Format of matrix products; float16 scales its gradients. Weights stay float32."""
+    """Format of matrix products; float16 scales its gradients. Weights stay float32. `auto` is bfloat16 on a GPU that
+    has it and on a CPU with AMX, float16 on an older GPU, and float32 on every other device."""
     compile: bool = True
     """torch.compile; where it cannot work here, a line says so and training goes on without."""
     tf32: bool = True
