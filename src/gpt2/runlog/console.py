@@ -93,7 +93,7 @@ class RunConsole(LiveConsole):
 
         self.console = Console(file=STDERR, highlight=False, quiet=not speaks)
         self.total = total
-        self.live: Progress | None = None
+        self.live = None
         if self.console.is_terminal and speaks:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -131,7 +131,7 @@ class WorkConsole(LiveConsole):
         self.at_start: tuple[int, int] | None = None
         """Bytes and units when the work began: what an earlier process did."""
         self.read = 0
-        self.live: Progress | None = None
+        self.live = None
         if self.console.is_terminal:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
