@@ -10,7 +10,7 @@ import gpt2
 
 PACKAGE = Path(gpt2.__file__).parent
 FLOORS = [
-    {"errors", "files"},
+    {"errors", "streams", "files"},
     {"model", "accounting", "device", "tokenizers", "head_loss", "distributed", "tensor_file"},
     {"data", "optim", "formats", "generation", "runlog"},
     {"evaluate", "checkpoint"},

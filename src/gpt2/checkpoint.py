@@ -113,10 +113,9 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
     needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
 
     def begin() -> None:
-        temporary = stack.enter_context(publish(taken.folder))
+        temporary = stack.enter_context(publish(taken.folder, folder=True))
         if free_bytes(taken.folder.parent) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        temporary.mkdir()
         for name, layout in layouts.items():
             layout.create(temporary / name)
 

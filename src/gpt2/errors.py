@@ -1,5 +1,11 @@
 """Failures that end a command with one line instead of a traceback."""
 
+import errno
+from pathlib import Path
+
+SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where there is no room for more bytes."""
+
 
 class UserError(Exception):
     """Bad input, described in one line: what is wrong, where, and how to fix it.
@@ -19,6 +25,32 @@ class TrainingFailed(UserError):
     """An unexpected exception ended a training run; the message says what was saved. The exception is its cause."""
 
     status = 1
+
+
+class WriteError(UserError, OSError):
+    """A file or folder that cannot be written, with the system's reason and what to do about it.
+
+    Has the `errno` and `strerror` of the error it is made of, and the target as its `filename`. `needed` is how many
+    bytes the target takes at least, and `free` how many there are on its disk.
+    """
+
+    def __init__(self, target: Path, error: OSError, needed: int | None = None, free: int | None = None) -> None:
+        reason = error.strerror or first_line(error)
+        super().__init__(f"cannot write {target} ({reason}){_remedy(error.errno, needed, free)}")
+        self.errno, self.strerror, self.filename = error.errno, reason, str(target)
+
+    def __str__(self) -> str:
+        return self.args[0]  # not as OSError words it
+
+
+def _remedy(number: int | None, needed: int | None, free: int | None) -> str:
+    if free is not None:
+        wanted = "" if needed is None else f"it needs at least {needed:,} bytes and "
+        unit = "are" if wanted else "bytes are"
+        return f": {wanted}{free:,} {unit} free there; make room, or choose another place"
+    if number == errno.EFBIG:
+        return "; raise the limit that `ulimit -f` shows, or choose another place"
+    return "; choose another place"
 
 
 def first_line(error: BaseException) -> str:

@@ -90,6 +90,14 @@ class Layout:
             os.close(fd)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of whole tensors, on any device and of the types in DTYPES. Raises OSError."""
+    parts = {name: Part(tensor, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    layout = Layout(kinds(parts), metadata)
+    layout.create(path)
+    layout.write(path, parts)
+
+
 def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 

@@ -218,7 +218,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, size))  # a byte is a token of two
         with pytest.raises(
-            UserError, match=r"out needs about 0\.0 GB for [\d,]+ tokens, and its disk has 0\.0 GB free"
+            UserError, match=rf"out needs about [\d,]+ bytes for [\d,]+ tokens, and {size:,} are free there"
         ):
             prepare(*corpus, out=tmp_path / "out", tokenizer="byte")
     assert not (tmp_path / "out").exists()

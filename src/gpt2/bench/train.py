@@ -1,5 +1,6 @@
 """How fast a configuration trains on this machine."""
 
+import gzip
 import statistics
 import tempfile
 import time
@@ -13,6 +14,8 @@ import torch
 from gpt2 import accounting, device
 from gpt2.data.dataset import find_dataset
 from gpt2.data.prepare import prepare
+from gpt2.errors import UserError
+from gpt2.files import write_bytes
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
 from gpt2.training.rescue import memory_may_not_do
@@ -84,13 +87,8 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
             splits.append(result.watch.seconds())
     rate, peak_memory = config.tokens_per_step / statistics.median(seconds), device.peak_memory(run.device)
     if trace is not None:
-        schedule = torch.profiler.schedule(wait=0, warmup=1, active=PROFILED, repeat=1)
-        with torch.profiler.profile(schedule=schedule) as profile:
-            for _ in range(1 + PROFILED):
-                train_step(run).loss.item()
-                run.state.step += 1
-                profile.step()
-        profile.export_chrome_trace(str(trace))
+        content = profiled(run)
+        write_bytes(trace, gzip.compress(content) if trace.suffix == ".gz" else content)
     sheet = device.data_sheet_flops(run.device, config.dtype)
     return TrainingSpeed(
         tokens_per_second=rate,
@@ -105,6 +103,25 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
         tokens_per_step=config.tokens_per_step,
         dtype=config.dtype,
     )
+
+
+def profiled(run: Run) -> bytes:
+    """PyTorch's profile of PROFILED further updates of a run, as JSON. Raises UserError."""
+    schedule = torch.profiler.schedule(wait=0, warmup=1, active=PROFILED, repeat=1)
+    with torch.profiler.profile(schedule=schedule) as profile:
+        for _ in range(1 + PROFILED):
+            train_step(run).loss.item()
+            run.state.step += 1
+            profile.step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        content = path.read_bytes() if path.exists() else b""
+    if not content.rstrip().endswith(b"}"):  # a full disk cuts it short, and PyTorch does not say so
+        raise UserError(
+            f"PyTorch cannot write its profile to {folder}; make room there, or set TMPDIR to another folder"
+        )
+    return content
 
 
 def random_dataset(folder: Path, vocab_size: int) -> Path:

@@ -9,6 +9,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from gpt2.cli.allocator import keep_freed_memory
+from gpt2.cli.results import results_stream
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 
@@ -43,27 +44,30 @@ def train(
     """
     from gpt2.bench.train import measure
     from gpt2.errors import UserError
+    from gpt2.files import check_free
 
     if steps < 2:
         raise UserError(f"steps is {steps}; it must be at least 2")
-    if trace is not None and trace.exists():
-        raise UserError(f"{trace} already exists; name another file")
+    if trace is not None:
+        check_free(trace)
     if trace is not None and not trace.parent.is_dir():
         raise UserError(f"there is no folder {trace.parent} for {trace.name}; make it, or name another file")
     keep_freed_memory()
     speed = measure(config, steps, note, trace)
+    out = results_stream(trace)
     if json_:
-        print(json.dumps(asdict(speed)))
+        print(json.dumps(asdict(speed)), file=out)
         return
     parts = " · ".join(f"{part} {1000 * seconds:.1f}" for part, seconds in speed.seconds.items())
     sheet = "" if speed.mfu_data_sheet is None else f", {100 * speed.mfu_data_sheet:.1f}% of the data sheet's"
     print(
         f"{speed.tokens_per_second:,.0f} tokens/s (median of {steps} updates; "
-        f"{speed.slowest:,.0f} to {speed.fastest:,.0f})"
+        f"{speed.slowest:,.0f} to {speed.fastest:,.0f})\n"
+        f"{1000 * speed.tokens_per_step / speed.tokens_per_second:,.1f} ms an update: {parts}\n"
+        f"MFU {100 * speed.mfu_measured:.1f}% of this device's measured {speed.dtype} matrix products{sheet}\n"
+        f"peak memory {speed.peak_memory / 1e9:.2f} GB · first update after {speed.until_first_update:.1f} s",
+        file=out,
     )
-    print(f"{1000 * speed.tokens_per_step / speed.tokens_per_second:,.1f} ms an update: {parts}")
-    print(f"MFU {100 * speed.mfu_measured:.1f}% of this device's measured {speed.dtype} matrix products{sheet}")
-    print(f"peak memory {speed.peak_memory / 1e9:.2f} GB · first update after {speed.until_first_update:.1f} s")
 
 
 @app.command

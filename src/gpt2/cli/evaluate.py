@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.launch import command_line, is_launched, launch
+from gpt2.cli.results import results_stream
 
 app = cyclopts.App(name="eval", help="Measure a model.", help_format="markdown")
 
@@ -196,7 +197,7 @@ def hellaswag(
     from gpt2.evaluate import llmc_choices
     from gpt2.evaluate.choices import Task, check_fits, choose
     from gpt2.evaluate.hellaswag import read_tasks, validation_file
-    from gpt2.files import write_text
+    from gpt2.files import check_free, write_text
     from gpt2.formats.open import build, open_model
     from gpt2.formats.source import Source
     from gpt2.runlog.console import WorkConsole, note
@@ -204,8 +205,8 @@ def hellaswag(
     if batch_tokens is not None and batch_tokens < 1:
         raise UserError(f"batch_tokens is {batch_tokens}; it must be at least 1")
     for target in (out, write_bin):
-        if target is not None and target.exists():
-            raise UserError(f"{target} already exists; name another file")
+        if target is not None:
+            check_free(target)
     with joined(pick_device(device), "auto", 600) as world:
         say = note if world.is_main else lambda line: None
 
@@ -253,12 +254,13 @@ def hellaswag(
     if json_:
         about = {"model": source.origin, "data": str(path), "rendering": rendering, "tasks": len(tasks)}
         speed = {"seconds": round(seconds, 3), "tasks_per_second": round(len(tasks) / seconds, 3)}
-        print(json.dumps({**about, **figures, **speed, "dtype": chosen}))
+        print(json.dumps({**about, **figures, **speed, "dtype": chosen}), file=results_stream(out))
     else:
         acc, acc_error, norm, norm_error = (float("nan") if f is None else f for f in figures.values())
         print(
             f"HellaSwag acc {acc:.4f} ± {acc_error:.4f} · acc_norm {norm:.4f} ± {norm_error:.4f} · "
-            f"{len(tasks):,} tasks · {len(tasks) / seconds:,.1f} tasks/s · {source.origin}"
+            f"{len(tasks):,} tasks · {len(tasks) / seconds:,.1f} tasks/s · {source.origin}",
+            file=results_stream(out),
         )
     return None
 

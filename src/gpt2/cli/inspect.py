@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from gpt2.cli.results import results_stream
 from gpt2.runlog.console import WorkConsole, note
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def inspect(
     if html is not None:
         write_text(html, page(report))
         note(f"wrote {html}")
-    print(json.dumps(report.figures()) if json_ else table(report))
+    print(json.dumps(report.figures()) if json_ else table(report), file=results_stream(html))
 
 
 def table(report: "DatasetReport") -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gpt2.cli.results import results_stream
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 
@@ -42,7 +43,7 @@ def report(
 
     found, defaults = report_on(run), TrainConfig().as_dict()
     if json_:
-        print(json.dumps(found.figures()), flush=True)
+        print(json.dumps(found.figures()), file=results_stream(None if serve else out), flush=True)
     if not serve:
         write_text(out, page(found, defaults))
         note(f"wrote {out}")

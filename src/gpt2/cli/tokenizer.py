@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 from cyclopts import Parameter
 
+from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
+from gpt2.streams import is_stream
 
 if TYPE_CHECKING:
     from gpt2.data.train_tokenizer import TokenizerReport
@@ -68,11 +70,14 @@ def train(
     with publish(path) as temporary:
         write_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")
-    print(json.dumps({"out": str(path), **report.figures()}) if json_ else table(report))
+    found = json.dumps({"out": str(path), **report.figures()}) if json_ else table(report)
+    print(found, file=results_stream(path))
 
 
 def place(out: Path, overwrite: bool) -> Path:
     """The file that `out` means. Raises UserError where it cannot be made, before anything is trained."""
+    if is_stream(out):
+        return out
     path = out / FILE if out.is_dir() else out
     if path.suffix != ".json" or path.name in ("dataset.json", "vocab.json"):
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gpt2.errors import UserError, first_line
-from gpt2.files import download, sha256
+from gpt2.files import download, publish, sha256
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -138,7 +138,7 @@ def standard_input() -> Input:
         if sys.stdin is None:
             raise UserError("there is no standard input to read; name a file")
         if not path.exists():
-            with path.open("wb") as file:
+            with publish(path) as temporary, temporary.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         return path
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
-from gpt2.files import locked, publish, write_text
+from gpt2.files import locked, write_bytes, write_text, writing
 from gpt2.tokenizers import CharTokenizer, Tokenizer
 
 FORMAT = "gpt2 dataset 2"
@@ -85,8 +86,7 @@ class Staging:
             "tokenizer": tokenizer.to_json(),
         }
         if isinstance(tokenizer, CharTokenizer) and layout.format == "nanogpt":
-            with publish(self.folder / META) as path:
-                path.write_bytes(meta_bytes(tokenizer))
+            write_bytes(self.folder / META, meta_bytes(tokenizer))
         write_text(self.folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
         return tokens
 
@@ -131,7 +131,8 @@ def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Stag
     elif out.exists() and not (out / STAGING).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and holds no dataset; choose another --out, so that nothing in it is lost")
     folder = out / STAGING
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # also where `out` is a link to nothing yet
     with locked(folder / LOCK) as mine:
         if not mine:
             raise UserError(f"{out} is being prepared by another process; wait for it, or choose another --out")
@@ -140,6 +141,6 @@ def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Stag
         except BaseException:
             if not any((folder / name).exists() for name in (JOURNAL, DESCRIPTION)):
                 shutil.rmtree(folder)
-                if not any(out.iterdir()):
+                with suppress(OSError):  # unless there is more in it, or it is where a disk is mounted
                     out.rmdir()
             raise

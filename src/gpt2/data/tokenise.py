@@ -1,8 +1,6 @@
 """A preparation under way: text to batches to tokens to files, and what is written down of it."""
 
-import errno
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ from gpt2.data.sources import Piece
 from gpt2.data.staging import Staging
 from gpt2.data.text import UNDIVIDED, Mark, Split, Text
 from gpt2.data.writers import FORMATS, Layout, SplitWriter, first_number
-from gpt2.errors import UserError
+from gpt2.errors import SPACE_ERRORS, UserError
+from gpt2.files import free_bytes
 from gpt2.tokenizers import Tokenizer
 
 RECORD_SECONDS = 10.0
@@ -113,12 +112,13 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
         for writer in done.writers.values():
             writer.finish()
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in SPACE_ERRORS:
             raise
         kept = "goes on from the last that was written down" if "mark" in place.journal else "begins again"
+        where, free = error.filename or place.out, free_bytes(place.out)
         raise UserError(
             f"the disk of {place.out} is full after {done.tokens:,} tokens; make room and run the same command "
-            f"again: it {kept}"
+            f"again: it {kept} ({where}: {error.strerror}, {free:,} bytes are free)"
         ) from None
     finally:
         encoded.close()
@@ -177,11 +177,11 @@ def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], 
     expected = tokens * alike // max(mark.read - begun.read, 1)
     copies = sorted(i.size for i in inputs.values() if i.copy)
     needed = expected * np.dtype(job.layout.dtype).itemsize + sum(copies[-2:])
-    free = shutil.disk_usage(job.place.folder).free
+    free = free_bytes(job.place.folder)
     if needed > free:
         raise UserError(
-            f"{job.place.out} needs about {needed / 1e9:,.1f} GB for {expected:,} tokens, and its disk has "
-            f"{free / 1e9:,.1f} GB free; make room, or choose another --out"
+            f"{job.place.out} needs about {needed:,} bytes for {expected:,} tokens, and {free:,} are free there; "
+            "make room, or choose another --out"
         )
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,7 @@ from numpy.lib import format as npy
 
 from gpt2.data.shards import HEADER_BYTES, LLMC_TOKENS
 from gpt2.errors import UserError
-from gpt2.files import sha256
+from gpt2.files import sha256, writing
 
 MAX_LLMC_TOKENS = (1 << 31) - 1
 """Of one file: its header counts in int32."""
@@ -117,15 +118,16 @@ class SplitWriter:
         return finished
 
     def _write(self, tokens: np.ndarray) -> None:
-        if self._file is None:
-            self._file = self._path().open("wb")
-            self._file.write(self.header(0, self.layout.dtype))
         if self.layout.format == "llmc" and self.open_tokens + len(tokens) > MAX_LLMC_TOKENS:
             raise UserError(
                 f"llm.c's header counts at most {MAX_LLMC_TOKENS:,} tokens a file, and {self._path().name} "
                 "has more; give --shard_size=100000000"
             )
-        self._file.write(tokens.astype(self.layout.dtype, copy=False).tobytes())
+        with writing(self._path()):
+            if self._file is None:
+                self._file = self._path().open("wb")
+                self._file.write(self.header(0, self.layout.dtype))
+            self._file.write(tokens.astype(self.layout.dtype, copy=False).tobytes())
         self.open_tokens += len(tokens)
 
     def _path(self) -> Path:
@@ -135,10 +137,11 @@ class SplitWriter:
         """Complete the file being written, if there is one."""
         if self._file is None:
             return
-        self._file.seek(0)
-        self._file.write(self.header(self.open_tokens, self.layout.dtype))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path()):
+            self._file.seek(0)
+            self._file.write(self.header(self.open_tokens, self.layout.dtype))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.abandon()
         self.written.append(Written(self._path().name, self.open_tokens, sha256(self._path())))
         self.open_tokens = 0
@@ -146,8 +149,9 @@ class SplitWriter:
     def state(self) -> dict[str, Any]:
         """Where writing stands, as JSON, with the least sizes of the files; everything up to there is on the disk."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with writing(self._path()):
+                self._file.flush()
+                os.fsync(self._file.fileno())
         files = {w.name: self._bytes(w.tokens) for w in self.written}
         if self.open_tokens:
             files[self._path().name] = self._bytes(self.open_tokens)
@@ -161,12 +165,14 @@ class SplitWriter:
         self.written = [Written(**w) for w in state["written"]]
         self.open_tokens = state["open_tokens"]
         if self.open_tokens:
-            self._file = self._path().open("r+b")
-            self._file.truncate(self._bytes(self.open_tokens))
-            self._file.seek(0, os.SEEK_END)
+            with writing(self._path()):
+                self._file = self._path().open("r+b")
+                self._file.truncate(self._bytes(self.open_tokens))
+                self._file.seek(0, os.SEEK_END)
 
     def abandon(self) -> None:
         """Let go of the file being written, without a promise about it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of bytes that do not go onto the disk
+                self._file.close()
             self._file = None

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.state_dict import described_config, guess_config, our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
+from gpt2.tensor_file import write_tensors
 from gpt2.tokenizers import Tokenizer, from_json
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -69,5 +69,5 @@ def metadata(config: GPTConfig, tokenizer: Tokenizer | None = None) -> dict[str,
 def write(model: GPT, extras: Extras, path: Path) -> None:
     """Write a file that is complete in itself."""
     dtype = getattr(torch, extras.dtype)
-    tensors = {name: p.detach().to(dtype).contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, path, metadata(model.config, extras.tokenizer))
+    tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
+    write_tensors(path, tensors, metadata(model.config, extras.tokenizer))

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError
-from gpt2.files import publish
+from gpt2.files import check_free, publish
 from gpt2.formats import bare, gguf, huggingface, llmc, nanogpt
 from gpt2.formats.open import build, open_model
-from gpt2.formats.source import Extras, Note, Source
+from gpt2.formats.source import Extras, Note, Progress, Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer
 
-DTYPES = ("float32", "bfloat16", "float16", "q8_0")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "q8_0": 1}
+"""Of a number in each format, at least."""
+DTYPES = tuple(BYTES)
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,22 @@ class Format:
     """The file nevertheless tells us which it was."""
     whole_vocabulary: bool = False
     """Keeps rows beyond the tokenizer's ids."""
+    copies: Callable[[Progress], float] = lambda progress: 1.0
+    """How often all weights are written, in the format of the numbers that is asked for."""
 
 
 FORMATS = {
     "hf": Format(huggingface.write, folder=True, dtypes=DTYPES[:3], gelu=None),
-    "nanogpt": Format(nanogpt.write, True, bias=None, gelu="erf", keeps_gelu=True, whole_vocabulary=True),
-    "llmc": Format(llmc.write, folder=True),
+    "nanogpt": Format(
+        nanogpt.write,
+        folder=True,
+        bias=None,
+        gelu="erf",
+        keeps_gelu=True,
+        whole_vocabulary=True,
+        copies=lambda progress: 3.0 if progress.optimizer else 1.0,
+    ),
+    "llmc": Format(llmc.write, folder=True, copies=lambda progress: 2.5),  # float32, bfloat16, the gradients
     "gguf": Format(gguf.write, folder=False, dtypes=DTYPES, needs_tokenizer=True),
     "safetensors": Format(bare.write, False, DTYPES[:3], bias=None, gelu=None, whole_vocabulary=True),
 }
@@ -68,16 +80,16 @@ def export(
     dtype: str = "float32",
     batch: tuple[Tensor, Tensor] | None = None,
 ) -> Exported:
-    """Write the model of `source` as format `name` to `out`, which must not be there yet, and read it back.
+    """Write the model of `source` as format `name` to `out`, which must not be there yet.
 
+    What was written is read back before it comes into its place, so that `out` may also be a pipe or a device.
     `batch` is what llm.c's debug state is computed for; by default random ids. `note` receives what the conversion
     changes. Raises UserError.
     """
     form = FORMATS[name]
     if dtype not in form.dtypes:
         raise UserError(f"{name} has no {dtype} here; choose from {', '.join(form.dtypes)}")
-    if out.exists() and not (form.folder and out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} already exists; choose another place, or delete it")
+    check_free(out, form.folder)
     tokenizer = source.tokenizer if form.needs_tokenizer else source.known_tokenizer
     for line in source.notes:
         note(line)
@@ -87,12 +99,11 @@ def export(
     ids = probe(model.config, tokenizer)
     expected = logits_of(model, ids)
     model = fit(model, tokenizer, name, note)
-    with publish(out) as temporary:
-        if form.folder:
-            temporary.mkdir()
+    needed = int(model.num_params() * BYTES[dtype] * form.copies(source.progress))
+    with publish(out, form.folder, needed) as temporary:
         form.write(model, Extras(tokenizer, out.stem, dtype, note, batch, source.progress), temporary)
-    del model
-    found = logits_of(build(open_model(str(out))).eval(), ids)
+        del model
+        found = logits_of(build(open_model(str(temporary))).eval(), ids)
     return Exported(out, difference(found, expected), expected.abs().max().item())
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
@@ -17,6 +16,7 @@ from gpt2.formats.source import Extras, Source, Stored
 from gpt2.formats.state_dict import TRANSPOSED, described_config, our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
+from gpt2.tensor_file import write_tensors
 
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -142,8 +142,8 @@ def their_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
 def write(model: GPT, extras: Extras, folder: Path) -> None:
     """Fill `folder` with what `AutoModelForCausalLM` and `AutoTokenizer` load. The model must have biases."""
     dtype = getattr(torch, extras.dtype)
-    tensors = {name: t.to(dtype).contiguous() for name, t in their_tensors(model)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = {name: t.to(dtype) for name, t in their_tensors(model)}
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     end = extras.tokenizer.eot if extras.tokenizer else None
     ends = {"bos_token_id": end, "eos_token_id": end}
     _dump(folder / "config.json", {**config_values(model.config), **ends, "torch_dtype": extras.dtype})

@@ -2,12 +2,19 @@
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2.errors import UserError
 
 FORMAT = "gpt2 checkpoint 1"
+MOST_TRIES = 100
+"""Lists of checkpoints that are tried. A run changes the list no more than once an update."""
+LOOKS, PAUSE = 3, 0.02
+"""How often, and after how many seconds each, a list must be the same to count as settled."""
+T = TypeVar("T")
 
 
 def folder_of(out_dir: Path, step: int) -> Path:
@@ -19,6 +26,29 @@ def saved_steps(out_dir: Path) -> list[int]:
     """Steps that have a checkpoint folder, newest first; whether they are intact is not looked at."""
     folders = (out_dir / "checkpoints").glob("step_*")
     return sorted((int(f.name[5:]) for f in folders if re.fullmatch(r"step_\d{7,}", f.name)), reverse=True)
+
+
+def read_saved(out_dir: Path, read: Callable[[list[int]], T | None]) -> T | None:
+    """What `read` makes of the steps that have a checkpoint, newest first; None where it makes nothing of them.
+
+    A run that trains may remove a checkpoint between listing and reading, so `read` gets the new list when the list
+    has changed.
+    """
+    for _ in range(MOST_TRIES):
+        steps = saved_steps(out_dir)
+        if (found := read(steps)) is not None:
+            return found
+        if _is_settled(out_dir, steps):
+            break
+    return None
+
+
+def _is_settled(out_dir: Path, steps: list[int]) -> bool:
+    for _ in range(LOOKS):
+        if saved_steps(out_dir) != steps:
+            return False
+        time.sleep(PAUSE)
+    return True
 
 
 def best_file(out_dir: Path) -> Path:

@@ -101,7 +101,7 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     dataset = Path(str(progress.settings.get("dataset", ""))).name or "exported"  # it looks in data/NAME
     best = 1e9 if progress.best_val_loss is None else progress.best_val_loss
-    torch.save(
+    torch_file.save(
         {
             "model": {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]},
             "optimizer": _numbered_optimizer(config, progress, extras.note),

@@ -53,6 +53,17 @@ def load(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({first_line(error)}); fetch or save it again") from None
 
 
+def save(values: object, path: Path) -> None:
+    """Write what `load` reads. Raises OSError where the disk does not take it."""
+    try:
+        with path.open("wb") as file:
+            torch.save(values, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # PyTorch's writer hides it behind one of its own
+            raise error.__context__ from None
+        raise
+
+
 def _refuse_inflation(path: Path) -> None:
     """Raise UserError where the file would unpack to more than itself; `torch.save` does not compress."""
     with zipfile.ZipFile(path) as archive:

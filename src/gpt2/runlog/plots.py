@@ -1,11 +1,12 @@
 """Curves of runs as a picture."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.errors import UserError
-from gpt2.files import publish
+from gpt2.files import write_bytes
 from gpt2.runlog.curves import (
     AXES,
     Records,
@@ -24,6 +25,7 @@ from gpt2.runlog.curves import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 BUCKETS = 1000
@@ -81,8 +83,14 @@ def plot_runs(runs: Sequence[Path], out: Path, axis: str = "steps", smoothing: f
             panel.legend(fontsize=8, frameon=False)
     panels["grad_norm"].set_yscale("log")
     panels["tokens_per_second"].set_ylim(bottom=0)
-    with publish(out) as temporary:
-        figure.savefig(temporary, dpi=120, format=out.suffix[1:])
+    save(figure, out)
+
+
+def save(figure: "Figure", out: Path) -> None:
+    """Write a figure as the picture `out`, in the format that its suffix names. Raises WriteError."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format=out.suffix[1:])
+    write_bytes(out, picture.getvalue())
 
 
 def _draw(

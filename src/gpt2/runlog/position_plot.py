@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2.files import publish
+from gpt2.runlog.plots import save
 
 
 def plot_positions(by_position: Sequence[float | None], title: str, out: Path) -> None:
@@ -20,5 +20,4 @@ def plot_positions(by_position: Sequence[float | None], title: str, out: Path) -
     axis.set_ylabel("loss (nats per token)")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    with publish(out) as temporary:
-        figure.savefig(temporary, dpi=120, format=out.suffix[1:])
+    save(figure, out)

@@ -1,12 +1,14 @@
 """A model of any format as a run of ours, which can be sampled, resumed and exported."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.files import write_text
+from gpt2.files import check_free, publish, write_text
+from gpt2.formats.layout import folder_of
 from gpt2.formats.open import build
 from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
@@ -15,16 +17,16 @@ from gpt2.training.recipes import dump_toml
 from gpt2.training.weights import SHAPE
 
 # Settings of another trainer that say where it ran, and not how it trained.
-ELSEWHERE = ("out_dir", "init_from", "overwrite", "device", "dtype", "compile", "backend", "wandb_log", "eval_only")
+ELSEWHERE = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
 
 
 def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Path:
     """Make a run folder of the model, its tokenizer and what is known of its training; returns its checkpoint.
 
-    `note` receives what was assumed or is missing. Raises UserError, also where `out_dir` is not free.
+    The folder appears when it is whole. `note` receives what was assumed or is missing. Raises UserError, also where
+    `out_dir` is not free.
     """
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise UserError(f"{out_dir} already exists; choose another place, or delete it")
+    check_free(out_dir, folder=True)
     for line in source.notes:
         note(line)
     progress, tokenizer = source.progress, source.tokenizer
@@ -45,9 +47,15 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     load_named_state(optimizers, progress.moments(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
+    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    checkpoint.write(taken)
-    write_text(out_dir / "config.toml", dump_toml({k: v for k, v in config.as_dict().items() if k != "overwrite"}))
+    needed = sum(part.rows.nbytes for part in (*taken.weights.values(), *taken.moments.values()))
+    with publish(out_dir, folder=True, needed=needed) as temporary:
+        try:
+            checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))
+        except UserError as error:
+            raise error.__cause__ or error from None  # the system's error, which `publish` reports of `out_dir`
+        write_text(temporary / "config.toml", dump_toml(settings))
     return taken.folder
 
 

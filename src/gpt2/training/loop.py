@@ -132,9 +132,9 @@ class Loop:
             result = self.until_the_end()
         except BaseException as error:
             problem = self.rescued(error)
-            if isinstance(error, Exception):
-                raise problem from error
-            raise
+            if problem is error or not isinstance(error, Exception):
+                raise
+            raise problem from error
         if self.run.world.any(self.log.lost):
             self.run.world.main_only(self.restore_folder)
             raise UserError(
@@ -235,7 +235,8 @@ class Loop:
         if self.log.lost:
             with suppress(OSError):
                 self.restore_folder()
-        return type(problem)(f"{problem}{outcome}")
+        problem.args = (f"{problem}{outcome}",)
+        return problem
 
     def budget_used_up(self) -> str | None:
         """The setting whose limit is reached: of updates, or of minutes by the clock of any process."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.layout import folder_of, read_description, saved_steps
+from gpt2.formats.layout import folder_of, read_description, read_saved
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
@@ -82,9 +82,13 @@ def run_settings(out_dir: str | Path) -> dict[str, Any]:
     for a `config.toml` that cannot be read, since somebody may have edited it.
     """
     out_dir = Path(out_dir)
-    steps = saved_steps(out_dir)
+    return read_saved(out_dir, lambda steps: _settings_of(out_dir, steps)) or {}
+
+
+def _settings_of(out_dir: Path, steps: list[int]) -> dict[str, Any] | None:
+    """The settings of a run that has checkpoints of `steps`; None where there are none, or they cannot be read."""
     if not steps:
-        return {}
+        return None
     path = out_dir / "config.toml"
     try:
         return parse_toml(path.read_text(encoding="utf-8"), str(path))
@@ -99,7 +103,7 @@ def run_settings(out_dir: str | Path) -> dict[str, Any]:
             return check_settings({k: v for k, v in settings.items() if k != "overwrite"}, str(out_dir))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return {}
+    return None
 
 
 def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
