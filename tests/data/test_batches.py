@@ -14,6 +14,7 @@ from gpt2.data.batches import (
     micro_batches,
     permute,
     sample_starts,
+    shuffled_starts,
 )
 from gpt2.data.shards import Tokens, open_shard
 from gpt2.errors import UserError
@@ -109,6 +110,12 @@ def test_shuffled_shows_every_block_once_an_epoch_and_each_epoch_anew() -> None:
         assert len(set(epoch.tolist())) == blocks
         assert len(set((epoch % 16).tolist())) == 1
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_the_shuffled_order_stays_what_it_was() -> None:
+    """Else a run that is resumed after an update of this package would see other batches."""
+    starts = [shuffled_starts(1000, 10, 7, step, 6).tolist() for step in (0, 30)]
+    assert starts == [[876, 116, 196, 576, 236, 486], [706, 446, 736, 666, 466, 756]]
 
 
 @pytest.mark.parametrize("order", ORDERS)

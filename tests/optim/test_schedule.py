@@ -53,6 +53,11 @@ def test_linear_and_wsd_are_llmcs() -> None:
     assert learning_rate(1000, **wsd) == 0.0
 
 
+def test_wsd_falls_from_its_peak_though_the_warmup_is_longer_than_the_stable_time() -> None:
+    settings = {"schedule": "wsd", "peak": 1.0, "floor": 0.0, "warmup_iters": 90, "decay_iters": 100}
+    assert [learning_rate(i, **settings) for i in (89, 90, 95)] == pytest.approx([90 / 91, 1.0, 1 - 0.5**0.5])
+
+
 def test_constant_warms_up_and_stays() -> None:
     settings = {"schedule": "constant", "peak": 1.0, "floor": 0.0, "warmup_iters": 4, "decay_iters": 10}
     assert [learning_rate(i, **settings) for i in (0, 3, 4, 9, 99)] == [0.2, 0.8, 1.0, 1.0, 1.0]

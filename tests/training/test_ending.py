@@ -149,3 +149,12 @@ def test_a_loss_that_is_no_number_is_never_the_best(tiny, tmp_path: Path, monkey
     script(monkeypatch, {0: float("nan"), 5: 2.0, 10: float("nan")})
     train(tiny(eval_interval=5, max_iters=10))
     assert best_step(tmp_path / "run") == 5
+
+
+def test_a_best_evaluation_without_a_checkpoint_is_not_noted(tiny, tmp_path: Path, monkeypatch) -> None:
+    """The first evaluation, of weights that are not saved, is never beaten."""
+    script(monkeypatch, {0: 1.0, 5: 2.0, 10: 3.0})
+    train(tiny(eval_interval=5, max_iters=10))
+    assert best_step(tmp_path / "run") is None
+    model, _ = gpt2.load(tmp_path / "run")
+    assert model.num_params() > 0

@@ -152,6 +152,33 @@ def test_every_micro_batch_of_every_update_has_dropout_masks_of_its_own(
     assert len(set(losses[0.5])) == 9
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_learning_rate_of_nothing_changes_nothing(tiny, optimizer: str) -> None:
+    """Muon's own learning rate follows the course of the other."""
+    run = set_up(tiny(learning_rate=0.0, weight_decay=0.1, optimizer=optimizer), silent)
+    before = [p.clone() for p in run.model.parameters()]
+    train_step(run)
+    assert all(map(torch.equal, before, run.model.parameters()))
+
+
+def test_recomputed_activations_are_the_same(tiny) -> None:
+    """Each block runs once more in the backward pass, with the same dropout masks."""
+    weights, calls = [], []
+    for recompute in (False, True):
+        run = set_up(tiny(dropout=0.5, activation_checkpointing=recompute), silent)
+        calls.append(0)
+
+        def count(*ignored: object) -> None:
+            calls[-1] += 1
+
+        for block in run.model.transformer.h:
+            block.mlp.register_forward_pre_hook(count)
+        train_step(run)
+        weights.append(list(run.model.parameters()))
+    assert calls == [2, 4]
+    assert all(map(torch.equal, *weights))
+
+
 def test_learning_rate_without_decay_is_constant(tiny) -> None:
     config = tiny(decay_lr=False, warmup_iters=5).resolved()
     assert {step_learning_rate(config, s) for s in (0, 3, 19)} == {1e-2}
