@@ -1,6 +1,7 @@
 """Training that goes on from, or into, another program's files."""
 
 import json
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_a_run_that_went_through_nanogpts_format_goes_on_bit_for_bit(tiny, tmp_p
     export(open_model("straight/checkpoints/step_0000010"), "nanogpt", Path("ckpt"), quiet)
     import_run(open_model("ckpt/ckpt.pt"), Path("back"), quiet)
     for out_dir in ("straight", "back"):
-        where = {"compile": False, "device": "cpu", "dtype": "float32"}  # an imported run does not know them
+        where = {"compile": False, "device": "cpu", "dtype": "float32"}  # the same for both, on any machine
         train(resume_config(out_dir, dataset=config.dataset, max_iters=20, **where))
     straight = [record for record in curve(Path("straight")) if record[1] > 10]
     assert [record for record in curve(Path("back")) if record[1] > 10] == straight
@@ -140,3 +141,17 @@ def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(
     assert np.frombuffer(state[1024 : 1024 + 256], "<i4").tolist() == x.flatten().tolist()
     after = 1024 + 2 * 256 + 4 * 64 * fresh.model.config.vocab_size
     assert np.frombuffer(state[after : after + 4], "<f4")[0] == pytest.approx(loss.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "compiled"), [("float16", True), ("bfloat16", False), ("float32", True)])
+def test_an_imported_run_keeps_its_dtype_and_whether_it_is_compiled(
+    dtype: str, compiled: bool, tiny, gpt2_command, tmp_path: Path
+) -> None:
+    train(tiny(max_iters=1))
+    assert gpt2_command("export", "nanogpt", tmp_path / "run", tmp_path / "nano")[0] == 0
+    content = torch.load(tmp_path / "nano" / "ckpt.pt", weights_only=True)
+    content["config"] = content.get("config", {}) | {"dtype": dtype, "compile": compiled, "device": "cuda"}
+    torch.save(content, tmp_path / "nano" / "ckpt.pt")
+    assert gpt2_command("import", tmp_path / "nano", tmp_path / "imported")[0] == 0
+    settings = tomllib.loads((tmp_path / "imported" / "config.toml").read_text())
+    assert (settings["dtype"], settings["compile"], settings["device"]) == (dtype, compiled, "auto")
