@@ -92,7 +92,7 @@ def test_the_commands_print_figures(tiny, gpt2_command, tmp_path: Path, monkeypa
     Path("trace.json").touch()
     for line, message in (
         (["bench", "train", *flags, "--steps=1"], "steps is 1; it must be at least 2"),
-        (["bench", "train", *flags, "--trace=trace.json"], "trace.json already exists; name another file"),
+        (["bench", "train", *flags, "--trace=trace.json"], "trace.json already exists; choose another place"),
         (["bench", "sample", "random:gpt3"], "no model size 'gpt3'; choose from gpt2, "),
         (["bench", "data", dataset, "--batch_size=0"], "batch_size is 0; it must be at least 1"),
     ):
