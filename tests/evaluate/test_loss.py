@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from processes import environment
 
 from gpt2.data.dataset import open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.evaluate.loss import Window, blocks, evaluate_loss, measure, sliding
+from gpt2.evaluate.loss import Loss, Window, blocks, evaluate_loss, measure, sliding
 from gpt2.formats.open import load
 from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.loop import train
 
 CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
@@ -107,6 +109,24 @@ def test_a_runs_evaluation_is_the_references_mean_over_its_blocks() -> None:
     settings = {"block_size": 8, "batch_size": 2, "batches": 3, "dtype": "float32"}
     assert evaluate_loss(model.double(), tokens, **settings) == pytest.approx(np.mean(rows), abs=1e-9)
     assert evaluate_loss(model.float(), tokens, **settings) == pytest.approx(np.mean(rows), abs=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_is_without_dropout_and_leaves_the_mode(training: bool) -> None:
+    model, tokens = GPT(replace(CONFIG, dropout=0.5)), some_tokens(41)
+    model.load_state_dict(a_model().state_dict())
+    model.train(training)
+    rows = [reference(model, tokens[start : start + 9].tolist()) for start in range(0, 40, 8)]
+    loss = evaluate_loss(model, tokens, block_size=8, batch_size=2, batches=0, dtype="float32")
+    assert loss == pytest.approx(np.mean(rows), abs=1e-5)
+    assert model.training == training
+
+
+def test_bits_per_byte_counts_no_bytes_for_end_of_text() -> None:
+    ids = np.bincount([97, 97, 98, 256], minlength=257)  # "aab" and an end-of-text
+    loss = Loss(np.array([6 * math.log(2)]), np.array([4]), ids)
+    assert loss.bits_per_byte(ByteTokenizer()) == pytest.approx(2.0)
+    assert replace(loss, ids=np.bincount([256], minlength=257)).bits_per_byte(ByteTokenizer()) is None
 
 
 def test_windows() -> None:
