@@ -50,6 +50,17 @@ def test_time_passes_only_while_a_run_works() -> None:
     assert [at(step) for step in (0, 1, 2, 3, 7)] == [0, 15, 20, 22, 22]
 
 
+def test_time_of_an_update_without_a_rate_is_by_the_clock() -> None:
+    update = {"event": "train", "loss": 1.0}
+    records = [
+        update | {"step": 1, "time": 10.0, "tokens": 100, "tokens_per_second": 10.0},
+        update | {"step": 2, "time": 5010.0, "tokens": 200, "tokens_per_second": 0.0},
+        update | {"step": 3, "time": 5020.0, "tokens": 300, "tokens_per_second": 10.0},
+        update | {"step": 4, "time": 5025.0, "tokens": 400, "tokens_per_second": None},
+    ]
+    assert seconds_worked(records) == [0, 5000, 5010, 5015]
+
+
 def test_steps_and_tokens_are_places_too() -> None:
     assert place(RECORDS, "steps", {}, "r")(3) == 3
     assert [place(RECORDS, "tokens", {}, "r")(step) for step in range(4)] == [0, 100, 200, 300]

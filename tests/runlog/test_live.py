@@ -226,3 +226,34 @@ def test_a_connection_that_cannot_be_accepted_ends_nothing(tmp_path: Path, monke
     with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address:
         assert get(address)[0] == 200
     assert waits == [0.1] * 3
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /" + 70_000 * b"x", b"GET / HTTP/1.1\r\n" + 9 * (b"X: " + 9000 * b"y" + b"\r\n")]
+)
+def test_a_request_of_many_bytes_is_refused_before_it_is_read_whole(head: bytes, tmp_path: Path) -> None:
+    with served(write_log(tmp_path / "run", long_run(3)), {}, 0) as address, connect(address) as connection:
+        connection.sendall(head[: local_server.MOST_BYTES + 1])  # which is where the server stops reading
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.0 431")
+    assert b"frame-ancestors 'none'" in answer
+
+
+def test_a_browser_may_leave_out_the_usual_port(tmp_path: Path) -> None:
+    with served(write_log(tmp_path / "run", long_run(3)), {}, 0) as address:
+        assert get(address, host="localhost")[0] == 200
+        assert get(address, host="rebound.example")[0] == 403
+
+
+def test_another_programs_log_is_followed(tmp_path: Path) -> None:
+    log = tmp_path / "main.log"
+    log.write_text("s:0 tel:9.125\ns:0 trl:8.5 lr:0.1 norm:1\n")
+    for run in (tmp_path, log):
+        followed = Follower(run)
+        assert followed.look()
+        assert not followed.look()
+        assert [r.get("val_loss") for r in followed.thinned.records] == [9.125, None]
+    with log.open("a") as file:
+        file.write("s:1 tel:4.25\n")
+    assert followed.look()
+    assert followed.thinned.records[-1]["val_loss"] == 4.25

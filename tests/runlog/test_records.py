@@ -62,6 +62,36 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         read_log(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "3", "null", "[]", '"event"', '{"event": "train"}', '{"step": 3}', "[" * 3000, '{"a":' * 100_000,
+        '{"event": "train", "step": "3"}', '{"event": "train", "step": 3.5}', '{"event": "train", "step": -1}',
+        '{"event": ["train"], "step": 3}', '{"event": "train", "step": true}', f'{{"event": "x", "step": {10**30}}}',
+        f'{{"event": "x", "step": {"9" * 5000}}}', '{"event": "x", "step": 1} {"event": "x", "step": 2}',
+        '{"event": "eval", "step": 1, "val_loss": "x"}', '{"event": "eval", "step": 1, "seconds": {}}',
+        '{"event": "train", "step": 1, "loss": [1]}', '{"event": "train", "step": 1, "seconds": 1}',
+        '{"event": "train", "step": 1, "seconds": {"data": "1"}}', '{"event": "train", "step": 1, "tokens": "9"}',
+        f'{{"event": "train", "step": 1, "tokens": {10**400}}}', '{"event": "other", "step": 1, "time": "now"}',
+        '{"event": "other", "step": 1, "time": 1e300}', '{"event": "sample", "step": 1, "text": 5}',
+        '{"event": "straggler", "step": 1}', '{"event": "resume", "step": 1, "because": 3}',
+        '{"event": "resume", "step": 1, "data": "x"}',
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    text = f'{{"event": "start", "step": 0}}\n{line}\n{{"event": "train", "step": 4}}\n'
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2 is no record; remove that line"):
+        read_log(tmp_path)
+
+
+def test_figures_that_are_not_finite_are_none(tmp_path: Path) -> None:
+    values = f'"loss": NaN, "lr": -Infinity, "grad_norm": 1e999, "mfu": {10**400}, "seconds": null'
+    (tmp_path / "log.jsonl").write_text(f'{{"event": "train", "step": 1, {values}}}\n')
+    figures = dict.fromkeys(("loss", "lr", "grad_norm", "mfu"))
+    assert read_log(tmp_path) == [{"event": "train", "step": 1, **figures}]
+
+
 def test_a_folder_without_a_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no log"):
         read_log(tmp_path)
@@ -171,3 +201,76 @@ def test_a_start_in_the_middle_begins_again(tmp_path: Path) -> None:
         for event, step in [("start", 0), ("train", 1), ("train", 2), ("start", 0), ("train", 1), ("resume", 1)]:
             log.write(event, step)
     assert [(r["event"], r["step"]) for r in read_log(tmp_path)] == [("start", 0), ("train", 1), ("resume", 1)]
+
+
+class NearlyFull:
+    """A file on a disk that takes `room` bytes more."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.room = file, 1 << 60
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, line: bytes) -> int:
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(line[: self.room])
+        self.room -= written
+        return written
+
+
+def test_a_torn_line_that_cannot_be_removed_at_once_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with LogWriter(tmp_path) as log:
+        log._file = disk = NearlyFull(log._file)  # type: ignore[assignment]
+        log.write("train", 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "ftruncate", fail)
+            disk.room = 20
+            log.write("train", 2)
+            disk.room = 1 << 60
+            log.write("train", 3)
+        log.write("train", 4)
+    assert [r["step"] for r in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_disk_that_fails_every_other_time_does_not_fill_the_console(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with LogWriter(tmp_path, note=notes.append) as log:
+        log._file = disk = NearlyFull(log._file)  # type: ignore[assignment]
+        for step in range(1001):
+            disk.room = 0 if step % 2 else 1 << 60
+            log.write("train", step)
+    assert [r["step"] for r in read_log(tmp_path)] == list(range(1001))
+    assert 2 <= len(notes) < 30
+
+
+def test_another_file_in_the_logs_place_is_not_overwritten(tmp_path: Path) -> None:
+    with LogWriter(tmp_path) as log:
+        log.write("train", 1)
+        (tmp_path / "log.jsonl").unlink()
+        (tmp_path / "log.jsonl").write_text("another\n")
+        assert log.lost
+        log.restore()
+        log.write("train", 2)
+    assert [r["step"] for r in read_log(tmp_path)] == [1, 2]
+    assert (tmp_path / "log.jsonl.replaced").read_text() == "another\n"
+
+
+def test_a_file_in_the_folders_place_is_a_lost_log(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with LogWriter(tmp_path / "run") as log:
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").write_text("in the way")
+        assert log.lost
+
+
+def test_a_log_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"log\.jsonl cannot be written \(Is a directory\); choose another --out_dir"):
+        LogWriter(tmp_path)

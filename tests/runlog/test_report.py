@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from logs import HOSTILE, long_run, write_log
 
 from gpt2.errors import UserError
+from gpt2.runlog.plots import plot_runs
 from gpt2.runlog.report import RunReport, report_on
 from gpt2.runlog.report_page import body, page
 from gpt2.training.config import TrainConfig
@@ -152,3 +154,20 @@ def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> No
 def test_a_run_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no log"):
         report_on(tmp_path)
+
+
+def test_absurd_values_stop_neither_report_nor_plot(tmp_path: Path) -> None:
+    values = [1e308, -1e308, 1e59, -1e59, 1e-320, 0, 1e999, 1]
+    names = ("loss", "grad_norm", "tokens_per_second", "mfu")
+    records = [
+        {"event": "train", "step": 1 << (8 * i), "tokens": i, **dict.fromkeys(names, value)}
+        for i, value in enumerate(values[:7])
+    ] + [{"event": "eval", "step": (1 << 63) - 1, "time": 9e10, "val_loss": value} for value in values]
+    text = "".join(json.dumps(r) + "\n" for r in records).replace("Infinity", "1e999")
+    settings = 'max_iters = "x"\nbatch_size = true\nblock_size = 1.5\n'
+    run = write_log(tmp_path / "run", [], settings)
+    (run / "log.jsonl").write_text(text)
+    checked(page(report_on(run), DEFAULTS))
+    plot_runs([run], tmp_path / "a.svg")
+    (run / "config.toml").write_text("a = " + "[" * 100_000)
+    assert report_on(run).settings == {}

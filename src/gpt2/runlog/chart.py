@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 1000, 400
 """Of the drawing in its own units."""
 BUCKETS = 300
 """Of a line that is drawn thinned."""
+LEAST = 1e-60
+"""A logarithmic axis has only what is greater: the smallest floats have no ratio to others."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Chart:
     title: str
     lines: list[Line]
     log: bool = False
-    """A logarithmic y axis, on which values that are not positive are left out."""
+    """A logarithmic y axis, on which values that are not above LEAST are left out."""
     from_zero: bool = False
     fit_from: float = 0
     """The y axis fits what is drawn from this step on; what came before may leave it."""
@@ -44,7 +46,7 @@ class Chart:
         """The lines as they are drawn: thinned, and without what the axis does not have."""
         result = []
         for line in self.lines:
-            points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if not self.log or y > 0]
+            points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if not self.log or y > LEAST]
             xs, ys = thin([x for x, _ in points], [y for _, y in points], BUCKETS)
             result.append(Line(line.name, line.kind, xs, ys))
         return [line for line in result if line.xs]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
-from gpt2.runlog.peer_logs import stream_any
+from gpt2.runlog.peer_logs import find_log, is_a_peers, stream_any
 from gpt2.runlog.records import FILE, finished_lines, parse, positioned
 from gpt2.runlog.thinned import Thinned
 
@@ -19,6 +19,12 @@ AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "time": 
 """What a curve can be drawn against, and what is then written at its axis."""
 SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
 """The settings that FLOPs follow from."""
+LEAST_RATE = 1e-6
+"""Tokens a second below which a rate says nothing."""
+WHOLE_NUMBERS = (
+    *SHAPE[:-1], "max_iters", "batch_size", "total_batch_size", "gradient_accumulation_steps", "eval_iters",
+)  # fmt: skip
+"""Settings that are calculated with."""
 
 
 def load(run: Path) -> Records:
@@ -44,7 +50,9 @@ class Follower:
 
     def look(self) -> bool:
         """Read what is new in the log; returns whether there was anything. Raises OSError and UserError."""
-        path, before = self.run / FILE if self.run.is_dir() else self.run, (self.position, self.tail)
+        path, before = find_log(self.run), (self.position, self.tail)
+        if is_a_peers(path):
+            return self._read_a_peers(path)
         with path.open("rb") as file:
             if self._tail_in(file) != self.tail or not self._read_on(file, path):
                 self.thinned, self.position = Thinned(), 0
@@ -54,6 +62,16 @@ class Follower:
                         self.thinned.add(record)
             self.tail = self._tail_in(file)
         return (self.position, self.tail) != before
+
+    def _read_a_peers(self, path: Path) -> bool:
+        """Read another program's log anew if it has another size; returns whether it had."""
+        size = path.stat().st_size
+        if size == self.position:
+            return False
+        self.thinned, self.position = Thinned(), size
+        for record in stream_any(path):
+            self.thinned.add(record)
+        return True
 
     def _tail_in(self, file: BinaryIO) -> bytes:
         """The bytes before the position in a file."""
@@ -75,12 +93,13 @@ class Follower:
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """The run's config.toml; empty where there is none that can be read."""
+    """The run's config.toml without numbers that are none; empty where there is none that can be read."""
     folder = run if run.is_dir() else run.parent
     try:
-        return tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return {name: value for name, value in settings.items() if name not in WHOLE_NUMBERS or type(value) is int}
 
 
 def name_of(run: Path) -> str:
@@ -142,15 +161,19 @@ def thin(xs: Sequence[float], ys: Sequence[float], buckets: int) -> Points:
 
 
 def seconds_worked(records: Records) -> list[float]:
-    """Of each record, the seconds of updates, evaluations and checkpoints up to it: no wait between two sessions."""
-    total, tokens, result = 0.0, None, []
+    """Of each record, the seconds of updates, evaluations and checkpoints up to it: no wait between two sessions.
+
+    An update whose rate is unknown, or was rounded to nothing, has what the clock says.
+    """
+    total, tokens, clock, result = 0.0, None, 0.0, []
     for r in records:
         if r["event"] in ("train", "skip"):
             made = r["tokens"] - tokens if tokens is not None else 0
-            total += made / r["tokens_per_second"]
+            rate = r["tokens_per_second"] or 0.0
+            total += made / rate if rate > LEAST_RATE else max(0.0, r.get("time", clock) - clock) if clock else 0.0
         elif r["event"] in ("eval", "checkpoint"):
             total += r.get("seconds", 0.0)
-        tokens = r.get("tokens", tokens)
+        tokens, clock = r.get("tokens", tokens), r.get("time", clock)
         result.append(total)
     return result
 

@@ -1,5 +1,6 @@
 """An HTTP server that only this machine reaches, and that nobody on it can use to exhaust the process it is in."""
 
+import re
 import socket
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from typing import Any, NamedTuple
 
 HOST = "127.0.0.1"
@@ -16,6 +18,9 @@ MOST_CONNECTIONS = 16
 """Open at a time; a further one is closed at once. Each takes a file descriptor and a thread of the process."""
 MOST_SECONDS = 10.0
 """For a request to come, and for its answer to go."""
+MOST_BYTES = 1 << 15
+"""Of a request: more would let a few clients take much memory."""
+END_OF_HEAD = re.compile(rb"\n\r?\n")
 NOTHING_ALLOWED = "default-src 'none'"
 
 
@@ -83,6 +88,26 @@ class Handler(BaseHTTPRequestHandler):
         super().setup()
         self.timer = self.cut_later()
 
+    def handle(self) -> None:
+        """Receive a request and answer it, unless it has too many bytes."""
+        head = self.receive()
+        self.rfile.close()
+        self.rfile = BytesIO(head)
+        if len(head) > MOST_BYTES:
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(431)
+        else:
+            self.handle_one_request()
+
+    def receive(self) -> bytes:
+        """What the client sends up to the empty line that ends its headers, or a little more than MOST_BYTES."""
+        head = bytearray()
+        while len(head) <= MOST_BYTES and (received := self.connection.recv(4096)):
+            head += received
+            if END_OF_HEAD.search(head, max(0, len(head) - len(received) - 3)):
+                break
+        return bytes(head)
+
     def finish(self) -> None:
         """End with the connection."""
         self.timer.cancel()
@@ -102,7 +127,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a page, or say that there is none."""
-        if self.headers.get("Host", "").rpartition(":")[0] not in HOSTS:
+        host = self.headers.get("Host", "")
+        if (host.rpartition(":")[0] or host) not in HOSTS:  # a browser leaves out the usual port
             return self.send_error(403)
         if (answer := self.answers.get(self.path)) is None:
             return self.send_error(404)

@@ -101,16 +101,26 @@ def stream_any(path: Path) -> Iterator[dict[str, Any]]:
     path = find_log(path)
     with path.open("rb") as file:
         first = next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
-        for peer in PEERS:
-            if peer.parse(first) is not None:
-                yield from _records(file, peer, path)
-                return
+        if (peer := _peer_of(first)) is not None:
+            yield from _records(file, peer, path)
+            return
     if path.name != FILE and not first.startswith("{"):
         raise UserError(
             f"{path} is no log of a run: its first line is none of {FILE}, of llm.c's main.log or of build-nanogpt's "
             "log.txt"
         )
     yield from stream(path)
+
+
+def is_a_peers(path: Path) -> bool:
+    """Whether a log is another program's, by its first line. Raises OSError."""
+    with path.open("rb") as file:
+        first = next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
+    return _peer_of(first) is not None
+
+
+def _peer_of(first_line: str) -> PeerLog | None:
+    return next((peer for peer in PEERS if peer.parse(first_line) is not None), None)
 
 
 def _records(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[dict[str, Any]]:

@@ -28,7 +28,16 @@ FILE = "log.jsonl"
 DONE_AGAIN = ("eval", "sample")
 AN_UPDATE = b'{"event": "train"'
 """What a line begins with that need not be understood to know where a run went back."""
-
+COURSE = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+MEASURED = ("train_loss", "val_loss", "acc", "acc_norm")
+"""Values of updates and of evaluations that are numbers, or null where they are not finite."""
+LARGEST = 1e60
+"""A figure beyond it is as good as infinite."""
+LATEST_TIME = 1e11
+"""Seconds that no clock and no part of a run exceeds."""
+COUNT_LIMIT = 1 << 63
+"""Steps and tokens are fewer."""
+DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and Infinity, which other programs write
 
 MOST_WAITING = 100_000
 """Records that are kept in memory while the log cannot be written."""
@@ -55,8 +64,13 @@ class LogWriter:
         self.samples = out_dir / "samples" if writes else None
         self.trackers, self.note = trackers, note
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
-        self._dropped = 0
-        self._open()
+        self._dropped = self._failures = 0
+        self._torn_at: int | None = None
+        """The size that the file should have, where part of a line could not be removed from it yet."""
+        try:
+            self._open()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({reason(error)}); choose another --out_dir") from None
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one record; it survives the process from here on. JSON has no inf and nan: they become null."""
@@ -81,17 +95,23 @@ class LogWriter:
         """Whether the file was deleted or moved away, so that nobody finds what is written."""
         try:
             return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return True
         except OSError:  # a disk that does not answer now may do so later
             return False
 
     def restore(self) -> None:
-        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError or UserError."""
+        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError or UserError.
+
+        Another file that is there by now gets the name `log.jsonl.replaced`.
+        """
+        if self.lost and os.path.lexists(self.path):
+            self.path.replace(self.path.with_name(f"{FILE}.replaced"))
         self._file.seek(0)
         with publish(self.path) as temporary, temporary.open("wb") as copy:
             shutil.copyfileobj(self._file, copy)
         self._file.close()
+        self._torn_at = None
         self._open()
 
     def _open(self) -> None:
@@ -106,7 +126,10 @@ class LogWriter:
         try:
             self._write_waiting()
         except OSError as error:
-            if len(self._waiting) == 1:  # else this was said before
+            if len(self._waiting) > 1:
+                return  # this was said before
+            self._failures += 1
+            if self._failures & (self._failures - 1) == 0:  # of a disk that fails ever again less is said
                 self.note(f"{self.path} cannot be written ({reason(error)}); its records wait in memory until it can")
 
     def _write_waiting(self) -> None:
@@ -115,21 +138,29 @@ class LogWriter:
         while self._waiting:
             self._write_whole(self._waiting[0])
             self._waiting.popleft()
-        if waited > 1:
+        if waited > 1 and (self._dropped or self._failures & (self._failures - 1) == 0):
             lost = f"; {self._dropped:,} older ones are lost" if self._dropped else ""
             self.note(f"{self.path} can be written again: {waited:,} records were added{lost}")
-            self._dropped = 0
+        self._dropped = 0
 
     def _write_whole(self, line: bytes) -> None:
         """Write a line, or nothing of it. Raises OSError."""
+        if self._torn_at is not None:
+            self._remove_torn_line(self._torn_at)
         end, written = os.fstat(self._file.fileno()).st_size, 0
         try:
             while written < len(line):  # a disk that is nearly full takes a part first
                 written += self._file.write(line[written:])
         except OSError:
-            with suppress(OSError):
-                os.ftruncate(self._file.fileno(), end)
+            if written:
+                self._torn_at = end
+                with suppress(OSError):  # the next line removes it then
+                    self._remove_torn_line(end)
             raise
+
+    def _remove_torn_line(self, size: int) -> None:
+        os.ftruncate(self._file.fileno(), size)
+        self._torn_at = None
 
     def __enter__(self) -> Self:
         return self
@@ -214,15 +245,45 @@ def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]
 
 
 def parse(line: bytes, path: Path, number: int | None = None) -> dict[str, Any]:
-    """The record in a line of a log. Raises UserError."""
+    """The record in a line of a log, with null for a figure that is not finite. Raises UserError."""
     try:
-        record = json.loads(line.decode(errors="replace"))
-        if isinstance(record["event"], str) and isinstance(record["step"], int):
-            return record
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return checked(DECODER.decode(line.decode(errors="replace")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     where = f"line {number}" if number else f"the line {line[:80].decode(errors='replace')!r}"
     raise UserError(f"{path}, {where} is no record; remove that line")
+
+
+def checked(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose values have the types that pictures and reports rely on.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for another one.
+    """
+    event, seconds = record["event"], record.get("seconds")
+    if type(event) is not str or type(record["step"]) is not int or not 0 <= record["step"] < COUNT_LIMIT:
+        raise ValueError(record)
+    for key in COURSE if event == "train" else MEASURED:
+        value = record.get(key)
+        if value is not None and not -LARGEST < value < LARGEST:
+            record[key] = None
+    if not 0 <= record.get("time", 0) < LATEST_TIME or not 0 <= record.get("tokens", 0) < COUNT_LIMIT:
+        raise ValueError(record)
+    if seconds is None:
+        record.pop("seconds", None)
+    else:
+        has_parts = isinstance(seconds, dict)
+        if event in (("eval", "checkpoint") if has_parts else ("train",)):
+            raise ValueError(record)
+        total = sum(seconds.values()) if has_parts else seconds
+        if not -LATEST_TIME < total < LATEST_TIME:
+            raise ValueError(record)
+    if event != "train":
+        texts = (record.get("text", ""), record.get("because", ""))
+        names = ("rank", "host", "times") if event == "straggler" else ()
+        if not all(isinstance(text, str) for text in texts) or not all(name in record for name in names):
+            raise ValueError(record)
+        record.get("data", {}).get("val")
+    return record
 
 
 class Repeats:

@@ -134,7 +134,7 @@ def _some(rows: list[Any], most: int = MOST_ROWS) -> tuple[list[Any], str]:
 
 
 def _samples(report: RunReport) -> str:
-    samples = [(r["step"], str(r["text"])) for r in report.records if r["event"] == "sample"]
+    samples = [(r["step"], r.get("text", "")) for r in report.records if r["event"] == "sample"]
     if not samples:
         return ""
     shown, remark = _some(samples, MOST_SAMPLES)

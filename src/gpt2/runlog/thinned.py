@@ -4,6 +4,7 @@ A short log stays as it is. Of a long one, neighbouring updates become one recor
 extremes and their sums, so that curves keep their course and their peaks, and times their sums.
 """
 
+from operator import itemgetter, mul
 from typing import Any
 
 Record = dict[str, Any]
@@ -100,33 +101,40 @@ def joined(records: list[Record]) -> Record:
     counts = [r.get("count", 1) for r in records]
     result = records[-1] | {"count": sum(counts), "extremes": {}}
     for key in MEANS:
-        known = [(r[key], count) for r, count in zip(records, counts, strict=True) if r.get(key) is not None]
+        known, times = _known(records, counts, key)
         if known:
-            result[key] = sum(value * count for value, count in known) / sum(count for _, count in known)
-    rates = [(r["tokens_per_second"], c) for r, c in zip(records, counts, strict=True) if r.get("tokens_per_second")]
-    if rates:
-        result["tokens_per_second"] = sum(c for _, c in rates) / sum(c / rate for rate, c in rates)
+            result[key] = sum(map(mul, known, times)) / sum(times)
+    rates, times = _known(records, counts, "tokens_per_second")
+    if known := [(rate, count) for rate, count in zip(rates, times, strict=True) if rate]:
+        result["tokens_per_second"] = sum(count for _, count in known) / sum(count / rate for rate, count in known)
     for key in EXTREMES:
-        points = [point for r in records for point in _extremes(r, key)]
-        if points:
-            result["extremes"][key] = (min(points, key=_value), max(points, key=_value))
-    seconds = [r["seconds"] for r in records if "seconds" in r]
-    if seconds:
+        if points := _points(records, key):
+            result["extremes"][key] = (min(points, key=itemgetter(1)), max(points, key=itemgetter(1)))
+    if seconds := [r["seconds"] for r in records if "seconds" in r]:
         parts = dict.fromkeys(part for split in seconds for part in split)
-        result["seconds"] = {part: sum(split.get(part, 0.0) for split in seconds) for part in parts}
+        result["seconds"] = {part: sum([split.get(part, 0.0) for split in seconds]) for part in parts}
     return result
 
 
-def _extremes(record: Record, key: str) -> tuple[tuple[int, float], ...]:
-    """Steps and values of the lowest and the highest value in a record."""
-    if "extremes" in record:
-        return record["extremes"].get(key, ())
-    value = record.get(key)
-    return () if value is None else ((record["step"], value),)
+def _known(records: list[Record], counts: list[int], key: str) -> tuple[list[float], list[int]]:
+    """The values of a figure without those that are missing, and how many updates each stands for."""
+    values = [value for r in records if (value := r.get(key)) is not None]
+    if len(values) == len(records):
+        return values, counts
+    return values, [count for r, count in zip(records, counts, strict=True) if r.get(key) is not None]
 
 
-def _value(point: tuple[int, float]) -> float:
-    return point[1]
+def _points(records: list[Record], key: str) -> list[tuple[int, float]]:
+    """Steps and values of a figure: of a record that stands for several updates, the lowest and the highest."""
+    if not any("extremes" in r for r in records):
+        return [(r["step"], value) for r in records if (value := r.get(key)) is not None]
+    points: list[tuple[int, float]] = []
+    for r in records:
+        if "extremes" in r:
+            points += r["extremes"].get(key, ())
+        elif r.get(key) is not None:
+            points.append((r["step"], r[key]))
+    return points
 
 
 def every_other(records: list[Record]) -> list[Record]:
