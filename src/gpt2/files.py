@@ -66,7 +66,7 @@ def check_free(target: Path, folder: bool = False) -> None:
     """
     if is_stream(target):
         if folder:
-            raise UserError(f"{target} is no folder, and a folder is written; choose another place")
+            raise UserError(f"{target} is not a folder, and this output is one; choose another place")
     elif target.exists() and not (folder and target.is_dir() and _is_empty(target)):
         raise UserError(f"{target} already exists; choose another place, or delete it")
 
@@ -154,9 +154,7 @@ def _make_way(place: Path, temporary: Path, folder: bool) -> None:
     if folder and place.is_dir() and not _is_empty(place):
         raise _os_error(errno.ENOTEMPTY, place)
     if not folder and temporary.is_dir() and not temporary.is_symlink():
-        raise UserError(
-            f"the folder {temporary} is in the way, where {place.name} is to be made; move it or delete it"
-        )
+        raise UserError(f"the folder {temporary} is in the way of {place.name}; move it, or delete it")
     _remove(temporary)
 
 
