@@ -44,11 +44,11 @@ def test_a_pipe_is_written_through(tmp_path: Path) -> None:
 
 
 def test_an_open_descriptor_is_written_on_where_it_is(tmp_path: Path) -> None:
-    """As in `gpt2 report RUN -o /dev/stdout > file`, where the shell goes on to use the file."""
+    """As in `gpt2 report RUN -o /dev/fd/1 > file`, where the shell goes on to use the file."""
     out = tmp_path / "out"
     code = (
         "import sys; from pathlib import Path; from gpt2.files import write_text; print('before');"
-        "write_text(Path('/dev/stdout'), 'text\\n'); write_text(Path('/dev/fd/1'), 'more\\n'); print('after')"
+        "write_text(Path('/dev/fd/1'), 'text\\n'); write_text(Path('/dev/fd/1'), 'more\\n'); print('after')"
     )
     with out.open("w") as stdout:
         subprocess.run([sys.executable, "-c", code], stdout=stdout, check=True)
