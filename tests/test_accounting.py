@@ -38,7 +38,10 @@ def test_nanogpts_flops_and_mfu() -> None:
 
 
 def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
-    """Bytes of what autograd keeps from a forward pass of 4 rows, weights left out; the model is one graph."""
+    """Bytes of what autograd keeps from a forward pass of 4 sequences, without the weights; the model is one graph.
+
+    `half` is float16: PyTorch's bfloat16 attention does not run on an AMX processor without AVX-512.
+    """
     model = GPT(config)
     forward: Any = Objective(model)
     if compiled:
@@ -54,7 +57,7 @@ def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
         return tensor
 
     idx = torch.zeros(4, config.block_size, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", enabled=half):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.float16, half):
         forward(idx, idx)
     return sum(sizes.values())
 

@@ -123,10 +123,11 @@ FLAGS = {
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Makes the system describe its processor by this text, and oneDNN restricted to what a variable says."""
+    """Makes the system describe its processor by this text, and restricts what oneDNN and PyTorch use of it."""
 
-    def describe(text: str | None, highest: str | None = None) -> None:
+    def describe(text: str | None, highest: str | None = None, capability: str = "AVX512") -> None:
         monkeypatch.setattr(device, "CPU_INFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         if text is not None:
             (tmp_path / "cpuinfo").write_text(text)
@@ -169,6 +170,13 @@ def test_a_processor_that_says_something_else_takes_float32(processor, text: str
 def test_a_limit_on_what_onednn_uses_counts(processor, highest: str, expected: str) -> None:
     processor(x86("amx_bf16 amx_tile"), highest)
     assert device.pick_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+def test_amx_needs_pytorchs_avx512(processor, capability: str) -> None:
+    """PyTorch's bfloat16 attention raises an error on a processor with AMX whose AVX-512 is switched off."""
+    processor(x86("amx_bf16 amx_tile"), capability=capability)
+    assert device.pick_dtype("auto", torch.device("cpu")) == "float32"
 
 
 def test_the_choice_of_a_format_times_nothing(processor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,10 +95,11 @@ def pick_dtype(name: str, device: torch.device) -> str:
 
 
 def has_amx() -> bool:
-    """Whether this is a processor with Intel's matrix unit for bfloat16, and PyTorch's oneDNN may use it.
+    """Return whether the processor has Intel's matrix unit for bfloat16, and PyTorch may use it.
 
-    That multiplies bfloat16 several times as fast as float32; other processors gain less than a whole update loses by
-    it, or lose (docs/speed.md).
+    The unit multiplies bfloat16 several times as fast as float32; on other processors bfloat16 trains slower
+    (docs/speed.md). PyTorch's attention uses it only together with AVX-512, which `ATEN_CPU_CAPABILITY` can switch
+    off.
     """
     try:
         flags = re.search(r"^flags\s*:(.*)$", CPU_INFO.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
@@ -106,6 +107,7 @@ def has_amx() -> bool:
         return False
     highest = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     allowed = highest in ("DEFAULT", "ALL") or "AMX" in highest
+    allowed &= torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return flags is not None and {"amx_tile", "amx_bf16"} <= set(flags[1].split()) and allowed
 
 
