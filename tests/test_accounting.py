@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from gpt2 import accounting
-from gpt2.distributed.engines import compile_sparingly
-from gpt2.model import GPT, PRESETS, GPTConfig, Objective
+from gpt2.chunked_loss import TrainingLoss
+from gpt2.model import GPT, PRESETS, GPTConfig
 from gpt2.optim.optimizers import make_optimizers, named_state
+from gpt2.training.compile import save_fewer_activations
 
 NANOGPT_DEFAULT = GPTConfig(vocab_size=50304, bias=False)
 
@@ -19,7 +20,7 @@ NANOGPT_DEFAULT = GPTConfig(vocab_size=50304, bias=False)
 def test_formula_counts_the_parameters_of_the_model(name: str, bias: bool) -> None:
     config = GPTConfig.preset(name, bias=bias)
     with torch.device("meta"):
-        assert accounting.num_params(config) == GPT(config).num_params()
+        assert accounting.num_params(config) == GPT(config).get_num_params(non_embedding=False)
 
 
 def test_nanogpts_counts() -> None:
@@ -43,9 +44,9 @@ def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
     `half` is float16: PyTorch's bfloat16 attention does not run on an AMX processor without AVX-512.
     """
     model = GPT(config)
-    forward: Any = Objective(model)
+    forward: Any = TrainingLoss(model)
     if compiled:
-        compile_sparingly()
+        save_fewer_activations()
         torch._dynamo.reset()
         forward = torch.compile(forward, fullgraph=True, backend="aot_eager_decomp_partition")
     sizes = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
@@ -94,7 +95,7 @@ def test_the_optimizers_state_is_as_large_as_counted(kind: Literal["adamw", "muo
     model = GPT(config)
     optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon={"lr": 0.02} if kind == "muon" else None)
     idx = torch.tensor([[1, 2, 3]])
-    model.loss(idx, idx).backward()
+    TrainingLoss(model)(idx, idx).backward()
     for optimizer in optimizers:
         optimizer.step()
     kept = sum(t.nbytes for t in named_state(optimizers).values() if t.dim())

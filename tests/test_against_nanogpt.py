@@ -15,7 +15,8 @@ from gpt2.formats.open import open_model
 from gpt2.training.import_run import import_run
 from gpt2.training.loop import train
 from gpt2.training.recipes import resume_config
-from gpt2.training.setup import Run, set_up
+from gpt2.training.run import Run
+from gpt2.training.setup import set_up
 from gpt2.training.step import step_learning_rate, train_step
 
 PEER = os.environ.get("GPT2_PEER_NANOGPT", "")
@@ -47,10 +48,10 @@ class Theirs:
     def update(self, step: int) -> float:
         """Make update number `step`; its loss."""
         run, config = self.run, self.run.config
-        starts = sample_starts(run.train_tokens.lengths, config.block_size, "random", config.seed, step, 8, 4)
+        starts = sample_starts(run.batches.tokens.lengths, config.block_size, "random", config.seed, step, 8, 4)
         their_loss = 0.0
         for rows in (starts[:4], starts[4:]):
-            x, y = gather(run.train_tokens, rows, config.block_size, run.device)
+            x, y = gather(run.batches.tokens, rows, config.block_size, run.device)
             _, loss = self.model(x.contiguous(), y.contiguous())
             (loss / 2).backward()
             their_loss += loss.item() / 2

@@ -236,7 +236,7 @@ def test_files_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytes
 
 def test_a_run_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path, [1, 2, 3])
-    checkpoint.note_best(tmp_path, checkpoint.TrainState(best_step=2, best_val_loss=1.5))
+    checkpoint.record_best(tmp_path, checkpoint.TrainState(best_step=2, best_val_loss=1.5))
     best = load_file(checkpoint.folder_of(tmp_path, 2) / "model.safetensors")
     model, tokenizer = load(str(tmp_path))
     assert tokenizer.decode_bytes([0, 4]) == b"ae"

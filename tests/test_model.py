@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gpt2 import head_loss
-from gpt2.distributed.engines import recompute
+from gpt2 import chunked_loss
+from gpt2.chunked_loss import TrainingLoss
 from gpt2.errors import UserError
-from gpt2.model import GPT, GPTConfig, KVCache, Objective
+from gpt2.generation.kv_cache import KVCache
+from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizers import make_optimizers
+from gpt2.training.compile import checkpoint_activations
 
 TOY = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 # The tensors of a GPT-2 in the order of llm.c's model file, all layers of one kind together.
@@ -50,7 +52,7 @@ IDX, TARGETS = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]])
 @pytest.mark.parametrize(("gelu", "loss"), [("tanh", 2.654922545546), ("erf", 2.654926169268)])
 def test_toy_model_has_the_published_loss(flash: bool, pad_vocab: int, gelu: str, loss: float) -> None:
     model = toy_model(flash=flash, pad_vocab=pad_vocab, gelu=gelu)
-    assert model.loss(IDX, TARGETS).item() == pytest.approx(loss, abs=1e-11)
+    assert TrainingLoss(model)(IDX, TARGETS).item() == pytest.approx(loss, abs=1e-11)
     logits, forward_loss = model(IDX, TARGETS)
     assert forward_loss.item() == pytest.approx(loss, abs=1e-6)
     assert logits.shape == (1, 4, 11)
@@ -62,7 +64,7 @@ def test_toy_model_has_the_published_loss(flash: bool, pad_vocab: int, gelu: str
 def test_toy_model_has_the_published_gradients_and_first_update() -> None:
     model = toy_model()
     [optimizer] = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1)
-    model.loss(IDX, TARGETS).backward()
+    TrainingLoss(model)(IDX, TARGETS).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
     assert norm.item() == pytest.approx(2.514224788071, abs=1e-11)
     t = model.transformer
@@ -73,7 +75,7 @@ def test_toy_model_has_the_published_gradients_and_first_update() -> None:
     assert t.ln_f.bias.grad[7].item() == pytest.approx(0.032022947412, abs=1e-11)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    assert model.loss(IDX, TARGETS).item() == pytest.approx(2.589540034977, abs=1e-9)
+    assert TrainingLoss(model)(IDX, TARGETS).item() == pytest.approx(2.589540034977, abs=1e-9)
     assert t.wte.weight[1, 0].item() == pytest.approx(0.113755619752, abs=1e-9)
 
 
@@ -88,7 +90,7 @@ def test_toy_model_has_the_published_gradients_and_first_update() -> None:
 )
 def test_presets_have_the_published_parameter_counts(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        assert GPT(GPTConfig.preset(name, pad_vocab=64)).num_params() == parameters
+        assert GPT(GPTConfig.preset(name, pad_vocab=64)).get_num_params(non_embedding=False) == parameters
 
 
 def test_unknown_preset_is_named() -> None:
@@ -173,6 +175,17 @@ def written_out(model: GPT, idx: torch.Tensor, documents: torch.Tensor) -> torch
     return torch.stack(result)
 
 
+def within(documents: torch.Tensor) -> torch.Tensor:
+    """The mask that keeps attention inside the documents with these numbers, written out from its definition."""
+    B, T = documents.shape
+    mask = torch.zeros(B, 1, T, T, dtype=torch.bool)
+    for b in range(B):
+        for i in range(T):
+            for j in range(i + 1):
+                mask[b, 0, i, j] = documents[b, i] == documents[b, j]
+    return mask
+
+
 PLACES = st.lists(st.lists(st.booleans(), min_size=8, max_size=8), min_size=2, max_size=2)
 BEGINS = [[t in places for t in range(8)] for places in ([], [0], [7], [3], [0, 7], [2, 3, 4], [0, 1], range(8))]
 
@@ -186,8 +199,8 @@ def test_documents_are_masked_as_worked_out_position_by_position(begins: list[bo
         p.mul_(5)  # as initialised, attention is nearly even
     idx, documents = packed_rows([begins, begins[::-1]])
     expected = written_out(model, idx, documents)
-    assert torch.allclose(model.hidden(idx, documents=documents), expected, rtol=0, atol=1e-11)
-    _, loss = model(idx, idx.roll(-1, 1), documents=documents)
+    assert torch.allclose(model.hidden(idx, mask=within(documents)), expected, rtol=0, atol=1e-11)
+    _, loss = model(idx, idx.roll(-1, 1), mask=within(documents))
     assert loss.item() == pytest.approx(
         F.cross_entropy(model.head(expected).flatten(0, 1), idx.roll(-1, 1).flatten()).item(), rel=1e-6
     )
@@ -200,11 +213,11 @@ def test_a_document_sees_no_earlier_one(begins: list[list[bool]], flash: bool) -
     """Bit for bit, whatever the earlier ones hold; without the mask it does."""
     model = packed_model(flash)
     idx, documents = packed_rows(begins)
-    before, unmasked = model.hidden(idx, documents=documents), model.hidden(idx)
+    before, unmasked = model.hidden(idx, mask=within(documents)), model.hidden(idx)
     for number in range(1, int(documents.max()) + 1):
         earlier, here = documents < number, documents == number
         changed = torch.where(earlier, (idx + 1) % 20, idx)
-        assert torch.equal(model.hidden(changed, documents=documents)[here], before[here])
+        assert torch.equal(model.hidden(changed, mask=within(documents))[here], before[here])
         seen = here & earlier.any(dim=1, keepdim=True)  # a row may have none before this one
         assert (model.hidden(changed)[seen] != unmasked[seen]).any(dim=-1).all()
 
@@ -214,7 +227,7 @@ def test_flash_and_explicit_attention_agree_on_documents(begins: list[list[bool]
     """And so do their gradients."""
     idx, documents = packed_rows(begins)
     flash, explicit = packed_model(True), packed_model(False)
-    losses = [m(idx, idx.roll(-1, 1), documents=documents)[1] for m in (flash, explicit)]
+    losses = [m(idx, idx.roll(-1, 1), mask=within(documents))[1] for m in (flash, explicit)]
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-6)
     for loss in losses:
         loss.backward()
@@ -227,45 +240,43 @@ def test_without_documents_attention_is_the_causal_kernel(monkeypatch: pytest.Mo
     asked = []
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *qkv, **how: asked.append(how) or attention(*qkv, **how)
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, mask, dropout, is_causal: (
+            asked.append({"mask": mask, "is_causal": is_causal}) or attention(q, k, v, mask, dropout, is_causal)
+        ),
     )
     model = packed_model(True)
     idx, documents = packed_rows(BEGINS[3:5])
     model(idx)
-    assert asked == [{"dropout_p": 0.0, "is_causal": True}] * 2
-    model(idx, documents=documents)
-    first, second = (how["attn_mask"] for how in asked[2:])
+    assert asked == [{"mask": None, "is_causal": True}] * 2
+    model(idx, mask=within(documents))
+    first, second = (how["mask"] for how in asked[2:])
     assert first is second  # made once for all layers
     assert first.shape == (2, 1, 8, 8)
 
 
-def test_documents_do_not_go_with_a_cache() -> None:
-    model = packed_model(True)
-    idx, documents = packed_rows(BEGINS[3:5])
-    with pytest.raises(AssertionError, match="cache"):
-        model(idx, cache=KVCache(model.config, 2, torch.device("cpu"), torch.float64), documents=documents)
-
-
 @pytest.mark.parametrize(
-    "settings", [{}, {"dropout": 0.1}, {"flash": False}, {"pad_vocab": 8}, {"documents": True}, {"recompute": True}]
+    "settings",
+    [{}, {"dropout": 0.1}, {"flash": False}, {"pad_vocab": 8}, {"mask": True}, {"checkpoint_activations": True}],
 )
 def test_model_and_loss_are_one_graph(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The logits in several parts, in float32 and under autocast."""
-    monkeypatch.setitem(head_loss.LOGITS_AT_ONCE, "cpu", 3 * 20)
+    monkeypatch.setitem(chunked_loss.MAX_CHUNK_LOGITS, "cpu", 3 * 20)
     config = GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16)
     model = GPT(replace(config, **{k: v for k, v in settings.items() if k in ("dropout", "flash", "pad_vocab")}))
-    if "recompute" in settings:
-        recompute(model.transformer.h)
+    if "checkpoint_activations" in settings:
+        checkpoint_activations(model.transformer.h)
     idx = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(0))
-    documents = torch.arange(16).view(2, 8) // 3 if "documents" in settings else None
+    mask = within(torch.arange(16).view(2, 8) // 3) if "mask" in settings else None
     torch._dynamo.reset()
-    compiled = torch.compile(Objective(model), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(TrainingLoss(model), backend="aot_eager", fullgraph=True)
     for half in (False, True):
         with torch.autocast("cpu", enabled=half):
             torch.manual_seed(1)
-            expected = model.loss(idx, idx, documents)
+            expected = TrainingLoss(model)(idx, idx, mask)
             torch.manual_seed(1)
-            loss = compiled(idx, idx, documents)
+            loss = compiled(idx, idx, mask)
         loss.backward()
         if "dropout" not in settings:
             assert loss.item() == pytest.approx(expected.item(), abs=1e-2 if half else 1e-5)
@@ -277,8 +288,8 @@ def test_documents_can_be_compiled() -> None:
     idx, documents = packed_rows(BEGINS[3:5])
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for numbers in (documents, documents.flip(0)):
-        _, loss = compiled(idx, idx, documents=numbers)
-        assert loss.item() == pytest.approx(model(idx, idx, documents=numbers)[1].item(), abs=1e-6)
+        _, loss = compiled(idx, idx, mask=within(numbers))
+        assert loss.item() == pytest.approx(model(idx, idx, mask=within(numbers))[1].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -289,8 +300,8 @@ def test_cache_gives_the_same_hidden_states_in_any_pieces(pieces: list[int], fla
     model = GPT(config).double()
     idx = torch.randint(0, 20, (2, 8))
     cache = KVCache(config, 2, torch.device("cpu"), torch.float64)
-    parts = [model.hidden(part, cache) for part in idx.split(pieces, dim=1)]
-    assert torch.allclose(torch.cat(parts, dim=1), model.hidden(idx), rtol=0, atol=1e-12)
+    chunks = [model.hidden(chunk, cache=cache) for chunk in idx.split(pieces, dim=1)]
+    assert torch.allclose(torch.cat(chunks, dim=1), model.hidden(idx), rtol=0, atol=1e-12)
 
 
 def test_padded_vocabulary_changes_no_loss_and_adds_no_parameter() -> None:
@@ -299,7 +310,7 @@ def test_padded_vocabulary_changes_no_loss_and_adds_no_parameter() -> None:
     padded = GPT(replace(TOY, pad_vocab=64)).double()
     padded.load_state_dict(plain.state_dict())
     for model in (plain, padded):
-        model.loss(IDX, TARGETS).backward()
+        TrainingLoss(model)(IDX, TARGETS).backward()
     logits, _ = padded(IDX)
     assert logits.shape == (1, 1, 11)
     for (name, p), q in zip(plain.named_parameters(), padded.parameters(), strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from gpt2.head_loss import rows_at_once
+from gpt2.chunked_loss import chunk_size
 from gpt2.model import GPTConfig
 
 # The parts of a block and the shape of their weights, in units of n_embd.
@@ -133,8 +133,8 @@ def memory(
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
     if half and not compiled:  # autocast keeps the matrices it has converted
         activations += 2 * 12 * L * C * C
-    places = rows_at_once(BT, config.vocab_size, device)
-    logits = (4 + 2 * item if half else 8) * places * config.vocab_size  # themselves, probabilities, gradient
+    positions = chunk_size(BT, config.vocab_size, device)
+    logits = (4 + 2 * item if half else 8) * positions * config.vocab_size  # themselves, probabilities, gradient
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its weights as they are multiplied with
     return Memory(4 * here, 4 * here, momentum + moments, gathered, activations, logits)
 

@@ -1,7 +1,7 @@
-"""Checkpoints: folders that are whole or do not exist.
+"""Checkpoints: folders that are complete or do not exist.
 
-`model.safetensors`, `optimizer.safetensors`, `state.json` and, written last, `manifest.json` with the
-SHA-256 of each. There is no random state to store: batches and dropout are functions of (seed, step).
+A folder has `model.safetensors`, `optimizer.safetensors`, `state.json` and, written last, `manifest.json` with the
+SHA-256 of each. No random state is stored: batches and dropout are functions of (seed, step).
 """
 
 import errno
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gpt2.distributed.parts import part_like, part_of, parts_of
+from gpt2.distributed.sharding import shard_like, shard_of, shards_of
 from gpt2.distributed.world import ALONE, World
-from gpt2.errors import UserError, first_line
+from gpt2.errors import Log, UserError, first_line
 from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
@@ -36,35 +36,39 @@ FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", M
 
 @dataclass
 class TrainState:
-    """What a run knows besides its weights. `step` counts the optimizer updates made."""
+    """A training state is what a run knows besides its weights and optimizer state."""
 
     step: int = 0
+    """Number of optimizer steps made."""
     tokens: int = 0
+    """Number of tokens trained on."""
     seconds: float = 0.0
-    """Time spent training, over all resumes."""
+    """Seconds spent training, over all resumes."""
     best_val_loss: float | None = None
     best_step: int | None = None
-    left_out: int = 0
-    """Updates whose batches were passed over after loss spikes: update n has the batch n + left_out."""
+    skipped_batches: int = 0
+    """Number of steps whose batches were skipped after loss spikes: step n has the batch n + skipped_batches."""
     recent_losses: list[float] = field(default_factory=list)
-    """Of the last updates, where spikes are looked for."""
+    """Losses of the last steps, with which a spike is compared; empty where spikes are not watched."""
     return_to: int | None = None
-    """Step of the checkpoint to go back to after a spike: the last that a run saves that nobody stops."""
+    """Step of the checkpoint to return to after a spike: the last one that an uninterrupted run has too."""
     returns: int = 0
-    """How often the run went back there."""
+    """Number of returns to that checkpoint."""
     scaler: dict[str, Any] = field(default_factory=dict)
-    """The float16 gradient scaler's state; empty for other formats."""
+    """State of the float16 gradient scaler; empty for other dtypes."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint is to hold: this process's parts of it, and what is said about it."""
+    """A snapshot is what a checkpoint will hold, as far as this process has it."""
 
     folder: Path
     weights: dict[str, Part]
-    moments: dict[str, Part]
-    """The optimizer's state."""
+    """This process's shard of every parameter."""
+    optimizer_state: dict[str, Part]
+    """This process's shard of the optimizer state."""
     metadata: dict[str, str]
+    """Metadata of `model.safetensors`."""
     description: str
     """Content of `state.json`."""
 
@@ -77,9 +81,9 @@ def snapshot(
     tokenizer: Tokenizer,
     about: dict[str, Any],
 ) -> Snapshot:
-    """What is to be saved of `state.step`; its tensors are those of the run, and change with it.
+    """Return the snapshot of `state.step`. Its tensors share the memory of the run's and change with them.
 
-    `about` is kept for reading: the configuration and the dataset.
+    about: more entries of `state.json`: the configuration, the dataset and the machine.
     """
     description = {
         "format": FORMAT,
@@ -90,26 +94,29 @@ def snapshot(
     }
     return Snapshot(
         folder_of(out_dir, state.step),
-        parts_of(model),
-        {name: part_of(tensor) for name, tensor in named_state(optimizers).items()},
+        shards_of(model),
+        {name: shard_of(tensor) for name, tensor in named_state(optimizers).items()},
         bare.metadata(model.config),
         json.dumps(description, indent=1) + "\n",
     )
 
 
 def write(taken: Snapshot, world: World = ALONE) -> None:
-    """Publish a checkpoint: every process of the `world` writes what only it has, into the same files.
+    """Write a checkpoint; every process of the `world` writes its shards into the same files, on one file system.
 
-    The files do not depend on how many the processes are, which need one file system. Raises UserError, in all, where
-    they cannot be written; the checkpoints before it stay as they are.
+    The files do not depend on the number of processes. Raises UserError, in all processes, where they cannot be
+    written; earlier checkpoints stay intact.
     """
-    files = {"model.safetensors": (taken.weights, taken.metadata), "optimizer.safetensors": (taken.moments, None)}
+    files = {
+        "model.safetensors": (taken.weights, taken.metadata),
+        "optimizer.safetensors": (taken.optimizer_state, None),
+    }
     held = world.gather([kinds(parts) for parts, _ in files.values()])
-    layouts, mine = {}, {}
+    layouts, shards = {}, {}
     for number, (name, (parts, metadata)) in enumerate(files.items()):
         layouts[name] = Layout({key: kind for has in held for key, kind in has[number].items()}, metadata)
         before = {key for has in held[: world.rank] for key in has[number]}
-        mine[name] = {key: part for key, part in parts.items() if key not in before or not part.is_whole}
+        shards[name] = {key: part for key, part in parts.items() if key not in before or not part.is_whole}
     needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
 
     def begin() -> None:
@@ -119,9 +126,9 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
         for name, layout in layouts.items():
             layout.create(temporary / name)
 
-    def write_mine() -> None:
+    def write_shards() -> None:
         for name, layout in layouts.items():
-            layout.write(temporary_of(taken.folder) / name, mine[name])
+            layout.write(temporary_of(taken.folder) / name, shards[name])
 
     def seal() -> None:
         temporary = temporary_of(taken.folder)
@@ -131,55 +138,55 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
 
     with ExitStack() as stack:
         world.main_only(lambda: _on_disk(begin, taken.folder, needed))
-        world.agreed(lambda: _on_disk(write_mine, taken.folder, needed))
+        world.agreed(lambda: _on_disk(write_shards, taken.folder, needed))
         world.main_only(lambda: _on_disk(seal, taken.folder, needed))
 
 
 def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:
-    """Do what may fail for the disk's sake. Raises UserError then."""
+    """Do the work. Raises UserError where the disk does not allow it."""
     try:
         work()
     except OSError as error:
         raise UserError(
             f"cannot save {folder} ({error.strerror or error}): it needs {needed:,} bytes and {free_bytes(folder):,} "
-            "are free; the checkpoints before it are intact: make room, and go on with --init_from=resume"
+            "are free; earlier checkpoints are intact: make room, and go on with --init_from=resume"
         ) from error
 
 
-def tidy(out_dir: Path, state: TrainState, keep: int, note: Callable[[str], None]) -> None:
-    """Once the checkpoint of `state.step` is on disk: record which is the best, and remove those not kept.
+def tidy(out_dir: Path, state: TrainState, keep: int, log: Log) -> None:
+    """Record which checkpoint is the best, and remove old ones, once the checkpoint of `state.step` is on disk.
 
-    `note` receives a line where the disk does not allow that; nothing is lost then, and the next save tries again.
+    log: receives a line where the disk does not allow that; nothing is lost then, and the next save tries again.
     """
     try:
-        if state.best_step in saved_steps(out_dir):  # perhaps of a process that was killed before it recorded it
-            note_best(out_dir, state)
+        if state.best_step in saved_steps(out_dir):  # it may be from a process that was killed before this
+            record_best(out_dir, state)
         prune(out_dir, keep, {state.best_step, state.return_to})
     except (OSError, UserError) as error:
-        note(f"cannot remove old checkpoints in {out_dir / 'checkpoints'} ({first_line(error)})")
+        log(f"cannot remove old checkpoints in {out_dir / 'checkpoints'} ({first_line(error)})")
 
 
-def note_best(out_dir: Path, state: TrainState) -> None:
-    """Record which checkpoint is the best. A file of its own, because a checkpoint never changes."""
+def record_best(out_dir: Path, state: TrainState) -> None:
+    """Record which checkpoint is the best, in a separate file, because a checkpoint never changes."""
     values = {"step": state.best_step, "val_loss": state.best_val_loss}
     write_text(best_file(out_dir), json.dumps(values) + "\n")
 
 
 def prune(out_dir: Path, keep: int, protected: Container[int | None]) -> None:
-    """Remove all but the newest `keep` checkpoints and the `protected` steps; `keep` of 0 removes none.
+    """Remove all but the newest `keep` checkpoints and the `protected` steps; a `keep` of 0 removes none.
 
-    Only what this program wrote is removed: a folder with other files in it and a link to one elsewhere stay. A
-    checkpoint is renamed before it is removed, so that nobody ever finds half of it.
+    Only what this program wrote is removed: a folder with other files and a link to a folder elsewhere stay. A
+    checkpoint is renamed before it is removed, so that no reader ever finds half of it.
     """
     if keep:
         for step in saved_steps(out_dir)[keep:]:
             folder = folder_of(out_dir, step)
-            if step not in protected and is_ours(folder):
+            if step not in protected and is_checkpoint_of_this_program(folder):
                 shutil.rmtree(folder.replace(temporary_of(folder)))
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether a folder, which is no link, holds nothing but a checkpoint of this program, damaged or not."""
+def is_checkpoint_of_this_program(folder: Path) -> bool:
+    """Return whether a folder is no link and holds only a checkpoint of this program, damaged or not."""
     if folder.is_symlink() or not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES:
         return False
     with suppress(OSError, ValueError, KeyError, TypeError, UserError):
@@ -189,11 +196,11 @@ def is_ours(folder: Path) -> bool:
     return False
 
 
-def latest(out_dir: Path, note: Callable[[str], None], at_most: int | None = None) -> Path:
-    """The newest intact checkpoint of a run, of step `at_most` or before where that is given.
+def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
+    """Return the folder of the newest intact checkpoint of a run, of step `at_most` or earlier where that is given.
 
-    Damaged ones that are newer are named through `note` and renamed, so that they are in nobody's way.
-    Raises UserError where no intact one is left.
+    Newer checkpoints that are damaged are logged and renamed, so that they do not get in the way. Raises UserError
+    where no intact one is left.
     """
     steps = [step for step in saved_steps(out_dir) if at_most is None or step <= at_most]
     problems: dict[Path, str] = {}
@@ -201,44 +208,45 @@ def latest(out_dir: Path, note: Callable[[str], None], at_most: int | None = Non
         folder = folder_of(out_dir, step)
         if (problem := manifest_problem(folder)) is None:
             for damaged, what in problems.items():
-                _set_aside(damaged, what, folder, note)
+                _set_aside(damaged, what, folder, log)
             return folder
         problems[folder] = problem
     if steps:
         raise UserError(
-            f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start anew with --init_from=scratch "
+            f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start again with --init_from=scratch "
             "--overwrite"
         )
     raise UserError(f"{out_dir} holds no checkpoint to resume; start the run with --init_from=scratch")
 
 
-def _set_aside(damaged: Path, problem: str, instead: Path, note: Callable[[str], None]) -> None:
-    """Rename a damaged checkpoint, unless it is not this program's, and say so."""
-    if not is_ours(damaged):
-        note(f"{damaged} is no checkpoint of this program ({problem}); going back to {instead.name}")
+def _set_aside(damaged: Path, problem: str, instead: Path, log: Log) -> None:
+    """Rename a damaged checkpoint, unless another program wrote it, and log that."""
+    if not is_checkpoint_of_this_program(damaged):
+        log(f"{damaged} is no checkpoint of this program ({problem}); going back to {instead.name}")
         return
     aside = damaged.with_name(f"damaged_{damaged.name}_{time.time_ns()}")
     damaged.rename(aside)
-    note(f"checkpoint {damaged} is damaged ({problem}), now {aside.name}; going back to {instead.name}")
+    log(f"checkpoint {damaged} is damaged ({problem}), now {aside.name}; going back to {instead.name}")
 
 
 def restore(folder: Path, model: GPT) -> TrainState:
-    """Load the weights of an intact checkpoint, or this process's part of them, in place; returns where it stood."""
+    """Load this process's shard of the weights of an intact checkpoint, in place; return its training state."""
     with safe_open(folder / "model.safetensors", framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(part_like(parameter, file.get_tensor(name)))
+            parameter.copy_(shard_like(parameter, file.get_tensor(name)))
     description = read_description(folder)
+    description.setdefault("skipped_batches", description.get("left_out", 0))  # its name in older checkpoints
     return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__ if name in description})
 
 
 def restore_optimizers(folder: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Load the optimizers' state of an intact checkpoint, or this process's part of it, in place."""
+    """Load this process's shard of the optimizer state of an intact checkpoint, in place."""
     with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
-        load_named_state(optimizers, Lazily({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
+        load_named_state(optimizers, LazyTensors({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
 
 
-class Lazily(Mapping[str, torch.Tensor]):
-    """Tensors that are read when they are asked for, so that a process reads what it is to keep."""
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name that are read on access, so that a process reads only its share."""
 
     def __init__(self, read: dict[str, Callable[[], torch.Tensor]]) -> None:
         self.read = read

@@ -1,8 +1,11 @@
 """Failures that end a command with one line instead of a traceback."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
+Log = Callable[[str], None]
+"""A function that receives lines for the user."""
 SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where there is no room for more bytes."""
 
@@ -17,7 +20,7 @@ class UserError(Exception):
     status = 2
 
 
-class ToldElsewhere(UserError):
+class ReportedElsewhere(UserError):
     """A UserError that another process prints."""
 
 
@@ -41,6 +44,12 @@ class WriteError(UserError, OSError):
 
     def __str__(self) -> str:
         return self.args[0]  # not as OSError words it
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError with the `message` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
 
 
 def _remedy(number: int | None, needed: int | None, free: int | None) -> str:

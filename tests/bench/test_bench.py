@@ -58,7 +58,9 @@ def test_decoding_is_measured() -> None:
     model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=1, n_head=1, n_embd=4))
     speed = sample_bench.measure(model, prompt_tokens=3, new_tokens=5, rounds=3, dtype="float32")
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
-    assert speed.bytes_per_second == pytest.approx(4 * model.num_params() * speed.tokens_per_second)
+    assert speed.bytes_per_second == pytest.approx(
+        4 * model.get_num_params(non_embedding=False) * speed.tokens_per_second
+    )
     with pytest.raises(UserError, match=r"prompt_tokens=12 and new_tokens=5 are more than the model's 16 positions"):
         sample_bench.measure(model, prompt_tokens=12, new_tokens=5, rounds=3, dtype="float32")
 

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.data.batches import (
+    Batches,
     align,
-    document_numbers,
+    document_mask,
     evaluation_starts,
     gather,
-    micro_batches,
     permute,
     sample_starts,
     shuffled_starts,
 )
 from gpt2.data.shards import Tokens, open_shard
 from gpt2.errors import UserError
+
+CPU = torch.device("cpu")
 
 ORDERS = ["random", "shuffled", "sequential"]
 TOKENS = np.arange(1000, dtype=np.uint16)
@@ -85,6 +88,16 @@ def llmc_positions(shards: list[int], rows: int, block: int, batches: int) -> li
     return starts
 
 
+class Steps:
+    """Tokens whose ids are their own offsets."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        return np.arange(sum(self.lengths))[where]
+
+
 @given(
     shards=st.lists(st.integers(49, 300), min_size=1, max_size=4),
     rows=st.integers(1, 3),
@@ -98,7 +111,7 @@ def test_sequential_walks_as_llm_c_does(shards: list[int], rows: int, micro_batc
 
 
 def test_shards_that_hold_no_batch_are_refused() -> None:
-    with pytest.raises(UserError, match=r"no shard holds a batch of 4·16 tokens"):
+    with pytest.raises(UserError, match=r"no shard has 4·16 tokens and one more"):
         sample_starts([64, 64], 16, "sequential", 0, 0, 4, 4)
 
 
@@ -145,20 +158,22 @@ def test_all_processes_together_see_the_samples_of_one(
 ) -> None:
     """In the same global order, with as many processes as one likes, stopped and taken up wherever one likes."""
     accumulation = world_size * each
-
+    tokens = Steps(shards)
+    batches = Batches(tokens, block, rows, accumulation, order, seed)
     starts = [sample_starts(shards, block, order, seed, step, accumulation * rows, rows) for step in range(7)]
     alone = [found.tolist() for found in starts]
     seen: dict[int, list[int]] = {}
     for begin in [0, *sorted(resumed)]:  # every process makes all updates from its last checkpoint on
         ranks = [
-            [micro_batches(starts[step], accumulation, rank, world_size) for step in range(begin, 7)]
+            [list(batches.micro_batches(step, rank, world_size, CPU)) for step in range(begin, 7)]
             for rank in range(world_size)
         ]
         for step in range(begin, 7):
-            parts = [part for rank in ranks for part in rank[step - begin]]
-            assert [number for number, _ in parts] == list(range(accumulation))
+            micro_batches = [micro_batch for rank in ranks for micro_batch in rank[step - begin]]
+            assert [micro_batch.number for micro_batch in micro_batches] == list(range(accumulation))
             assert all(len(rank[step - begin]) == each for rank in ranks)
-            seen[step] = np.concatenate([rows for _, rows in parts]).tolist()
+            seen[step] = [int(x[0]) for micro_batch in micro_batches for x in micro_batch.x]
+            assert all(torch.equal(m.y, m.x + 1) and m.mask is None for m in micro_batches)
     assert [seen[step] for step in range(7)] == alone
     if order != "sequential":  # how llm.c walks depends on the rows of a micro-batch
         again = [
@@ -238,7 +253,11 @@ def test_a_window_moves_as_far_as_a_block_and_not_out_of_the_split(start: int, t
     assert align(tokens, np.array([start]), 4, 9).tolist() == [to]
 
 
-def test_documents_are_numbered_from_their_end_of_text() -> None:
+def test_a_document_mask_begins_at_an_end_of_text_token() -> None:
     x = torch.tensor([[9, 1, 2, 9, 9, 3], [1, 2, 9, 3, 4, 9], [1, 2, 3, 4, 5, 6]])
-    assert document_numbers(x, 9).tolist() == [[1, 1, 1, 2, 3, 3], [0, 0, 1, 1, 1, 2], [0] * 6]
-    assert document_numbers(x, None) is None
+    numbers = torch.tensor([[1, 1, 1, 2, 3, 3], [0, 0, 1, 1, 1, 2], [0] * 6])
+    mask = document_mask(x, 9)
+    assert mask.shape == (3, 1, 6, 6)
+    for b, i, j in itertools.product(range(3), range(6), range(6)):
+        assert bool(mask[b, 0, i, j]) == (j <= i and bool(numbers[b, i] == numbers[b, j]))
+    assert document_mask(x, None) is None

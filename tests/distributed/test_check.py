@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2.distributed.engines import check
+from gpt2.distributed.gradients import check_processes
 from gpt2.errors import UserError
 
 POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zero_stage": 0, "dtype": "bfloat16"}
@@ -16,14 +16,14 @@ POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zer
         (8, {}, "gradient_accumulation_steps=12, .* 8 of them; the nearest numbers that can: 8 or 16$"),
         (16, {}, "gradient_accumulation_steps=12, .* 16 of them; the nearest numbers that can: 16$"),
         (3, {"deterministic": True}, "deterministic=True needs 1, 2, 4, 8, … processes, and there are 3$"),
-        (4, {"deterministic": True, "parallel": "fsdp"}, "deterministic=True needs whole gradients"),
+        (4, {"deterministic": True, "parallel": "fsdp"}, "deterministic=True needs gradients that are not sharded"),
         (4, {"zero_stage": 1, "parallel": "fsdp"}, "leave --zero_stage out"),
         (4, {"dtype": "float16", "parallel": "fsdp"}, "use --dtype=bfloat16 or float32"),
     ],
 )
 def test_what_processes_cannot_share_is_refused(size: int, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(SimpleNamespace(size=size), **POSSIBLE | changes)
+        check_processes(SimpleNamespace(size=size), **POSSIBLE | changes)
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_what_processes_cannot_share_is_refused(size: int, changes: dict, messag
     ],
 )
 def test_what_processes_can_share_is_not(size: int, changes: dict) -> None:
-    check(SimpleNamespace(size=size), **POSSIBLE | changes)
+    check_processes(SimpleNamespace(size=size), **POSSIBLE | changes)

@@ -1,4 +1,4 @@
-"""Who makes which matrices orthogonal, where every process has some rows of each."""
+"""Which process orthogonalizes which matrices, where every process has a shard of each."""
 
 from pathlib import Path
 
@@ -8,58 +8,56 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from gpt2.distributed.engines import wrapped
-from gpt2.distributed.parts import whole
+from gpt2.chunked_loss import TrainingLoss
+from gpt2.distributed.gradients import synchronize_gradients
+from gpt2.distributed.sharding import full_tensor
 from gpt2.distributed.world import World
-from gpt2.model import GPT, GPTConfig, Objective
+from gpt2.model import GPT, GPTConfig
 from gpt2.optim import muon
 from gpt2.optim.optimizers import make_optimizers
 
 CONFIG = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 
 
-def update(rank: int, size: int, folder: str, most_at_once: int) -> None:
+def update(rank: int, size: int, folder: str, max_stack: int) -> None:
     """Be one process of some, or alone: make two updates, and write down how many matrices were computed here."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting{size}", rank=rank, world_size=size)
     torch.manual_seed(0)
     model = GPT(CONFIG)
-    engine = wrapped(
-        model,
-        model.transformer.h,
-        Objective(model),
+    gradients = synchronize_gradients(
+        TrainingLoss(model),
         World(rank, size, rank),
         torch.device("cpu"),
         micro_batches=size,
         deterministic=False,
         parallel="fsdp",
-        compile_blocks=False,
         cpu_offload=False,
     )
     optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon={"lr": 0.02})
-    original, counts = muon.orthogonal, []
+    original, counts = muon.orthogonalized, []
 
     def counting(matrices: Tensor, *settings: object) -> Tensor:
         counts.append(len(matrices))
         return original(matrices, *settings)
 
-    muon.orthogonal, muon.MOST_AT_ONCE = counting, most_at_once
+    muon.orthogonalized, muon.MAX_STACK = counting, max_stack
     idx = torch.tensor([[1, 2, 3]])
     for _ in range(2):
-        with engine.micro_batch(True):
-            (engine.forward(idx, idx) / size).backward()
+        with gradients.micro_batch(True):
+            (gradients.loss_of(idx, idx) / size).backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    weights = {name: whole(p.detach()).clone() for name, p in model.named_parameters()}
+    weights = {name: full_tensor(p.detach()).clone() for name, p in model.named_parameters()}
     torch.save((sum(counts) // 2, weights), f"{folder}/{rank} of {size}")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("most_at_once", "counts"), [(2**20, [6, 6, 0]), (1, [6, 6, 0])])
-def test_each_process_computes_some_of_the_matrices(most_at_once: int, counts: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("max_stack", "counts"), [(2**20, [6, 6, 0]), (1, [6, 6, 0])])
+def test_each_process_computes_some_of_the_matrices(max_stack: int, counts: list[int], tmp_path: Path) -> None:
     """Of each of two layers q, k and v, and three more. Three processes have unequal rows, and one has no matrix."""
     for size in (1, 3):
-        mp.spawn(update, (size, str(tmp_path), most_at_once), nprocs=size)
+        mp.spawn(update, (size, str(tmp_path), max_stack), nprocs=size)
     found = [torch.load(tmp_path / f"{rank} of 3") for rank in range(3)]
     assert [count for count, _ in found] == counts
     _, alone = torch.load(tmp_path / "0 of 1")

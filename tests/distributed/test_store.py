@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from gpt2.distributed.world import unused_part
+from gpt2.distributed.world import unused_namespace
 
 
 @pytest.mark.parametrize("late", [0, 1, 2])
@@ -17,7 +17,7 @@ def test_they_meet_where_nothing_was_written_yet(late: int) -> None:
     def process(rank: int, attempt: int) -> set[str]:
         if attempt and rank == late:
             time.sleep(0.2)
-        store = unused_part(dist.TCPStore("localhost", server.port, is_master=False), rank, 3)
+        store = unused_namespace(dist.TCPStore("localhost", server.port, is_master=False), rank, 3)
         assert not store.check([f"address of {rank}"])
         store.set(f"address of {rank}", f"{attempt}")
         return {store.get(f"address of {other}").decode() for other in range(3)}

@@ -93,8 +93,10 @@ def test_an_ending_does_not_depend_on_the_others() -> None:
 
 
 def test_the_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, states = [], GPT.states
-    monkeypatch.setattr(GPT, "states", lambda self, idx, *rest: seen.append(idx.shape) or states(self, idx, *rest))
+    seen, hidden = [], GPT.hidden
+    monkeypatch.setattr(
+        GPT, "hidden", lambda self, idx, *rest, **named: seen.append(idx.shape) or hidden(self, idx, *rest, **named)
+    )
     task = Task([1, 2, 3, 4, 5], [[6, 7], [8], [9, 10, 11], [12]], [2, 1, 3, 1], 0)
     log_likelihoods(toy(), [task], dtype="float32")
     assert seen == [(1, 5 + 1 + 0 + 2 + 0)]
@@ -128,13 +130,13 @@ def test_processes_share_the_batches_and_agree(size: int) -> None:
     forwards = [0] * size
 
     def run(rank: int) -> None:
-        mine, compute = models[rank], models[rank].log_probs
+        mine, compute = models[rank], models[rank].hidden
 
-        def counted(*arguments):
+        def counted(*arguments, **named):
             forwards[rank] += 1
-            return compute(*arguments)
+            return compute(*arguments, **named)
 
-        mine.log_probs = counted
+        mine.hidden = counted
         world = Together(rank, size, control=control)
         found[rank] = log_likelihoods(mine, tasks, batch_tokens=60, dtype="float32", world=world)
 

@@ -239,8 +239,10 @@ def test_generated_answers_are_those_of_hf(tmp_path: Path, texts: list[str], mod
 
 
 def test_endings_of_a_context_are_computed_together(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
-    seen, states = [], GPT.states
-    monkeypatch.setattr(GPT, "states", lambda self, idx, *rest: seen.append(idx.shape) or states(self, idx, *rest))
+    seen, hidden = [], GPT.hidden
+    monkeypatch.setattr(
+        GPT, "hidden", lambda self, idx, *rest, **named: seen.append(idx.shape) or hidden(self, idx, *rest, **named)
+    )
     asked = requests(("the cat", " sat"), ("the cat", " on a mat"), ("the cat", " saw"), ("two", " dogs"))
     found = ToolkitLM(models[0], device="cpu").loglikelihood(asked, disable_tqdm=True)
     assert sum(shape[0] for shape in seen) == 2
@@ -249,8 +251,10 @@ def test_endings_of_a_context_are_computed_together(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_batch_has_as_many_rows_as_asked(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
-    shapes, states = [], GPT.states
-    monkeypatch.setattr(GPT, "states", lambda self, idx, *rest: shapes.append(idx.shape) or states(self, idx, *rest))
+    shapes, hidden = [], GPT.hidden
+    monkeypatch.setattr(
+        GPT, "hidden", lambda self, idx, *rest, **named: shapes.append(idx.shape) or hidden(self, idx, *rest, **named)
+    )
     asked = requests(
         *(("the cat sat on a mat and saw two dogs run " * 9, f" {word}") for word in ("over", "some", "hill", "cat"))
     )
@@ -317,8 +321,8 @@ def test_sampling_follows_the_seed_and_the_settings(models: tuple[str, str]) -> 
 def test_nothing_is_computed_after_the_last_stop(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
     model, settings = ToolkitLM(models[0], device="cpu"), {"max_gen_toks": 20, "until": []}
     [whole] = model.generate_until(requests(("the cat", settings)), disable_tqdm=True)
-    calls, states = [], GPT.states
-    monkeypatch.setattr(GPT, "states", lambda *arguments: calls.append(0) or states(*arguments))
+    calls, hidden = [], GPT.hidden
+    monkeypatch.setattr(GPT, "hidden", lambda *arguments, **named: calls.append(0) or hidden(*arguments, **named))
     asked = requests(("the cat", {**settings, "until": [whole[0]]}))
     assert model.generate_until(asked, disable_tqdm=True) == [""]
     assert len(calls) == 1

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt2.chunked_loss import TrainingLoss
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim import muon as module
-from gpt2.optim.muon import Muon, orthogonal
-from gpt2.optim.optimizers import load_named_state, make_optimizers, named_state, set_learning_rate, skip_if
+from gpt2.optim.muon import Muon, orthogonalized
+from gpt2.optim.optimizers import load_named_state, make_optimizers, named_state, update
 
 CONFIG = GPTConfig(block_size=4, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 SETTINGS = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
@@ -24,13 +25,13 @@ def test_what_comes_out_is_about_orthogonal_with_the_same_singular_vectors(
 ) -> None:
     u, _, v = torch.linalg.svd(random(*shape).double(), full_matrices=False)
     matrix = u @ torch.logspace(1, -1.5, min(shape)).double().diag() @ v
-    found = u.T @ orthogonal(matrix[None], iterations, torch.float64)[0] @ v.T
+    found = u.T @ orthogonalized(matrix[None], iterations, torch.float64)[0] @ v.T
     assert (found - found.diag().diag()).abs().max() < 1e-10
     assert 1 - off < found.diag().min() <= found.diag().max() < 1 + off
 
 
 def test_matrices_of_many_shapes_are_computed_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_AT_ONCE", 2 * 32)
+    monkeypatch.setattr(module, "MAX_STACK", 2 * 32)
     matrices = [random(8, 4), random(4, 8) + 1, random(8, 4) - 1, random(6, 6), random(4, 8), random(8, 4) * 2]
     parameters, alone = ([torch.nn.Parameter(m.clone()) for m in matrices] for _ in range(2))
     for parameter in (*parameters, *alone):
@@ -86,18 +87,16 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest() -> None:
 def test_both_follow_one_schedule() -> None:
     optimizers = make_optimizers(GPT(CONFIG), 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)
     for share in (0.5, 0.25, 1.0):
-        set_learning_rate(optimizers, share)
+        update(optimizers, torch.amp.GradScaler("cpu", enabled=False), share, torch.tensor(False))
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         assert rates == pytest.approx([1e-3 * share] * 2 + [0.02 * share] * 2)
 
 
 def train(model: GPT, optimizers: list[torch.optim.Optimizer], bad: float = 0.0) -> None:
     idx = torch.tensor([[1, 2, 3]])
-    (model.loss(idx, idx) * (1 + bad)).backward()
-    skip_if(optimizers, torch.tensor(not math.isfinite(bad)))
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
+    (TrainingLoss(model)(idx, idx) * (1 + bad)).backward()
+    skip = torch.tensor(not math.isfinite(bad))
+    update(optimizers, torch.amp.GradScaler("cpu", enabled=False), 1.0, skip)
 
 
 def everything(model: GPT, optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:

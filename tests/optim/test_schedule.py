@@ -2,10 +2,10 @@ import pytest
 
 from gpt2.optim.schedule import learning_rate
 
-NANOGPT = {"schedule": "cosine", "peak": 6e-4, "floor": 6e-5, "warmup_iters": 2000, "decay_iters": 600_000}
-CHAR = {"schedule": "cosine", "peak": 1e-3, "floor": 1e-4, "warmup_iters": 100, "decay_iters": 5000}
-LLMC = {"schedule": "cosine", "peak": 6e-4, "floor": 0.0, "decay_iters": 18865}
-BUILD = {"schedule": "cosine", "peak": 6e-4, "floor": 6e-5, "decay_iters": 19073}
+NANOGPT = {"schedule": "cosine", "peak": 6e-4, "minimum": 6e-5, "warmup_iters": 2000, "decay_iters": 600_000}
+CHAR = {"schedule": "cosine", "peak": 1e-3, "minimum": 1e-4, "warmup_iters": 100, "decay_iters": 5000}
+LLMC = {"schedule": "cosine", "peak": 6e-4, "minimum": 0.0, "decay_iters": 18865}
+BUILD = {"schedule": "cosine", "peak": 6e-4, "minimum": 6e-5, "decay_iters": 19073}
 
 
 @pytest.mark.parametrize(
@@ -46,24 +46,24 @@ def test_the_peers_tables(settings: dict, step: int, expected: float) -> None:
 
 def test_linear_and_wsd_are_llmcs() -> None:
     common = {"peak": 1e-3, "warmup_iters": 100, "decay_iters": 1000}
-    assert learning_rate(550, schedule="linear", floor=1e-4, **common) == pytest.approx(5.5e-4, rel=1e-12)
-    wsd = {"schedule": "wsd", "floor": 0.0, **common}
+    assert learning_rate(550, schedule="linear", minimum=1e-4, **common) == pytest.approx(5.5e-4, rel=1e-12)
+    wsd = {"schedule": "wsd", "minimum": 0.0, **common}
     assert learning_rate(799, **wsd) == learning_rate(800, **wsd) == 1e-3
     assert learning_rate(900, **wsd) == pytest.approx(2.9289321881345e-04, rel=1e-12)
     assert learning_rate(1000, **wsd) == 0.0
 
 
 def test_wsd_falls_from_its_peak_though_the_warmup_is_longer_than_the_stable_time() -> None:
-    settings = {"schedule": "wsd", "peak": 1.0, "floor": 0.0, "warmup_iters": 90, "decay_iters": 100}
+    settings = {"schedule": "wsd", "peak": 1.0, "minimum": 0.0, "warmup_iters": 90, "decay_iters": 100}
     assert [learning_rate(i, **settings) for i in (89, 90, 95)] == pytest.approx([90 / 91, 1.0, 1 - 0.5**0.5])
 
 
 def test_constant_warms_up_and_stays() -> None:
-    settings = {"schedule": "constant", "peak": 1.0, "floor": 0.0, "warmup_iters": 4, "decay_iters": 10}
+    settings = {"schedule": "constant", "peak": 1.0, "minimum": 0.0, "warmup_iters": 4, "decay_iters": 10}
     assert [learning_rate(i, **settings) for i in (0, 3, 4, 9, 99)] == [0.2, 0.8, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_a_run_that_ends_in_its_warmup_has_no_division_by_zero(schedule: str) -> None:
-    settings = {"schedule": schedule, "peak": 1.0, "floor": 0.1, "warmup_iters": 5, "decay_iters": 5}
+    settings = {"schedule": schedule, "peak": 1.0, "minimum": 0.1, "warmup_iters": 5, "decay_iters": 5}
     assert [learning_rate(i, **settings) for i in (4, 5, 6)] == pytest.approx([5 / 6, 0.1, 0.1])

@@ -28,13 +28,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from gpt2 import checkpoint, tensor_file
 from gpt2.cli import main
+from gpt2.data import batches
 from gpt2.evaluate import loss as evaluation
 from gpt2.formats.layout import saved_steps
 from gpt2.optim import adamw
 from gpt2.runlog import records
 from gpt2.runlog.records import read_log
-from gpt2.training import folder, loop
-from gpt2.training import step as step_module
+from gpt2.training import loop, periodic, session
 
 STEPS = 24
 FLAGS = [
@@ -246,7 +246,7 @@ def samples_on_a_full_disk(run: Run) -> None:
 
 
 def config_on_a_full_disk(run: Run) -> None:
-    folder.write_text = raising(no_space())
+    session.write_text = raising(no_space())
 
 
 WAYS = {
@@ -270,10 +270,10 @@ WAYS = {
     "folder deleted": Way(delete_folder, None, (2,)),
     "no memory": Way(in_update(lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")), None),
     "exception: update": Way(in_update(lambda: ValueError("no\nfurther")), None, (1,)),
-    "exception: batch": Way(from_step_on(step_module, "gather", lambda: IndexError("x")), None, (1,)),
+    "exception: batch": Way(from_step_on(batches, "gather", lambda: IndexError("x")), None, (1,)),
     "exception: half an update": Way(half_an_update, None, (1,), saves=False),
-    "exception: evaluation": Way(from_step_on(loop, "estimate_losses", lambda: KeyError("x")), None, (1,)),
-    "exception: samples": Way(from_step_on(loop, "sample_texts", lambda: AssertionError()), None, (1,)),
+    "exception: evaluation": Way(from_step_on(periodic, "estimate_losses", lambda: KeyError("x")), None, (1,)),
+    "exception: samples": Way(from_step_on(periodic, "sample_texts", lambda: AssertionError()), None, (1,)),
     "exception: records": Way(from_step_on(loop.device, "peak_memory", lambda: OSError(5, "I/O error")), None, (2,)),
     "exception: console": Way(from_step_on(loop.RunConsole, "step", lambda: RuntimeError("x")), None, (1,)),
 }

@@ -18,7 +18,6 @@ from gpt2.training.import_run import import_run
 from gpt2.training.loop import train
 from gpt2.training.recipes import resume_config
 from gpt2.training.setup import set_up
-from gpt2.training.step import row_starts
 
 
 def quiet(line: str) -> None:
@@ -95,7 +94,7 @@ def test_the_state_of_another_optimizer_is_refused(first: str, other: str, tiny,
     took_along = tiny(out_dir="new", init_from="r", resume_optimizer=True, optimizer=first)
     state = set_up(took_along, quiet).optimizers[-1].state
     assert len(state) and all(len(kept) for kept in state.values())
-    with pytest.raises(UserError, match=f"optimizer={other} cannot go on with the state of another one"):
+    with pytest.raises(UserError, match=f"optimizer={other} cannot continue with the state of another optimizer"):
         set_up(replace(took_along, optimizer=other), quiet)
 
 
@@ -127,7 +126,7 @@ def test_llm_cs_tensors_are_written_before_the_first_update_and_change_nothing(
     plain = tiny(out_dir=str(tmp_path / "a"), **heeding if heed else {})
     config = replace(plain, out_dir=str(tmp_path / "b"), write_tensors=True)
     fresh = set_up(config, quiet)
-    x, y = gather(fresh.train_tokens, row_starts(fresh, 0)[:4], 16, torch.device("cpu"))
+    x, y = gather(fresh.batches.tokens, fresh.batches.starts(0)[:4], 16, torch.device("cpu"))
     _, loss = fresh.model.eval()(x, y)
     train(plain)
     train(config)

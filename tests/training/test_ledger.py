@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from gpt2.runlog.records import read_log
-from gpt2.training.ledger import Ledger
 from gpt2.training.loop import train
+from gpt2.training.timing import Ledger
 
 
 def test_all_time_is_booked(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 101.0, 103.0, 110.0, 110.5, 112.0])
-    monkeypatch.setattr("gpt2.training.ledger.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("gpt2.training.timing.time.perf_counter", lambda: next(clock))
     ledger = Ledger()
     ledger.mark()  # 1 second of other things
     assert ledger.mark("evaluation") == 2
-    assert ledger.updates([{"data": 1.0, "forward": 2.0}, {"data": 0.5, "forward": 3.0}]) == 7
+    assert ledger.steps([{"data": 1.0, "forward": 2.0}, {"data": 0.5, "forward": 3.0}]) == 7
     assert ledger.mark("evaluation") == 0.5
     ledger.move("waiting", 0.25)
     assert ledger.totals() == {

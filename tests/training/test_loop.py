@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from gpt2.data.dataset import open_dataset
 from gpt2.errors import TrainingFailed, UserError
 from gpt2.formats.layout import saved_steps
 from gpt2.runlog.records import read_log
-from gpt2.training.loop import estimate_losses, train
+from gpt2.training.loop import train
+from gpt2.training.periodic import estimate_losses
 from gpt2.training.setup import set_up
 
 
@@ -77,12 +79,13 @@ def test_evaluation_heeds_documents_where_training_does(tiny, heeding: dict) -> 
     for start in evaluation_starts(tokens, 16, 0):
         x, y = gather(tokens, [start], 16, torch.device("cpu"))
         numbers = torch.tensor([[x[0, : t + 1].tolist().count(256) for t in range(16)]])
-        masked.append(run.model(x, y, documents=numbers)[1].item())
+        mask = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril()
+        masked.append(run.model(x, y, mask=mask)[1].item())
         whole.append(run.model(x, y)[1].item())
     masked, whole = sum(masked) / len(masked), sum(whole) / len(whole)
     assert abs(masked - whole) > 1e-2
     assert estimate_losses(run)["val_loss"] == pytest.approx(masked, abs=1e-5)
-    run.boundary = None
+    run.batches = replace(run.batches, document_mask=False)
     assert estimate_losses(run)["val_loss"] == pytest.approx(whole, abs=1e-5)
 
 
@@ -191,9 +194,9 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
     def recording(model, **options):
         assert options == {"fullgraph": True}
 
-        def forward(x, y, documents):
-            seen.append(documents)
-            return model(x, y, documents=documents)
+        def forward(x, y, mask):
+            seen.append(mask)
+            return model(x, y, mask)
 
         return forward
 
@@ -205,7 +208,7 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
     assert len(seen) == 1
     train(config)
     assert [None if d is None else (d.shape, d.dtype) for d in seen] == [
-        ((4, 16), torch.int64) if heed else None
+        ((4, 1, 16, 16), torch.bool) if heed else None
     ] * 4  # both trials and both updates
 
 

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from runs import curve, final_weights
 
-from gpt2 import checkpoint
+from gpt2 import accounting, checkpoint
+from gpt2.data import batches as batches_module
 from gpt2.data.prepare import prepare
 from gpt2.errors import TrainingFailed, UserError
 from gpt2.formats.layout import saved_steps
 from gpt2.optim.muon import Muon
 from gpt2.runlog.records import read_log
-from gpt2.training import loop
+from gpt2.training import loop, periodic
 from gpt2.training import step as step_module
 from gpt2.training.loop import train
 from gpt2.training.recipes import dump_toml
+from gpt2.training.step_records import StepRecords
 
 SETTINGS = {"max_iters": 12, "eval_interval": 4, "sample_interval": 4, "sample_tokens": 5, "dropout": 0.1}
 
@@ -50,13 +52,13 @@ def whole(tiny, tmp_path: Path) -> Path:
     ("owner", "name", "call", "saved"),
     [
         (loop, "train_step", 8, 7),
-        (step_module, "gather", 10, 9),
+        (batches_module, "gather", 10, 9),
         (step_module, "learning_rate", 10, 9),
-        (loop, "estimate_losses", 3, 8),
-        (loop, "sample_texts", 3, 8),
-        (loop.Loop, "record", 7, 7),
-        (loop.Loop, "save", 2, 8),
-        (loop.accounting, "mfu", 6, 6),
+        (periodic, "estimate_losses", 3, 8),
+        (periodic, "sample_texts", 3, 8),
+        (StepRecords, "write", 7, 7),
+        (periodic.Saving, "run", 2, 8),
+        (accounting, "mfu", 6, 6),
     ],
 )
 @pytest.mark.parametrize("error", [lambda: ValueError("what\nmore"), lambda: OSError(5, "I/O error", "a/file")])
@@ -97,7 +99,7 @@ def test_half_an_update_is_not_saved(tiny, tmp_path: Path, monkeypatch) -> None:
     train(tiny(**settings, out_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:  # Muon's matrices come after AdamW has changed the rest
         patch.setattr(Muon, "step", failing(6, lambda: RuntimeError("no"), Muon.step))
-        with pytest.raises(TrainingFailed, match=r"; it broke off update 6 in the middle, so that nothing after"):
+        with pytest.raises(TrainingFailed, match=r"; it happened in the middle of step 6, so nothing after"):
             train(tiny(**settings))
     assert saved_steps(tmp_path / "run") == [3]
     assert train(tiny(**settings, init_from="resume")).step == 9

@@ -119,16 +119,16 @@ def test_log_survives_a_torn_last_line(tiny, tmp_path: Path) -> None:
 
 
 def test_a_signal_during_an_evaluation_saves_what_there_is(tiny, tmp_path: Path, monkeypatch) -> None:
-    from gpt2.training import loop
+    from gpt2.training import periodic
 
-    estimate = loop.estimate_losses
+    estimate = periodic.estimate_losses
 
     def interrupted(run, progress):
         if run.state.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
         return estimate(run, lambda *_: None) if run.state.step < 10 else {"train_loss": 9.0, "val_loss": 9.0}
 
-    monkeypatch.setattr(loop, "estimate_losses", interrupted)
+    monkeypatch.setattr(periodic, "estimate_losses", interrupted)
     result = train(tiny(always_save_checkpoint=False))
     assert result.stopped
     assert saved_steps(tmp_path / "run") == [10]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from runs import curve, final_weights, start_process, wait_for_step
 
+from gpt2.evaluate import choices
 from gpt2.evaluate import loss as loss_module
 from gpt2.formats.layout import saved_steps
 from gpt2.generation import engine
-from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.records import read_log
 from gpt2.training import loop
@@ -45,7 +45,7 @@ EVALUATION = {"eval_interval": 10, "eval_iters": 40, "batch_size": 1}
     ("owner", "name", "first", "settings"),
     [
         # the call to be killed in: of the evaluation of step 10, after the 2 × 40 batches of that of step 0
-        (GPT, "token_losses", 83, EVALUATION),
+        (loss_module, "token_losses", 83, EVALUATION),
         (engine, "next_token", 203, {"eval_interval": 0, "sample_interval": 10, "sample_tokens": 200}),
     ],
 )
@@ -70,8 +70,8 @@ def test_a_signal_during_hellaswag_ends_it_after_a_batch(
     from gpt2.evaluate.choices import Task
 
     tasks = [Task([1, 2, 3], [[4, 5], [6, 7]], [2, 2], 0)] * 2000
-    monkeypatch.setattr("gpt2.training.setup.hellaswag_tasks", lambda *arguments: tasks)
-    calls = kill_at(monkeypatch, GPT, "log_probs", 3)
+    monkeypatch.setattr("gpt2.training.setup._hellaswag_tasks", lambda *arguments: tasks)
+    calls = kill_at(monkeypatch, choices, "score_targets", 3)
     assert train(tiny(hellaswag_interval=5, eval_interval=0)).stopped
     assert len(calls) == 3
     assert not [r for r in read_log(tmp_path / "run") if "acc" in r]
@@ -175,7 +175,7 @@ def test_no_float64_is_asked_of_the_device(tiny, monkeypatch: pytest.MonkeyPatch
 
     run = loop.set_up(tiny(), lambda line: None)
     expected = loop.estimate_losses(run)
-    compute = GPT.token_losses
-    monkeypatch.setattr(GPT, "token_losses", lambda *arguments: compute(*arguments).as_subclass(OnDevice))
+    compute = loss_module.token_losses
+    monkeypatch.setattr(loss_module, "token_losses", lambda *arguments: compute(*arguments).as_subclass(OnDevice))
     assert loop.estimate_losses(run) == expected
     assert loss_module.evaluating

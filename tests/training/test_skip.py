@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2.chunked_loss import TrainingLoss
 from gpt2.errors import UserError
 from gpt2.formats.layout import saved_steps
-from gpt2.model import GPT
 from gpt2.runlog.records import read_log
 from gpt2.training import step as step_module
 from gpt2.training.loop import train
@@ -19,13 +19,13 @@ from gpt2.training.step import train_step
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
     """Have the loss of these updates, counted from 0, be no number."""
-    compute, calls = GPT.loss, [0]
+    compute, calls = TrainingLoss.forward, [0]
 
-    def spoiled(self: GPT, *arguments: object, **named: object) -> torch.Tensor:
+    def spoiled(self: TrainingLoss, *arguments: object, **named: object) -> torch.Tensor:
         calls[0] += 1
         return compute(self, *arguments, **named) * (math.nan if calls[0] - 1 in steps else 1)
 
-    monkeypatch.setattr(GPT, "loss", spoiled)
+    monkeypatch.setattr(TrainingLoss, "forward", spoiled)
 
 
 def state_of(run) -> list[torch.Tensor]:
@@ -67,14 +67,14 @@ def test_skipped_updates_are_told_and_training_goes_on(tiny, monkeypatch: pytest
     assert [len(r["rows"]) for r in skips] == [4] * 3
     assert [r["step"] for r in log if r["event"] == "train"] == [s for s in range(1, 21) if s not in (6, 7, 8)]
     assert all(math.isfinite(r["val_loss"]) for r in log if r["event"] == "eval")
-    assert "step 6 · the loss is not finite: update skipped" in capfd.readouterr().err
+    assert "step 6 · the loss is not finite: step skipped" in capfd.readouterr().err
 
 
 def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         spoil(patch, range(12, 1000))
         config = tiny(max_iters=100, checkpoint_interval=5, eval_interval=0)
-        message = r"10 updates in a row were skipped, from step 13 on; .*--init_from=resume.* --overfit_step=12$"
+        message = r"10 steps in a row were skipped, from step 13 on; .*--init_from=resume.* --overfit_step=12$"
         with pytest.raises(UserError, match=message):
             train(config)
     assert saved_steps(Path(config.out_dir))[0] == 20  # of weights that are good

@@ -10,9 +10,9 @@ from gpt2.checkpoint import TrainState
 from gpt2.errors import UserError
 from gpt2.formats.layout import folder_of, read_description
 from gpt2.runlog.records import read_log
-from gpt2.training.ledger import Ledger
 from gpt2.training.loop import train
 from gpt2.training.spikes import SpikeWatch, is_spike
+from gpt2.training.timing import Ledger
 
 SETTINGS = {"max_iters": 60, "checkpoint_interval": 20, "eval_interval": 0, "keep_checkpoints": 0}
 
@@ -22,13 +22,13 @@ def spikes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has the losses of some updates count as spikes: given their step and the updates left out before."""
 
     def arrange(are: Callable[[int, int], bool]) -> None:
-        sees = SpikeWatch.sees
+        judge = SpikeWatch.is_spike
 
         def told(self: SpikeWatch, loss: float) -> bool:
-            sees(self, loss)
-            return are(self.run.state.step, self.run.state.left_out)
+            judge(self, loss)
+            return are(self.run.state.step, self.run.state.skipped_batches)
 
-        monkeypatch.setattr(SpikeWatch, "sees", told)
+        monkeypatch.setattr(SpikeWatch, "is_spike", told)
 
     return arrange
 
@@ -46,24 +46,24 @@ def test_all_recent_losses_count() -> None:
 
 def test_the_last_128_losses_are_kept_without_the_spikes() -> None:
     run = SimpleNamespace(config=SimpleNamespace(rollback_on_spike=3.0), state=TrainState())
-    watch = SpikeWatch(run, None, None)
+    watch = SpikeWatch(SimpleNamespace(run=run, log=None, console=None))
     losses = [3 + i % 7 / 10 for i in range(200)]
     for loss in losses:
-        assert not watch.sees(loss)
+        assert not watch.is_spike(loss)
         if len(run.state.recent_losses) >= 32:
-            assert watch.sees(50.0)
+            assert watch.is_spike(50.0)
     assert run.state.recent_losses == losses[-128:]
 
 
 def test_batches_left_out_and_time_add_up(tiny, tmp_path: Path, spikes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Back from step 25 to 20, and from 45 to 40. Each update counts as a second, also when it is done again."""
-    monkeypatch.setattr(Ledger, "updates", lambda self, splits: float(len(splits)))
+    monkeypatch.setattr(Ledger, "steps", lambda self, phases: float(len(phases)))
     spikes(lambda step, left_out: (step, left_out) in ((25, 0), (45, 5)))
     train(tiny(**SETTINGS, rollback_on_spike=1000))
-    resumes = [(r["step"], r["left_out"]) for r in read_log(tmp_path / "run") if r["event"] == "resume"]
+    resumes = [(r["step"], r["skipped_batches"]) for r in read_log(tmp_path / "run") if r["event"] == "resume"]
     assert resumes == [(20, 5), (40, 10)]
     state = read_description(folder_of(tmp_path / "run", 60))
-    assert (state["left_out"], state["seconds"]) == (10, 70.0)
+    assert (state["skipped_batches"], state["seconds"]) == (10, 70.0)
 
 
 def test_a_run_goes_back_to_a_checkpoint_three_times(tiny, tmp_path: Path, spikes) -> None:

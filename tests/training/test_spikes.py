@@ -10,15 +10,14 @@ import pytest
 import torch
 from runs import curve, final_weights
 
+from gpt2.chunked_loss import TrainingLoss
+from gpt2.data import batches as batches_module
 from gpt2.errors import UserError
-from gpt2.model import GPT
 from gpt2.runlog.records import read_log
 from gpt2.training import loop
-from gpt2.training import step as step_module
 from gpt2.training.loop import train
 from gpt2.training.spikes import is_spike
-from gpt2.training.stopwatch import Stopwatch
-from gpt2.training.stragglers import straggler
+from gpt2.training.timing import device_clock, phase_seconds, straggler
 
 SETTINGS = {"max_iters": 60, "checkpoint_interval": 20, "eval_interval": 0, "keep_checkpoints": 0}
 
@@ -26,18 +25,18 @@ SETTINGS = {"max_iters": 60, "checkpoint_interval": 20, "eval_interval": 0, "kee
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has batches exchanged for others, and the loss of some be twenty times what it is."""
-    compute, starts, now = GPT.loss, step_module.sample_starts, [0]
+    compute, starts, now = TrainingLoss.forward, batches_module.sample_starts, [0]
 
     def arrange(spoiled: Callable[[int], bool], other: Callable[[int], int] = lambda n: n) -> None:
         def watched(lengths, block_size, order, seed, step, *more):
             now[0] = step
             return starts(lengths, block_size, order, seed, other(step), *more)
 
-        def spoiling(self: GPT, *arguments: object, **named: object) -> torch.Tensor:
+        def spoiling(self: TrainingLoss, *arguments: object, **named: object) -> torch.Tensor:
             return compute(self, *arguments, **named) * (20 if spoiled(now[0]) else 1)
 
-        monkeypatch.setattr(step_module, "sample_starts", watched)
-        monkeypatch.setattr(GPT, "loss", spoiling)
+        monkeypatch.setattr(batches_module, "sample_starts", watched)
+        monkeypatch.setattr(TrainingLoss, "forward", spoiling)
 
     return arrange
 
@@ -49,7 +48,7 @@ def test_the_batch_of_a_spike_is_passed_over(tiny, batches, tmp_path: Path) -> N
         changes = {**SETTINGS, "max_iters": max_iters, "lr_decay_iters": 60, "warmup_iters": 3}
         train(tiny(**changes, out_dir=str(tmp_path / name), rollback_on_spike=10, init_from="auto"))
     [told] = [r for r in read_log(tmp_path / "whole") if r["event"] == "resume"]
-    assert (told["step"], told["left_out"]) == (40, 6)
+    assert (told["step"], told["skipped_batches"]) == (40, 6)
     assert "step 46 · the loss is" in told["because"]
     assert [r["step"] for r in read_log(tmp_path / "whole") if r["event"] == "train"] == list(range(1, 61))
 
@@ -58,7 +57,11 @@ def test_the_batch_of_a_spike_is_passed_over(tiny, batches, tmp_path: Path) -> N
     assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "without")
     assert curve(tmp_path / "whole")[-1] == curve(tmp_path / "without")[-1]
     # the checkpoint of step 43, where one part ended, is not gone back to: a run in one go does not have it
-    assert [r["left_out"] for r in read_log(tmp_path / "parts") if r["event"] == "resume" and "left_out" in r] == [6]
+    assert [
+        r["skipped_batches"]
+        for r in read_log(tmp_path / "parts")
+        if r["event"] == "resume" and "skipped_batches" in r
+    ] == [6]
     assert final_weights(tmp_path / "parts") == final_weights(tmp_path / "whole")
 
 
@@ -74,7 +77,7 @@ def test_a_stop_changes_nothing_about_spikes(
     events = [r for r in read_log(tmp_path / "whole") if r["event"] == "resume"]
     assert [r["step"] for r in events] == [40, 40]
     # first the batches 40 to 45, then without these the seven up to 52
-    assert [r["left_out"] for r in events] == [6, 13]
+    assert [r["skipped_batches"] for r in events] == [6, 13]
 
     step, left = loop.train_step, list(stops)
 
@@ -118,13 +121,13 @@ def test_time_does_not_go_back_with_the_weights(tiny, batches) -> None:
     batches(spoiled=lambda n: n == 45)
     clock: list[float] = []
 
-    class Watched(loop.Loop):
-        def record(self) -> None:
-            super().record()
-            clock.append(self.run.state.seconds)
+    class Watched(loop.StepRecords):
+        def write(self) -> None:
+            super().write()
+            clock.append(self.session.run.state.seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Loop", Watched)
+        patch.setattr(loop, "StepRecords", Watched)
         train(tiny(**SETTINGS, rollback_on_spike=10))
     assert len(clock) == 66
     assert all(a < b for a, b in itertools.pairwise(clock))
@@ -157,10 +160,9 @@ def test_what_a_straggler_is() -> None:
     assert straggler([2.0]) is None
 
 
-def test_time_is_split_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 11.0, 13.0, 14.0, 18.0])
-    monkeypatch.setattr("gpt2.training.stopwatch.time.perf_counter", lambda: next(clock))
-    watch = Stopwatch(torch.device("cpu"))
-    for part in ("data", "forward", "data", "forward"):
-        watch.mark(part)
-    assert watch.seconds() == {"data": 2.0, "forward": 6.0}
+def test_time_is_split_into_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([10.0, 11.0, 13.0, 14.0, 18.0])
+    monkeypatch.setattr("gpt2.training.timing.time.perf_counter", lambda: next(ticks))
+    clock = device_clock(torch.device("cpu"))
+    marks = [(phase, clock()) for phase in ("", "data", "forward", "data", "forward")]
+    assert phase_seconds(marks) == {"data": 2.0, "forward": 6.0}

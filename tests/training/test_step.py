@@ -11,13 +11,14 @@ import torch
 from runs import final_weights
 from torch.nn import functional as F
 
+from gpt2.data import batches as batches_module
 from gpt2.data.batches import gather, sample_starts
 from gpt2.formats.layout import folder_of, read_description
 from gpt2.optim.adamw import parameter_groups
-from gpt2.training import step as step_module
 from gpt2.training.loop import train
-from gpt2.training.setup import Run, set_up
-from gpt2.training.step import dropout_seed, row_starts, step_learning_rate, train_step
+from gpt2.training.run import Run
+from gpt2.training.setup import set_up
+from gpt2.training.step import dropout_seed, step_learning_rate, train_step
 
 
 def silent(line: str) -> None: ...
@@ -27,8 +28,8 @@ def all_rows(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Every row of an update as one batch."""
     c = run.config
     count = c.accumulation * c.batch_size
-    starts = sample_starts(run.train_tokens.lengths, c.block_size, c.data_order, c.seed, step, count, c.batch_size)
-    return gather(run.train_tokens, starts, c.block_size, run.device)
+    starts = sample_starts(run.batches.tokens.lengths, c.block_size, c.data_order, c.seed, step, count, c.batch_size)
+    return gather(run.batches.tokens, starts, c.block_size, run.device)
 
 
 def test_an_update_is_the_textbooks(tiny) -> None:
@@ -69,19 +70,20 @@ def test_an_update_heeds_documents(tiny, heeding: dict) -> None:
     model = type(run.model)(run.model.config).double()
     model.load_state_dict(run.model.state_dict())
     drawn, _ = all_rows(run, 0)
-    x, y = gather(run.train_tokens, row_starts(run, run.state.step), 16, run.device)
+    x, y = gather(run.batches.tokens, run.batches.starts(run.state.step), 16, run.device)
     with_one = [256 in row for row in drawn.tolist()]
     assert sum(with_one) > 6
     assert all(row[0] == 256 for row, has in zip(x.tolist(), with_one, strict=True) if has)
     numbers = torch.tensor([[row[: t + 1].count(256) for t in range(16)] for row in x.tolist()])
     losses = []
-    for documents in (numbers, None):
-        logits = model.head(model.hidden(x, documents=documents))
+    same = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril()
+    for documents in (same, None):
+        logits = model.head(model.hidden(x, mask=documents))
         losses.append(F.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
     assert abs(losses[0] - losses[1]) > 1e-2
     assert train_step(run).loss.item() == pytest.approx(losses[0], rel=1e-5)
     run = set_up(tiny(**heeding | {"align_documents": False}, gradient_accumulation_steps=3), silent)
-    assert torch.equal(gather(run.train_tokens, row_starts(run, run.state.step), 16, run.device)[0], drawn)
+    assert torch.equal(gather(run.batches.tokens, run.batches.starts(run.state.step), 16, run.device)[0], drawn)
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (6, 2), (3, 4), (1, 12)])
@@ -132,18 +134,18 @@ def test_every_micro_batch_of_every_update_has_dropout_masks_of_its_own(
     tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same rows and the same weights, only the masks can make a difference."""
-    monkeypatch.setattr(step_module, "sample_starts", lambda *arguments: np.zeros(12, dtype=np.int64))
+    monkeypatch.setattr(batches_module, "sample_starts", lambda *arguments: np.zeros(12, dtype=np.int64))
     losses: dict[float, list[float]] = {0.0: [], 0.5: []}
     for dropout, found in losses.items():
         run = set_up(tiny(dropout=dropout, gradient_accumulation_steps=3, learning_rate=0.0), silent)
-        forward = run.engine.forward
+        forward = run.gradients.loss_of
 
         def watched(*arguments: object, forward=forward, found=found) -> torch.Tensor:
             loss = forward(*arguments)
             found.append(loss.item())
             return loss
 
-        run.engine.forward = watched
+        run.gradients.loss_of = watched
         for _ in range(3):
             train_step(run)
             run.state.step += 1

@@ -12,8 +12,8 @@ from gpt2.data.dataset import Dataset, find_dataset
 from gpt2.errors import UserError
 from gpt2.formats.open import open_model
 from gpt2.model import GPTConfig
+from gpt2.training.budget import last_step
 from gpt2.training.config import TrainConfig
-from gpt2.training.ending import last_step
 
 PROBED_UPDATES, PROBED_TOKENS = 2, 4096
 PROBED = (

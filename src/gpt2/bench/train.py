@@ -18,9 +18,11 @@ from gpt2.errors import UserError
 from gpt2.files import write_bytes
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
-from gpt2.training.rescue import memory_may_not_do
-from gpt2.training.setup import Run, set_up
+from gpt2.training.rescue import out_of_memory_advice
+from gpt2.training.run import Run
+from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
+from gpt2.training.timing import phase_seconds
 
 Note = Callable[[str], None]
 UNTIMED = 3
@@ -67,7 +69,7 @@ def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = No
             config = replace(config, dataset=str(random_dataset(Path(folder), size)), vocab_size=size)
         began = time.perf_counter()
         config = replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=_origin(config))
-        with memory_may_not_do():
+        with out_of_memory_advice():
             return timed(set_up(config, note), steps, began, trace)
 
 
@@ -84,7 +86,7 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
             first = end - began
         if number >= UNTIMED:
             seconds.append(end - start)
-            splits.append(result.watch.seconds())
+            splits.append(phase_seconds(result.marks))
     rate, peak_memory = config.tokens_per_step / statistics.median(seconds), device.peak_memory(run.device)
     if trace is not None:
         content = profiled(run)
@@ -99,7 +101,7 @@ def timed(run: Run, steps: int, began: float, trace: Path | None = None) -> Trai
         mfu_measured=accounting.mfu(run.model.config, rate, device.measured_flops(run.device, config.dtype)),
         mfu_data_sheet=accounting.mfu(run.model.config, rate, sheet) if sheet else None,
         peak_memory=peak_memory,
-        parameters=run.model.num_params(),
+        parameters=run.model.get_num_params(non_embedding=False),
         tokens_per_step=config.tokens_per_step,
         dtype=config.dtype,
     )

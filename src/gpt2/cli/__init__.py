@@ -25,7 +25,7 @@ from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer import app as tokenizer_app
 from gpt2.cli.train import fill_in, train
 from gpt2.data.sources import STANDARD_INPUT
-from gpt2.errors import ToldElsewhere, UserError
+from gpt2.errors import ReportedElsewhere, UserError
 from gpt2.runlog.console import note
 
 EXIT_BAD_INPUT = 2
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
-    except ToldElsewhere:
+    except ReportedElsewhere:
         leave(EXIT_BAD_INPUT)
     except UserError as error:
         fail(str(error), error.status)

@@ -1,10 +1,12 @@
-"""What a batch holds: a pure function of (tokens, seed, step, sample index).
+"""Which sequences an optimizer step trains on: a pure function of (tokens, seed, step, index).
 
-Nothing here remembers a position, so resuming costs nothing, and the samples of a step are the same
-whatever the number of processes: each takes its own indices of the same list.
+Nothing here remembers a position, so resuming costs nothing, and the sequences of a step are the same for every
+number of processes: each process takes its own share of one list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +16,78 @@ from gpt2.data.shards import Tokens
 from gpt2.errors import UserError
 
 
+class MicroBatch(NamedTuple):
+    """A micro-batch is what one forward and backward pass computes."""
+
+    number: int
+    """Its number among the micro-batches of the optimizer step, over all processes."""
+    x: Tensor
+    """Inputs, int64 (B, T)."""
+    y: Tensor
+    """Targets, int64 (B, T): each position's next token."""
+    mask: Tensor | None
+    """Document mask, bool (B, 1, T, T), for `GPT.forward`; None for causal attention."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches tell which sequences of a split every optimizer step trains on, and read them."""
+
+    tokens: Tokens
+    block_size: int
+    """T, the number of tokens in a sequence."""
+    batch_size: int
+    """B, the number of sequences in a micro-batch."""
+    accumulation: int
+    """Number of micro-batches in an optimizer step, over all processes."""
+    order: str
+    """`random`, `shuffled` or `sequential`; see `sample_starts`."""
+    seed: int
+    eot_token: int | None = None
+    """Id of the end-of-text token, with which a document begins."""
+    document_mask: bool = False
+    """Attention stays inside a document."""
+    align_documents: bool = False
+    """Sequences begin at a document where one begins nearby; see `align`."""
+    overfit_step: int | None = None
+    """Every optimizer step has the batch of this one."""
+
+    @property
+    def mask_token(self) -> int | None:
+        """Return the token at which a document mask begins a document; None without a mask."""
+        return self.eot_token if self.document_mask else None
+
+    def micro_batches(self, step: int, rank: int, world_size: int, device: torch.device) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of the zero-based optimizer step `step` that process `rank` computes, on `device`.
+
+        Each process has the same number of consecutive micro-batches. Raises UserError for damaged token files.
+        """
+        assert self.accumulation % world_size == 0, "every process has the same number of micro-batches"
+        share = self.accumulation // world_size
+        starts = np.split(self.starts(step), self.accumulation)
+        for number in range(rank * share, (rank + 1) * share):
+            x, y = gather(self.tokens, starts[number], self.block_size, device)
+            yield MicroBatch(number, x, y, document_mask(x, self.mask_token))
+
+    def starts(self, step: int) -> np.ndarray:
+        """Return the offsets of all sequences of an optimizer step, micro-batch by micro-batch: int64 (count,)."""
+        starts = sample_starts(
+            self.tokens.lengths,
+            self.block_size,
+            self.order,
+            self.seed,
+            step if self.overfit_step is None else self.overfit_step,
+            self.accumulation * self.batch_size,
+            self.batch_size,
+        )
+        if self.align_documents:
+            assert self.eot_token is not None, "align_documents needs an end-of-text token"
+            starts = align(self.tokens, starts, self.block_size, self.eot_token)
+        return starts
+
+
 def random_starts(windows: int, seed: int, step: int, count: int) -> np.ndarray:
-    """Where the `count` samples of a step begin, drawn evenly from `windows` places: int64 (count,).
+    """Draw the offsets of the `count` sequences of a step evenly from `windows` offsets: int64 (count,).
 
     Sample i is the i-th output of Philox4x64 (Salmon et al. 2011) with the seed as key and the step as
     counter: raw bits, which NumPy keeps stable between its releases, unlike its distributions.
@@ -25,10 +97,10 @@ def random_starts(windows: int, seed: int, step: int, count: int) -> np.ndarray:
 
 
 def shuffled_starts(length: int, block_size: int, seed: int, step: int, count: int) -> np.ndarray:
-    """Where the `count` samples of a step begin when every block comes once an epoch, in a new order each time.
+    """Return the offsets of the `count` sequences of a step when an epoch has every block once, in a new order.
 
-    The blocks of an epoch tile the `length` tokens from a random first one, so that their borders move
-    from epoch to epoch; fewer than two blocks at the ends stay out.
+    The blocks of an epoch tile the `length` tokens from a random first offset, so that their borders move
+    from epoch to epoch; less than two blocks at the ends are omitted. The result is int64 (count,).
     """
     blocks = max(1, (length - 1) // block_size - 1)
     sample = np.arange(step * count, (step + 1) * count, dtype=np.int64)
@@ -43,9 +115,10 @@ def shuffled_starts(length: int, block_size: int, seed: int, step: int, count: i
 
 
 def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """A keyed permutation of 0 … n-1 at the int64 `positions`, without holding the whole of it.
+    """Return a keyed permutation of 0 … n-1 at the int64 `positions`, without the whole permutation in memory.
 
-    Four Feistel rounds over the next power of four, walking on while outside (Black & Rogaway 2002).
+    Four Feistel rounds permute the numbers below the next power of four, and are repeated while the result is n or
+    more (Black & Rogaway 2002).
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -64,17 +137,18 @@ def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     return x.astype(np.int64)
 
 
-def sequential_starts(lengths: Sequence[int], block_size: int, rows: int, step: int, count: int) -> np.ndarray:
-    """Where the `count` samples of a step begin when walking shards of these `lengths`, again and again.
+def sequential_starts(lengths: Sequence[int], block_size: int, batch_size: int, step: int, count: int) -> np.ndarray:
+    """Return the offsets of the `count` sequences of a step that walks shards of these `lengths`, again and again.
 
-    As llm.c's loader walks: each shard holds as many batches of `rows` blocks as fit with one token more, and what
-    is left over at its end is skipped. That number is the same for all processes (llm.c's differs between ranks).
+    It walks like llm.c's loader: each shard has as many micro-batches of `batch_size` blocks as fit with one more
+    token, and the rest at its end is skipped. That number is the same for all processes (llm.c's differs between
+    ranks). The result is int64 (count,). Raises UserError where no shard has a micro-batch.
     """
-    samples = (np.asarray(lengths, dtype=np.int64) - 1) // (rows * block_size) * rows  # of each shard
+    samples = (np.asarray(lengths, dtype=np.int64) - 1) // (batch_size * block_size) * batch_size  # of each shard
     ends = np.cumsum(samples)
     if not ends[-1]:
         raise UserError(
-            f"no shard holds a batch of {rows}·{block_size} tokens and one more, as data_order=sequential needs; "
+            f"no shard has {batch_size}·{block_size} tokens and one more, as data_order=sequential needs; "
             "lower --batch_size or --block_size, or use --data_order=shuffled"
         )
     sample = np.arange(step * count, (step + 1) * count, dtype=np.int64) % ends[-1]
@@ -84,14 +158,13 @@ def sequential_starts(lengths: Sequence[int], block_size: int, rows: int, step: 
 
 
 def sample_starts(
-    lengths: Sequence[int], block_size: int, order: str, seed: int, step: int, count: int, rows: int
+    lengths: Sequence[int], block_size: int, order: str, seed: int, step: int, count: int, batch_size: int
 ) -> np.ndarray:
-    """Start offsets of all `count` samples of optimizer step `step`: int64 (count,).
+    """Return the offsets of all `count` sequences of the zero-based optimizer step `step`: int64 (count,).
 
-    lengths: tokens of each shard; the offsets count through all of them.
-
-    order: `random`, any window with equal chance; `shuffled`, every block once an epoch; `sequential`,
-    block after block of each shard, in batches of `rows`.
+    lengths: number of tokens in each shard; offsets count through all shards. order: `random` takes any window with
+    equal chance, `shuffled` every block once an epoch, and `sequential` block after block of each shard, in
+    micro-batches of `batch_size`.
     """
     match order:
         case "random":
@@ -99,37 +172,27 @@ def sample_starts(
         case "shuffled":
             return shuffled_starts(sum(lengths), block_size, seed, step, count)
         case _:
-            return sequential_starts(lengths, block_size, rows, step, count)
+            return sequential_starts(lengths, block_size, batch_size, step, count)
 
 
-def micro_batches(starts: np.ndarray, count: int, rank: int, world_size: int) -> list[tuple[int, np.ndarray]]:
-    """The part of an update that is process `rank`'s: its micro-batches, with their numbers among all `count`.
+def align(tokens: Tokens, starts: np.ndarray, block_size: int, eot_token: int) -> np.ndarray:
+    """Return `starts`, each moved forward to the next end-of-text token, where a document begins: int64 (count,).
 
-    starts: int64 (rows,), where the rows of the whole update begin. The processes' parts follow one another.
-    """
-    assert count % world_size == 0, "every process has as many micro-batches"
-    mine = count // world_size
-    return list(enumerate(np.split(starts, count)))[rank * mine : (rank + 1) * mine]
-
-
-def align(tokens: Tokens, starts: np.ndarray, block_size: int, eot: int) -> np.ndarray:
-    """`starts`, each moved forward to the next end-of-text token, with which a document begins: int64, as many.
-
-    A start stays where no such token is within the next `block_size`, or where the row would then leave the split.
+    A start stays where none of the next `block_size` tokens is one, or where the sequence would leave the split.
     """
     last = len(tokens) - block_size - 1
     moved = starts.copy()
-    for row, start in enumerate(starts.tolist()):
-        begins = tokens[start : min(start + block_size, last) + 1] == eot
+    for i, start in enumerate(starts.tolist()):
+        begins = tokens[start : min(start + block_size, last) + 1] == eot_token
         if begins.any():
-            moved[row] += begins.argmax()
+            moved[i] += begins.argmax()
     return moved
 
 
 def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray:
-    """Start offsets of the blocks to evaluate on: at most `count`, evenly spread over the split, no two overlapping.
+    """Return the offsets of at most `count` blocks, spread evenly over the split without overlap: int64.
 
-    `count` of 0, or more than there are, means all of them.
+    A `count` of 0, or of more blocks than the split has, means all of them.
     """
     blocks = (len(tokens) - 1) // block_size
     if count == 0 or count >= blocks:
@@ -140,17 +203,19 @@ def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray
 def gather(
     tokens: Tokens, starts: Sequence[int] | np.ndarray, block_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The batch (x, y) whose rows begin at `starts`: int64 (B, block_size) each, y one token ahead of x."""
-    rows = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64)
-    batch = torch.from_numpy(rows)
+    """Read the sequences that begin at `starts`: inputs and, one token ahead, targets, int64 (B, block_size) each."""
+    sequences = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64)
+    batch = torch.from_numpy(sequences)
     batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     return batch[:, :-1], batch[:, 1:]
 
 
-def document_numbers(x: Tensor, boundary: int | None) -> Tensor | None:
-    """The document of each token, counted along its row, for `GPT.forward`: int64 (B, T) like `x`.
+def document_mask(x: Tensor, eot_token: int | None) -> Tensor | None:
+    """Return the mask with which attention stays inside a document: bool (B, 1, T, T) for inputs x, int64 (B, T).
 
-    A document begins with the token `boundary`, its end-of-text: that is what its first token is predicted from.
-    None where there is no boundary to heed.
+    A document begins with the end-of-text token, from which its first token is predicted. None without such a token.
     """
-    return None if boundary is None else (x == boundary).cumsum(dim=1)
+    if eot_token is None:
+        return None
+    documents = (x == eot_token).cumsum(dim=1)  # (B, T), the number of each position's document
+    return (documents[:, None, :, None] == documents[:, None, None, :]).tril()

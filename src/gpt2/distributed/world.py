@@ -1,6 +1,6 @@
 """The processes that train together: who they are and what they agree on.
 
-A process alone goes the same way, on which everything here then does nothing, correctly.
+A single process uses the same code, and everything here then does nothing.
 """
 
 import faulthandler
@@ -19,45 +19,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt2.errors import ToldElsewhere, UserError
+from gpt2.errors import ReportedElsewhere, UserError
 
 T = TypeVar("T")
 
 ANSWER_SECONDS = 10
-"""For how long a process that is about to end asks about the others."""
+"""Seconds for which a process that is about to end asks about the others."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together. All of them must call a method, or none."""
+    """A world is all processes that train together, seen from this one. All of them must call a method, or none."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this machine."""
+    """Rank among the processes of this machine."""
     control: Any = None
-    """The group through which they tell each other small things, without waiting for a GPU; None is the default."""
+    """The process group for small messages, which do not wait for a GPU; None is the default group."""
 
     watchdog: "Watchdog | None" = None
 
-    def apart(self) -> "World":
-        """The same processes with a channel of their own, for what happens beside the training."""
+    def with_own_channel(self) -> "World":
+        """Return the same processes with a separate channel, for communication in the background."""
         if self.size == 1:
             return self
         return replace(self, control=dist.new_group(backend="gloo"), watchdog=None)
 
     def beat(self, where: str) -> None:
-        """Say that this process is alive and where it is; who says nothing for too long ends the group."""
+        """Report that this process is alive and where it is; one that does not for too long ends the group."""
         if self.watchdog is not None:
             self.watchdog.beat(where)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and lines for all."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """The small picklable `value` of every process, by rank."""
+        """Return the small picklable `value` of every process, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -65,7 +65,7 @@ class World:
         return found
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set anywhere."""
+        """Return whether the flag is set in any process."""
         if self.size == 1:
             return flag
         tensor = torch.tensor(int(flag))
@@ -73,7 +73,7 @@ class World:
         return bool(tensor)
 
     def concatenated(self, tensor: Tensor) -> Tensor:
-        """The one-dimensional tensors of every process, equally long, by rank."""
+        """Return the one-dimensional tensors of all processes, equally long, concatenated by rank."""
         if self.size == 1:
             return tensor
         found = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -81,7 +81,7 @@ class World:
         return torch.cat(found)
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What `work` gives here. A UserError of one process is raised in all, so that none waits for it."""
+        """Return the result of `work`. A UserError of one process is raised in all, so that none waits for it."""
         if self.size == 1:
             return work()
         results, error = [], None
@@ -90,18 +90,18 @@ class World:
         except UserError as caught:
             error = str(caught)
         if (first := next((e for e in self.gather(error) if e is not None), None)) is not None:
-            raise UserError(first) if self.is_main else ToldElsewhere(first)
+            raise UserError(first) if self.is_main else ReportedElsewhere(first)
         return results[0]
 
     def main_only(self, work: Callable[[], T]) -> T | None:
-        """What `work` gives in the main process, for which the others wait; None in those."""
+        """Return the result of `work`, which only the main process does while the others wait; None in those."""
         return self.agreed(lambda: work() if self.is_main else None)
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What `work` gives, which the main process does before the others; they find done what it leaves behind."""
+        """Return the result of `work`, which the main process does before the others, which then find its files."""
         results: list[T] = []
-        for is_mains_turn in (True, False):
-            if is_mains_turn == self.is_main:
+        for is_main_turn in (True, False):
+            if is_main_turn == self.is_main:
                 self.agreed(lambda: results.append(work()))
             elif self.size > 1:
                 self.agreed(lambda: None)
@@ -109,9 +109,9 @@ class World:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process where it has come no further for some time, and says which process all wait for.
+    """Ends this process when it has made no progress for some time, and reports which process all wait for.
 
-    The processes leave their whereabouts in the store through which they met.
+    Every process writes its progress into the store through which they met.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, seconds: float) -> None:
@@ -119,7 +119,7 @@ class Watchdog(threading.Thread):
         self.store, self.rank, self.size, self.seconds = store, rank, size, seconds
         self.store.set(f"gpt2/{rank}", "0 its start")
         self.beats = 0
-        self.last = float("inf")  # until training begins: before it data may be prepared for hours
+        self.last = float("inf")  # until training begins, because data may be prepared for hours before
         self.done = threading.Event()
         self.start()
 
@@ -137,14 +137,14 @@ class Watchdog(threading.Thread):
                 os._exit(1)
 
     def verdict(self, waited: float) -> str:
-        """What the others have left in the store says about who hangs."""
+        """Return a line that says, from the progress in the store, which process hangs."""
         found: list[str] = []
         asking = threading.Thread(target=lambda: found.append(self.furthest_behind()), daemon=True)
         asking.start()
-        asking.join(ANSWER_SECONDS)  # who keeps the store may be who hangs, or was on a machine that is off
+        asking.join(ANSWER_SECONDS)  # the process that keeps the store may hang, or its machine may be off
         silence = "the main process or its torchrun, which knows about the others, does not answer"
         return (
-            f"gpt2: process {self.rank} came no further for {waited:.0f} s (dist_timeout={self.seconds:g}); "
+            f"gpt2: process {self.rank} made no progress for {waited:.0f} s (dist_timeout={self.seconds:g}); "
             f"{found[0] if found else silence}; this is where process {self.rank} waits:\n"
         )
 
@@ -161,15 +161,15 @@ ALONE = World()
 
 @contextmanager
 def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterator[World]:
-    """The world that torchrun made this process a part of; without torchrun, a world of one."""
+    """Join the processes that torchrun started, and yield their world; without torchrun, a world of one."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield ALONE
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog is sooner and says more
+    timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog ends the process earlier and says more
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    store = unused_part(store, rank, size)
+    store = unused_namespace(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     watchdog = Watchdog(store, rank, size, timeout_seconds)
     try:
@@ -181,23 +181,24 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         dist.destroy_process_group()
 
 
-def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of the store in which only the processes that live now have written anything.
+def unused_namespace(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """Return a namespace of the store into which only the processes that are alive now have written.
 
-    torchrun keeps one store while it starts processes again, in which PyTorch uses the same keys as before, so that
-    they may take the address of one that died for that of its successor. Its count of the restarts is no name for a
-    part: machines can differ in it. So each process shows a name never used before, and the main one answers under it
-    with the name of the part, until all have taken that: what one shows may still be its predecessor's.
+    torchrun keeps one store while it restarts processes, and PyTorch uses the same keys in it every time, so that a
+    process could take the address of a dead process for that of its successor. torchrun's number of restarts cannot
+    name the namespace, because it can differ between machines. So each process publishes a name never used before,
+    and the main one answers under that name with the namespace, until all have taken it: a published name may still
+    be that of a process before the restart.
     """
     name = uuid.uuid4().hex
     if rank > 0:
         store.set(f"gpt2/arrived/{rank}", name)
-        part = store.get(f"gpt2/part/{name}").decode()
-        store.set(f"gpt2/taken/{part}/{rank}", "")
-        return dist.PrefixStore(part, store)
+        namespace = store.get(f"gpt2/namespace/{name}").decode()
+        store.set(f"gpt2/taken/{namespace}/{rank}", "")
+        return dist.PrefixStore(namespace, store)
     while not store.check([f"gpt2/taken/{name}/{other}" for other in range(1, size)]):
         for other in range(1, size):
             arrived = store.get(f"gpt2/arrived/{other}").decode()
-            store.set(f"gpt2/part/{arrived}", name)
+            store.set(f"gpt2/namespace/{arrived}", name)
         time.sleep(0.01)
     return dist.PrefixStore(name, store)

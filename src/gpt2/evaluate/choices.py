@@ -22,6 +22,7 @@ from gpt2.device import autocast
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError
 from gpt2.evaluate.loss import evaluating
+from gpt2.evaluate.scoring import score_targets
 from gpt2.model import GPT, GPTConfig
 
 BATCH_TOKENS = {"cpu": 512}
@@ -118,7 +119,7 @@ def batches_of(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
 
 
 def tensors_of(batch: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The arguments of `GPT.log_probs` for a batch whose first row is the longest; targets in order of the rows."""
+    """Return the arguments of `score_targets` after the model, for a batch whose first sequence is the longest."""
     size = batch[0].length
     idx, positions = torch.zeros(2, len(batch), size, dtype=torch.long)
     branch = torch.full((len(batch), size), -1)  # 0 is the context, then the endings; -1 pads
@@ -169,7 +170,7 @@ def scores(
             world.beat("an evaluation")
             batch = batches[(first + world.rank) % len(batches)]  # where none is left, one of the first again
             with autocast(device, dtype):
-                log_probs, is_best = model.log_probs(*tensors_of(batch, device))
+                log_probs, is_best = score_targets(model, *tensors_of(batch, device))
             places = iter(zip(log_probs.tolist(), is_best.tolist(), strict=True))
             for row in batch:
                 for i, ending in row.endings.items():

@@ -81,7 +81,7 @@ class ToolkitLM(TemplateLM):
         return {
             "model_source": self.origin,
             "model_dtype": self.dtype,
-            "model_num_parameters": self.model.num_params(),
+            "model_num_parameters": self.model.get_num_params(non_embedding=False),
         }
 
     def chat_template(self, chat_template: bool | str = False) -> str:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gpt2.data.batches import document_numbers, evaluation_starts, gather
+from gpt2.data.batches import document_mask, evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast
 from gpt2.distributed.world import ALONE, World
+from gpt2.evaluate.scoring import token_losses
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 
@@ -101,15 +102,15 @@ def measure(
     block_size: int,
     batch_size: int,
     dtype: str,
-    boundary: int | None = None,
+    eot_token: int | None = None,
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> Loss:
     """The losses of the predictions in `windows` of `block_size` tokens.
 
-    Attention does not look back over the token `boundary`, where one is given. The processes of a `world` share the
-    batches, and all get the same figures, which do not depend on how many they are. Sums are float64. Leaves the
-    model in the mode (train or eval) it was in.
+    With an `eot_token`, attention stays inside a document, which that token begins. The processes of a `world` share
+    the batches, and all get the same figures, which do not depend on the number of processes. Sums are float64. The
+    model keeps its mode (train or eval).
     """
     device = next(model.parameters()).device
     sums: list[tuple[int, np.ndarray]] = []
@@ -123,7 +124,7 @@ def measure(
             batch = windows[i : i + batch_size] if is_mine else windows[:batch_size]
             x, y = gather(tokens, [window.start for window in batch], block_size, device)
             with autocast(device, dtype):
-                losses = model.token_losses(x, y, document_numbers(x, boundary))
+                losses = token_losses(model, x, y, document_mask(x, eot_token))
             if is_mine:  # on the CPU, because Apple's GPUs have no float64
                 counted = torch.arange(block_size) >= torch.tensor([[w.skip] for w in batch])
                 sums.append((i, (losses.cpu().double() * counted).sum(0).numpy()))
@@ -142,7 +143,7 @@ def evaluate_loss(
     batch_size: int,
     batches: int,
     dtype: str,
-    boundary: int | None = None,
+    eot_token: int | None = None,
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> float:
@@ -152,5 +153,5 @@ def evaluate_loss(
     """
     windows = blocks(tokens, block_size, batches * batch_size)
     shape = {"block_size": block_size, "batch_size": batch_size}
-    found = measure(model, tokens, windows, **shape, dtype=dtype, boundary=boundary, world=world, progress=progress)
+    found = measure(model, tokens, windows, **shape, dtype=dtype, eot_token=eot_token, world=world, progress=progress)
     return found.mean

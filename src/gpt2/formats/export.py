@@ -99,7 +99,7 @@ def export(
     ids = probe(model.config, tokenizer)
     expected = logits_of(model, ids)
     model = fit(model, tokenizer, name, note)
-    needed = int(model.num_params() * BYTES[dtype] * form.copies(source.progress))
+    needed = int(model.get_num_params(non_embedding=False) * BYTES[dtype] * form.copies(source.progress))
     with publish(out, form.folder, needed) as temporary:
         form.write(model, Extras(tokenizer, out.stem, dtype, note, batch, source.progress), temporary)
         del model

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from gpt2.device import DTYPES, autocast
 from gpt2.errors import UserError
+from gpt2.generation.kv_cache import KVCache
 from gpt2.generation.sampling import next_token
-from gpt2.model import GPT, KVCache
+from gpt2.model import GPT
 
 
 @torch.no_grad()
@@ -44,8 +45,7 @@ def stream_batch(
     cache = KVCache(model.config, len(prompts), device, weights.dtype if dtype == "float32" else DTYPES[dtype])
     while True:
         with autocast(device, dtype):
-            states = model.states(idx, positions, mask, cache)
-        cache.length += idx.size(1)
+            states = model.hidden(idx, mask, cache, positions)
         logits = model.head(states[:, -1].to(weights.dtype))  # (B, V)
         if not torch.isfinite(logits).all():
             raise UserError("the model's logits are no finite numbers: its weights are damaged, or training diverged")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gpt2.device import DTYPES, autocast
 from gpt2.errors import UserError
+from gpt2.generation.kv_cache import KVCache
 from gpt2.generation.sampling import next_token
-from gpt2.model import GPT, KVCache
+from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 
 

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from gpt2.optim.undecorated import Undecorated
 
-Named = Iterable[tuple[str, Tensor]]
+NamedTensors = Iterable[tuple[str, Tensor]]
 
 IGNORE_FOUND_INF = ("mps",)
-"""Devices whose kernel makes an update even where `found_inf` is set, up to PyTorch 2.13 (pytorch/pytorch#186360)."""
+"""Devices whose kernel updates even where `found_inf` is set, up to PyTorch 2.13 (pytorch/pytorch#186360)."""
 
 
-def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of named parameters: those with two or more dimensions decay, the rest do not."""
+def parameter_groups(named: NamedTensors, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups of named parameters: those with two or more dimensions decay, the rest do not."""
     named = list(named)
     return [
         {"params": [(n, p) for n, p in named if p.dim() >= 2], "weight_decay": weight_decay},
@@ -25,14 +25,14 @@ def parameter_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
 
 
 class AdamW(Undecorated, torch.optim.AdamW):
-    """PyTorch's AdamW, the same bit for bit, for the fused form.
+    """PyTorch's fused AdamW, with the same result bit for bit, that skips a step on every device.
 
-    Where `found_inf` is set and not 0, a step changes nothing, on every device.
+    Where `found_inf` is set and not 0, a step changes nothing.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
-        """Make an update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type in IGNORE_FOUND_INF and found_inf.item():
             return
@@ -40,22 +40,22 @@ class AdamW(Undecorated, torch.optim.AdamW):
 
 
 def adamw(
-    named: Named, learning_rate: float, betas: tuple[float, float], weight_decay: float, shared: bool = False
+    named: NamedTensors, learning_rate: float, betas: tuple[float, float], weight_decay: float, zero_stage: int = 0
 ) -> torch.optim.Optimizer:
-    """The fused AdamW over named parameters.
+    """Return the fused AdamW over named parameters.
 
-    shared: each process keeps the state of some parameters and updates those for all (ZeRO stage 1; Rajbhandari et
-    al. 2020).
+    zero_stage: with 1, each process keeps the state of some parameters and updates those for all (ZeRO; Rajbhandari
+    et al. 2020).
     """
     groups = [g for g in parameter_groups(named, weight_decay) if g["params"]]
     settings: dict[str, Any] = {"lr": learning_rate, "betas": betas, "eps": 1e-8, "fused": True}
-    return zero(groups, AdamW, settings) if shared else AdamW(groups, **settings)
+    return zero(groups, AdamW, settings) if zero_stage else AdamW(groups, **settings)
 
 
 def zero(groups: list[dict[str, Any]], kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> Any:
-    """An optimizer whose state the processes share, each for some of the parameters."""
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, because of the time it takes
+    """Return an optimizer of which each process keeps the state of some parameters (ZeRO stage 1)."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, because its import takes a while
 
-    for group in groups:  # it takes no names
+    for group in groups:  # it does not take names
         group["param_names"], group["params"] = (list(column) for column in zip(*group["params"], strict=True))
     return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **settings)

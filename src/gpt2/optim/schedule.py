@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step."""
+"""The learning rate as a function of the optimizer step."""
 
 import math
 
@@ -10,25 +10,25 @@ def learning_rate(
     *,
     schedule: str,
     peak: float,
-    floor: float,
+    minimum: float,
     warmup_iters: int,
     decay_iters: int,
     decay_fraction: float = 0.2,
 ) -> float:
-    """Learning rate of the zero-based optimizer step `step`.
+    """Return the learning rate of the zero-based optimizer step `step`.
 
-    Warms up linearly as peak·(step+1)/(warmup_iters+1), never from zero. Then `cosine` and `linear` fall
-    to `floor` at `decay_iters`; `constant` stays; `wsd` (warmup-stable-decay; Hägele et al. 2024) stays
-    until the last `decay_fraction` of `decay_iters` and falls there as 1 - sqrt. All but `constant` stay
-    at `floor` afterwards.
+    It warms up linearly as peak·(step+1)/(warmup_iters+1), never from zero. Then `cosine` and `linear` fall to
+    `minimum` at `decay_iters`, `constant` stays at `peak`, and `wsd` (warmup-stable-decay; Hägele et al. 2024) stays
+    until the last `decay_fraction` of `decay_iters` and falls there as 1 - sqrt. All but `constant` stay at `minimum`
+    afterwards.
     """
     if step < warmup_iters:
         return peak * (step + 1) / (warmup_iters + 1)
     if schedule == "constant":
         return peak
     if step >= decay_iters:
-        return floor
-    progress = (step - warmup_iters) / (decay_iters - warmup_iters)  # 0 … 1 over the time of falling
+        return minimum
+    progress = (step - warmup_iters) / (decay_iters - warmup_iters)  # 0 … 1 while it falls
     match schedule:
         case "cosine":
             share = 0.5 * (1 + math.cos(math.pi * progress))
@@ -37,4 +37,4 @@ def learning_rate(
         case _:
             decay_start = max(int((1 - decay_fraction) * decay_iters), warmup_iters)
             share = 1 - math.sqrt(max(0, step - decay_start) / (decay_iters - decay_start))
-    return floor + share * (peak - floor)
+    return minimum + share * (peak - minimum)

@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 
 
 class Undecorated(Optimizer):
-    """An optimizer whose methods are PyTorch's without the decorators that keep torch.compile away from them.
+    """An optimizer with PyTorch's methods, without the decorators that hide them from torch.compile.
 
     These decorators import torch._dynamo, which takes a second, and nothing here compiles an optimizer.
     """

@@ -14,7 +14,7 @@ from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
-from gpt2.training.weights import SHAPE
+from gpt2.training.weights import MODEL_SETTINGS
 
 # Settings of another trainer that say where it ran, and not how it trained.
 ELSEWHERE = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
@@ -31,7 +31,7 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
         note(line)
     progress, tokenizer = source.progress, source.tokenizer
     model = build(source)
-    shape = {name: getattr(model.config, name) for name in SHAPE}
+    shape = {name: getattr(model.config, name) for name in MODEL_SETTINGS}
     known: dict[str, Any] = {
         **_understood(progress.settings),
         **shape,
@@ -49,7 +49,7 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    needed = sum(part.rows.nbytes for part in (*taken.weights.values(), *taken.moments.values()))
+    needed = sum(part.rows.nbytes for part in (*taken.weights.values(), *taken.optimizer_state.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
         try:
             checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))

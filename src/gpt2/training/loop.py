@@ -1,40 +1,25 @@
-"""The training loop: what is due at this step, then one update, then its record."""
+"""The training loop: what is due at this step, then optimizer steps, then their records."""
 
-import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2 import accounting, checkpoint, device
+from gpt2 import device
 from gpt2.distributed.world import joined
 from gpt2.errors import TrainingFailed, UserError
-from gpt2.evaluate.choices import choose
-from gpt2.evaluate.loss import Progress, evaluate_loss, no_progress
 from gpt2.runlog.console import RunConsole, note
-from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
-from gpt2.training.ending import evaluations_since
-from gpt2.training.folder import claimed, write_config
-from gpt2.training.ledger import Ledger
-from gpt2.training.rescue import (
-    as_user_error,
-    memory_may_not_do,
-    release,
-    reserved_descriptors,
-    save_last_step,
-    traceback_of,
-)
-from gpt2.training.samples import sample_texts
-from gpt2.training.saver import Saver
-from gpt2.training.setup import Run, set_up
-from gpt2.training.signals import Stop, Stopped, stop_on_signals
-from gpt2.training.spikes import Diverged, SpikeWatch
-from gpt2.training.step import StepResult, row_starts, train_step
-from gpt2.training.stragglers import StragglerWatch
+from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
+from gpt2.training.rescue import as_user_error, out_of_memory_advice, release, save_last_step, traceback_of
+from gpt2.training.run import Run
+from gpt2.training.session import Session, open_session
+from gpt2.training.setup import set_up
+from gpt2.training.signals import Stopped
+from gpt2.training.spikes import Diverged
+from gpt2.training.step import train_step
+from gpt2.training.step_records import StepRecords
+from gpt2.training.timing import Ledger
 from gpt2.training.write_tensors import write_tensors
-
-MOST_SKIPPED = 10
-"""Updates skipped in a row that end a run."""
 
 
 @dataclass(frozen=True)
@@ -43,88 +28,52 @@ class TrainResult:
 
     out_dir: Path
     step: int
-    """Optimizer updates made in all."""
+    """Number of optimizer steps made in all."""
     train_loss: float | None
     val_loss: float | None
-    """Losses of the last evaluation."""
+    """Losses of the last evaluation, in nats."""
     stopped: bool
-    """A signal ended the run before its time; it can be resumed."""
+    """Whether a signal ended the run early; it can be resumed."""
 
 
 def train(config: TrainConfig, imports: float = 0.0) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
 
-    In the main thread SIGINT, SIGTERM and SIGHUP finish the current update, save and return; a second one exits.
-    Whatever else ends the training, the last whole step is saved where that is possible. Raises UserError, or
+    In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
+    Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
     TrainingFailed for an exception that is not the user's. Under torchrun all its processes train together; a signal
-    to one of them ends all. imports: seconds that the program took to begin, for the log.
+    to one of them ends all. imports: seconds that the process needed before this call, for the log.
     """
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
-    with joined(where, config.backend, config.dist_timeout) as world, memory_may_not_do():
-        return _train(set_up(config, note, world, ledger))
+    with joined(where, config.backend, config.dist_timeout) as world, out_of_memory_advice():
+        run = set_up(config, note, world, ledger)
+        with RunConsole(run.last_step, run.state.step, world.is_main) as console:
+            if config.eval_only:
+                return _only_evaluate(run, console)
+            with open_session(run, console) as session:
+                return Loop(session).train()
 
 
-def _train(run: Run) -> TrainResult:
-    config, speaks = run.config, run.world.is_main
-    with RunConsole(run.last_step, run.state.step, speaks) as console:
-        if config.eval_only:
-            losses = estimate_losses(run)
-            train_loss, val_loss = losses["train_loss"], losses["val_loss"]
-            console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
-            return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
-        with (
-            claimed(run, console.note) as trackers,
-            LogWriter(run.out_dir, speaks, trackers, note=console.note) as log,
-            Saver(run.world, config.async_checkpoint) as saver,
-            reserved_descriptors() as reserve,
-        ):
-            stop = Stop(run.world, lambda: saver.failed or log.lost)
-            with stop_on_signals(stop, console.note):
-                return Loop(run, console, log, saver, stop, reserve).train()
-
-
-def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, float]:
-    """Mean loss over the fixed evaluation positions of both splits: `train_loss`, `val_loss`.
-
-    progress: called between two batches; an exception that it raises ends the evaluation.
-    """
-    splits = {"train_loss": run.train_tokens, "val_loss": run.val_tokens}
-    return {
-        name: evaluate_loss(
-            run.model,
-            tokens,
-            block_size=run.config.block_size,
-            batch_size=run.config.batch_size,
-            batches=run.config.eval_iters,
-            dtype=run.config.dtype,
-            boundary=run.boundary,
-            world=run.world,
-            progress=progress,
-        )
-        for name, tokens in splits.items()
-    }
+def _only_evaluate(run: Run, console: RunConsole) -> TrainResult:
+    losses = estimate_losses(run)
+    train_loss, val_loss = losses["train_loss"], losses["val_loss"]
+    console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
+    return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
 
 
 class Loop:
-    """Drives a run and keeps its records."""
+    """The loop of one training session."""
 
-    def __init__(
-        self, run: Run, console: RunConsole, log: LogWriter, saver: Saver, stop: Stop, reserve: list[int]
-    ) -> None:
-        self.run, self.console, self.log, self.saver = run, console, log, saver
-        self.stop, self.reserve = stop, reserve
-        self.pending: list[StepResult] = []
-        self.steps_timed, self.seconds_timed = 0, 0.0
-        self.skipped = 0
-        """Updates skipped since the last that was made."""
-        self.spikes = SpikeWatch(run, log, console)
-        self.stragglers = StragglerWatch(run, log, console)
-        self.losses: dict[str, float] = {}
-        self.ledger = run.ledger
+    def __init__(self, session: Session) -> None:
+        self.session, self.run = session, session.run
+        self.evaluation = Evaluation(session)
+        self.periodic: list[Periodic] = [self.evaluation, HellaSwag(session), Sampling(session)]
+        self.saving = Saving(session, self.evaluation)
+        self.records = StepRecords(session)
 
     def train(self) -> TrainResult:
-        """Train until the run ends. Whatever goes wrong, the last whole step is saved first if it can be.
+        """Train until the run ends. Whatever goes wrong, the last complete step is saved first if it can be.
 
         Raises UserError for every exception; its cause is the exception itself.
         """
@@ -135,277 +84,120 @@ class Loop:
             if problem is error or not isinstance(error, Exception):
                 raise
             raise problem from error
-        if self.run.world.any(self.log.lost):
-            self.run.world.main_only(self.restore_folder)
+        if self.run.world.any(self.session.log.lost):
+            self.run.world.main_only(self.session.restore_folder)
             raise UserError(
                 f"{self.run.out_dir} was deleted or moved away during the run; step {self.run.state.step} and the "
-                f"log are saved in a new folder of that name: go on with {self.resume_command}"
+                f"log are saved in a new folder of that name: go on with {self.session.resume_command}"
             )
         return result
 
     def until_the_end(self) -> TrainResult:
         """Train until a budget is used up, patience is at its end, or the run is asked to stop."""
-        run, config, state = self.run, self.run.config, self.run.state
-        self.log_the_start()
+        self.log_start()
         while True:
-            end = self.budget_used_up()
-            scheduled = save = state.step > 0 and self.due(config.checkpoint_interval)
+            ending = self.budget_used_up()
             try:
-                unmeasured = config.eval_interval > 0 and run.saved_step == state.step and state.best_step is None
-                if end or self.due(config.eval_interval) or unmeasured:  # an imported model may be the best
-                    save |= self.evaluate()
-                    scheduled |= save and self.due(config.eval_interval)
-                    if end is None and self.is_out_of_patience():
-                        end = "early_stopping_patience"
-                if self.due(config.hellaswag_interval) or (end and run.hellaswag):
-                    self.hellaswag()
-                if self.due(config.sample_interval):
-                    self.sample()
-                stopped = self.stop.asked() and end is None
+                for task in self.periodic:
+                    if task.due(ending):
+                        reason = task.run()
+                        ending = ending or reason
+                is_stopped = ending is None and self.session.stop.asked_in_any_process()
             except Stopped:  # a resumed run does again what was due at this step
-                stopped = True
-            if save or end or stopped:
-                self.save(scheduled)
-            if stopped:
-                return self.finish("signal" if self.stop.signal else "stop", stopped)
-            if end:
-                return self.finish(end, stopped)
-            self.ledger.mark()
-            while True:  # updates with nothing between them
-                self.pending.append(train_step(run))
-                state.step += 1
-                state.tokens += config.tokens_per_step
-                if state.step % config.log_interval == 0 or self.anything_due() or self.stop.asked():
-                    break
-            self.record()
+                is_stopped = True
+            if is_stopped:
+                ending = "signal" if self.session.stop.signal else "stop"
+            if self.saving.due(ending):
+                self.saving.run()
+            if ending:
+                return self.finish(ending, is_stopped)
+            self.train_until_something_is_due()
 
-    def log_the_start(self) -> None:
+    def train_until_something_is_due(self) -> None:
+        """Make optimizer steps with nothing between them, then log them."""
+        run, state, config = self.run, self.run.state, self.run.config
+        run.ledger.mark()
+        while True:
+            run.world.beat(f"step {state.step + 1}")
+            self.records.pending.append(train_step(run))
+            state.step += 1
+            state.tokens += config.tokens_per_step
+            if (
+                state.step % config.log_interval == 0
+                or self.is_anything_due()
+                or self.session.stop.asked_in_any_process()
+            ):
+                break
+        self.records.write()
+        self.saving.log_saved()
+
+    def is_anything_due(self) -> bool:
+        """Return whether the next optimizer step must wait."""
+        run, config = self.run, self.run.config
+        intervals = (
+            config.eval_interval,
+            config.hellaswag_interval,
+            config.sample_interval,
+            config.checkpoint_interval,
+        )
+        is_at_budget = run.state.step >= run.last_step or config.max_minutes > 0
+        return is_at_budget or any(is_due(run, interval) for interval in intervals)
+
+    def budget_used_up(self) -> str | None:
+        """Return the setting whose limit is reached, of steps or of minutes by any process's clock, or None."""
+        run = self.run
+        if run.state.step >= run.last_step:
+            return "max_iters"
+        limit = run.config.max_minutes * 60
+        return "max_minutes" if limit > 0 and run.world.any(run.state.seconds >= limit) else None
+
+    def log_start(self) -> None:
         """Log what the run runs on, and write llm.c's files where that is asked for."""
         run, state = self.run, self.run.state
         event = "start" if run.saved_step is None else "resume"
         about = device.about(run.device) | {"processes": run.world.size, "data": run.data_fingerprint}
-        self.log.write(event, state.step, tokens=state.tokens, **about, seconds=self.ledger.totals())
+        self.session.log.write(event, state.step, tokens=state.tokens, **about, seconds=run.ledger.totals())
         if run.config.write_tensors and run.saved_step is None:
-            run.world.main_only(lambda: write_tensors(run, self.console.note))
+            run.world.main_only(lambda: write_tensors(run, self.session.console.note))
 
-    def finish(self, because: str, stopped: bool) -> TrainResult:
-        """Wait for the last checkpoint, and log and say how the run ended."""
-        run, state = self.run, self.run.state
-        self.saver.wait()
-        self.ledger.mark("checkpoints")
-        self.record_saved()
-        self.ledger.move("waiting", self.stop.seconds)
-        seconds = self.ledger.totals()
-        self.log.write("end", state.step, tokens=state.tokens, stopped=stopped, because=because, seconds=seconds)
-        if because == "early_stopping_patience":
-            self.console.note(
+    def finish(self, ending: str, is_stopped: bool) -> TrainResult:
+        """Wait for the last checkpoint, and log how the run ended."""
+        run, state, console = self.run, self.run.state, self.session.console
+        self.session.saver.wait()
+        run.ledger.mark("checkpoints")
+        self.saving.log_saved()
+        run.ledger.move("waiting", self.session.stop.seconds)
+        seconds = run.ledger.totals()
+        about = {"tokens": state.tokens, "stopped": is_stopped, "because": ending, "seconds": seconds}
+        self.session.log.write("end", state.step, **about)
+        if ending == "early_stopping_patience":
+            console.note(
                 f"the validation loss is best at step {state.best_step}, and not better in "
                 f"{run.config.early_stopping_patience} evaluations since"
             )
-        if stopped:
-            self.console.note(f"stopped at step {state.step} and saved; go on with {self.resume_command}")
+        if is_stopped:
+            console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
         else:
-            self.console.note(f"finished at step {state.step}; try gpt2 sample {run.out_dir}")
-        train_loss, val_loss = self.losses.get("train_loss"), self.losses.get("val_loss")
-        return TrainResult(run.out_dir, state.step, train_loss, val_loss, stopped)
-
-    @property
-    def resume_command(self) -> str:
-        """The command that continues this run."""
-        return f"gpt2 train --init_from=resume --out_dir={self.run.out_dir}"
-
-    def restore_folder(self) -> None:
-        """Write the log and the settings of a run again whose folder was deleted or moved away. Raises OSError."""
-        self.log.restore()
-        write_config(self.run)
+            console.note(f"finished at step {state.step}; try gpt2 sample {run.out_dir}")
+        losses = self.evaluation.losses
+        return TrainResult(run.out_dir, state.step, losses.get("train_loss"), losses.get("val_loss"), is_stopped)
 
     def rescued(self, error: BaseException) -> UserError:
-        """Save the last whole step after an error, where that is possible; returns the error to raise instead."""
-        run, state = self.run, self.run.state
-        release(self.reserve)
+        """Save the last complete step after an error, where that is possible; return the error to raise instead."""
+        session, run, state = self.session, self.run, self.run.state
+        release(session.reserve)
         problem = as_user_error(error, state.step)
-        with suppress(Exception):  # the device may have failed, and with it the losses of the last updates
-            self.record()
+        with suppress(Exception):  # the device may have failed, and with it the losses of the last steps
+            self.records.write()
         outcome = ""
         if not isinstance(error, Diverged):
-            outcome = save_last_step(run, self.saver, self.snapshot, last_made=state.step - self.skipped)
+            last_made = state.step - self.records.skipped
+            outcome = save_last_step(run, session.saver, session.snapshot, last_made)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
         about = {"stopped": True, "because": "error", "error": str(problem), **details}
-        self.log.write("end", state.step, tokens=state.tokens, **about)
-        if self.log.lost:
+        session.log.write("end", state.step, tokens=state.tokens, **about)
+        if session.log.lost:
             with suppress(OSError):
-                self.restore_folder()
+                session.restore_folder()
         problem.args = (f"{problem}{outcome}",)
         return problem
-
-    def budget_used_up(self) -> str | None:
-        """The setting whose limit is reached: of updates, or of minutes by the clock of any process."""
-        run, state = self.run, self.run.state
-        if state.step >= run.last_step:
-            return "max_iters"
-        limit = run.config.max_minutes * 60
-        return "max_minutes" if limit > 0 and run.world.any(state.seconds >= limit) else None
-
-    def is_out_of_patience(self) -> bool:
-        """Whether the last evaluations, this one with them, found nothing better than the best before them."""
-        config, state = self.run.config, self.run.state
-        if not config.early_stopping_patience:
-            return False
-        waited = evaluations_since(state.best_step or 0, state.step, config.eval_interval)
-        return waited >= config.early_stopping_patience
-
-    def due(self, interval: int) -> bool:
-        """Whether something that happens every `interval` steps happens now."""
-        return interval > 0 and self.run.state.step % interval == 0
-
-    def anything_due(self) -> bool:
-        """Whether the row of updates must pause before the next one."""
-        config = self.run.config
-        evaluations = (config.eval_interval, config.hellaswag_interval)
-        intervals = (*evaluations, config.checkpoint_interval, config.sample_interval)
-        return self.run.state.step >= self.run.last_step or config.max_minutes > 0 or any(map(self.due, intervals))
-
-    def record(self) -> None:
-        """Log the updates made since the last record; reading their losses waits for the device.
-
-        An update stays pending until it is logged, so that it can be logged after an exception.
-        """
-        if not self.pending:
-            return
-        run, state, config = self.run, self.run.state, self.run.config
-        figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
-        split = [r.watch.seconds() for r in self.pending]
-        seconds = self.ledger.updates(split)
-        state.seconds += seconds
-        self.steps_timed += len(figures)
-        self.seconds_timed += seconds
-        rate = len(figures) * config.tokens_per_step / seconds
-        values: dict[str, float] = {}
-        memory = device.peak_memory(run.device)
-        for i, (loss, grad_norm, lr, skipped) in enumerate(figures, start=1 - len(figures)):
-            values = {
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": grad_norm,
-                "tokens": state.tokens + i * config.tokens_per_step,
-                "tokens_per_second": round(rate, 1),
-                "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
-                "memory": memory,
-            }
-            self.pending.pop(0)
-            if skipped:
-                self.skip(state.step + i, values)
-                continue
-            self.skipped = 0
-            self.tell("train", state.step + i, values, {part: round(s, 5) for part, s in split[i - 1].items()})
-            if self.spikes.sees(loss):
-                self.saver.wait()
-                is_back = self.spikes.roll_back(state.step + i, loss)
-                self.ledger.mark("checkpoints")
-                if is_back:
-                    self.pending.clear()
-                    return
-        self.record_saved()
-        self.stragglers.look(split)
-        if state.step % config.log_interval == 0:
-            left = (run.last_step - state.step) * self.seconds_timed / self.steps_timed
-            self.console.step(state.step, values, eta_seconds=left)
-        self.ledger.mark("records")
-
-    def skip(self, step: int, values: dict[str, float]) -> None:
-        """Log an update that was not made. Raises UserError where there were too many in a row."""
-        run = self.run
-        rows = row_starts(run, step - 1).tolist()
-        self.log.write("skip", step, **values, rows=rows)
-        what = "loss" if not math.isfinite(values["loss"]) else "gradient"
-        self.console.note(f"step {step} · the {what} is not finite: update skipped (its rows are in log.jsonl)")
-        self.skipped += 1
-        if self.skipped == MOST_SKIPPED:
-            first = step - MOST_SKIPPED
-            look = f"gpt2 train --init_from={run.out_dir} --dataset={run.config.dataset} --out_dir=replay"
-            raise UserError(
-                f"{MOST_SKIPPED} updates in a row were skipped, from step {first + 1} on; go on from the last "
-                f"checkpoint with {self.resume_command} and a lower --learning_rate, or look at that batch with "
-                f"{look} --overfit_step={first + run.state.left_out}"
-            )
-
-    def evaluate(self) -> bool:
-        """Measure both losses; returns whether the model is now to be saved."""
-        run, state = self.run, self.run.state
-        self.ledger.mark()
-        self.stop.check()
-        self.losses = estimate_losses(run, lambda done, total: self.stop.check())
-        train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
-        best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
-        if best:
-            state.best_val_loss, state.best_step = val_loss, state.step
-        self.tell("eval", state.step, {**self.losses, "seconds": round(self.ledger.mark("evaluation"), 5)})
-        self.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
-        return (best or run.config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0)
-
-    def hellaswag(self) -> None:
-        """Measure how often the model finds the right ending in HellaSwag's tasks."""
-        run, step = self.run, self.run.state.step
-        self.ledger.mark()
-        self.stop.check()
-        result = choose(
-            run.model,
-            run.hellaswag,
-            dtype=run.config.dtype,
-            world=run.world,
-            progress=lambda done, total, tasks: self.stop.check(),
-        )
-        seconds = round(self.ledger.mark("evaluation"), 5)
-        self.tell("eval", step, {"acc": result.acc, "acc_norm": result.acc_norm, "seconds": seconds})
-        self.console.note(f"step {step} · HellaSwag acc {result.acc:.4f} · acc_norm {result.acc_norm:.4f}")
-
-    def sample(self) -> None:
-        """Have the model continue the prompts, into samples/."""
-        self.ledger.mark()
-        self.stop.check()
-        text, step = sample_texts(self.run, self.stop.check), self.run.state.step
-        self.log.sample(step, text, seconds=round(self.ledger.mark("sampling"), 5))
-        self.console.note(f"--- sample at step {step}\n{text.strip()}\n---")
-        self.ledger.mark("records")
-
-    def save(self, scheduled: bool) -> None:
-        """Have a checkpoint of this step on disk, or on its way there, and the best one known.
-
-        scheduled: a run that nobody stops saves here too, so that one that goes back after a spike may go back to it.
-        """
-        run, state = self.run, self.run.state
-        self.ledger.mark()
-        run.world.beat("a checkpoint")
-        if scheduled and run.config.rollback_on_spike and state.return_to != state.step:
-            state.return_to, state.returns = state.step, 0
-        now = replace(state)
-
-        def tidy() -> None:
-            checkpoint.tidy(run.out_dir, now, run.config.keep_checkpoints, self.console.note)
-
-        if run.saved_step == state.step:
-            self.saver.wait()
-            run.world.main_only(tidy)
-        else:
-            self.saver.save(state.step, self.snapshot(), tidy)
-            run.saved_step = state.step
-        self.ledger.mark("checkpoints")
-        self.record_saved()
-
-    def snapshot(self) -> checkpoint.Snapshot:
-        """What a checkpoint of this step holds."""
-        run = self.run
-        state = replace(run.state, scaler=run.scaler.state_dict())
-        about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint, "machine": run.machine}
-        return checkpoint.snapshot(run.out_dir, state, run.model, run.optimizers, run.tokenizer, about)
-
-    def record_saved(self) -> None:
-        """Log the checkpoints that have come to disk."""
-        for saved in self.saver.collect():
-            self.log.write("checkpoint", **asdict(saved))
-        self.ledger.mark("records")
-
-    def tell(self, event: str, step: int, values: dict[str, float], seconds: dict[str, float] | None = None) -> None:
-        """Write a record. seconds: what went into which part."""
-        self.log.write(event, step, **values, **({"seconds": seconds} if seconds else {}))
-        self.ledger.mark("records")

@@ -35,7 +35,9 @@ def files_of_run(out_dir: Path) -> Iterator[Path]:
     if _is_best_file(best_file(out_dir)):
         yield best_file(out_dir)
     for folder in (out_dir / "checkpoints").glob("*step_*"):
-        if re.fullmatch(r"(damaged_)?step_\d{7,}(_\d+)?", folder.name) and checkpoint.is_ours(folder):
+        if re.fullmatch(r"(damaged_)?step_\d{7,}(_\d+)?", folder.name) and checkpoint.is_checkpoint_of_this_program(
+            folder
+        ):
             yield folder
     yield from leftovers(out_dir)
 

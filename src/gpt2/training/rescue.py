@@ -1,4 +1,4 @@
-"""What becomes of a run that an exception ends: its last whole step is saved, and one line says so."""
+"""What happens to a run that an exception ends: its last complete step is saved, and one line says so."""
 
 import os
 import traceback
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from gpt2 import checkpoint, device
 from gpt2.checkpoint import Snapshot
 from gpt2.errors import TrainingFailed, UserError, first_line
+from gpt2.training.run import Run
 from gpt2.training.saver import Saver
-from gpt2.training.setup import Run
 
 OUT_OF_MEMORY = (
     "the memory does not hold the run; lower --batch_size and raise --gradient_accumulation_steps to keep the tokens "
@@ -18,12 +18,12 @@ OUT_OF_MEMORY = (
 )
 
 RESERVED_DESCRIPTORS = 16
-"""File descriptors kept for a last checkpoint, should the process run out of them."""
+"""Number of file descriptors kept for a last checkpoint, should the process run out of them."""
 
 
 @contextmanager
-def memory_may_not_do() -> Iterator[None]:
-    """Say what helps where the device's memory is too small. Raises UserError."""
+def out_of_memory_advice() -> Iterator[None]:
+    """Turn a lack of memory on the device into a UserError that says what helps."""
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def memory_may_not_do() -> Iterator[None]:
 
 @contextmanager
 def reserved_descriptors() -> Iterator[list[int]]:
-    """Hold some file descriptors, which `release` frees when they are needed."""
+    """Hold some file descriptors, which `release` closes when they are needed."""
     reserve = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVED_DESCRIPTORS)]
     try:
         yield reserve
@@ -49,7 +49,7 @@ def release(reserve: list[int]) -> None:
 
 
 def as_user_error(error: BaseException, step: int) -> UserError:
-    """The one line for an exception that ended a run after `step` updates: its own where it is a UserError."""
+    """Return the UserError to raise for an exception after `step` optimizer steps: itself, if it is one."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and device.is_out_of_memory(error)):
@@ -63,15 +63,15 @@ def as_user_error(error: BaseException, step: int) -> UserError:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback of an exception as Python prints it."""
+    """Return the traceback of an exception as Python prints it."""
     return "".join(traceback.format_exception(error))
 
 
 def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int) -> str:
-    """Save the step a run is at, unless `last_made`, the last update that was not skipped, is saved already.
+    """Save the current step, unless `last_made`, the last step that was not skipped, is saved already.
 
-    Of several processes the main one saves, if it has everything: the others may be gone, and cannot help. Returns
-    what there is to add to the line that ends the run.
+    Of several processes only the main one saves, if it has everything: the others may be gone. Returns what to add to
+    the line that ends the run.
     """
     problem = saver.settle()
     if problem is None and last_made <= (run.saved_step or 0):
@@ -80,8 +80,8 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
     if shared or not run.world.is_main:
         return ""
     step = run.state.step
-    if not run.is_whole:
-        return f"; it broke off update {step + 1} in the middle, so that nothing after the last checkpoint is saved"
+    if not run.is_consistent:
+        return f"; it happened in the middle of step {step + 1}, so nothing after the last checkpoint is saved"
     try:
         run.model.zero_grad(set_to_none=True)
         checkpoint.write(take())

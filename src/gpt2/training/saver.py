@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run, beside the training where that is asked for."""
+"""Writes the checkpoints of a run, in the background where that is asked for."""
 
 import os
 import sys
@@ -17,38 +17,39 @@ from gpt2.distributed.world import World
 from gpt2.tensor_file import Part
 
 LOW_PRIORITY = 10
-"""Of the thread that writes in the background, as nice(1) counts."""
+"""Priority of the thread that writes in the background, as nice(1) counts."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is on disk."""
+    """A saved checkpoint is on disk."""
 
     step: int
     path: str
+    """Name of its folder in `checkpoints/`."""
     seconds: float
-    """That the training waited."""
+    """Seconds that the training waited."""
     background_seconds: float
-    """That writing went on beside it."""
+    """Seconds of writing in the background."""
 
 
 class Saver:
-    """One checkpoint at a time, in all processes of the world together.
+    """Writes one checkpoint at a time, together with the savers of all processes of the world.
 
-    In the background it writes a copy, taken while training waits, into memory that is kept for the next one. What
-    goes wrong there is raised by the next call.
+    In the background it writes a copy, taken while training waits, from memory that is kept for the next checkpoint.
+    An exception in the background is raised by the next call.
     """
 
     def __init__(self, world: World, background: bool) -> None:
         self.background = background
-        self.world = world.apart() if background else world
+        self.world = world.with_own_channel() if background else world
         self.copies: dict[str, torch.Tensor] = {}
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.finished: list[Saved] = []
 
     def save(self, step: int, taken: Snapshot, tidy: Callable[[], None]) -> None:
-        """Have a snapshot written, and then what is left over tidied by the main process. Raises UserError."""
+        """Write a snapshot, and then call `tidy` in the main process. Raises UserError."""
         began = time.perf_counter()
         self.wait()
 
@@ -57,12 +58,12 @@ class Saver:
             checkpoint.write(taken, self.world)
             self.world.main_only(tidy)
             now = time.perf_counter()
-            waited, beside = (written - began, now - written) if self.background else (now - began, 0.0)
-            self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(beside, 3)))
+            waited, background = (written - began, now - written) if self.background else (now - began, 0.0)
+            self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(background, 3)))
 
-        def beside() -> None:
+        def write_in_background() -> None:
             try:
-                if sys.platform == "linux":  # where a thread has a priority of its own: training goes first
+                if sys.platform == "linux":  # only there a thread has its own priority; training goes first
                     nice = max(LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0))
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
                 write()
@@ -72,29 +73,31 @@ class Saver:
         if not self.background:
             write()
             return
-        taken = replace(taken, weights=self._copied(taken.weights, "w"), moments=self._copied(taken.moments, "m"))
-        self.thread = threading.Thread(target=beside, daemon=True)
+        taken = replace(
+            taken, weights=self._copied(taken.weights), optimizer_state=self._copied(taken.optimizer_state)
+        )
+        self.thread = threading.Thread(target=write_in_background, daemon=True)
         self.thread.start()
 
-    def _copied(self, parts: dict[str, Part], kind: str) -> dict[str, Part]:
-        """The same parts in memory of their own."""
+    def _copied(self, shards: dict[str, Part]) -> dict[str, Part]:
+        """Return copies of the shards in the saver's own memory."""
         copied = {}
-        for name, part in parts.items():
-            rows = part.rows
-            if (key := f"{kind}/{name}") not in self.copies:
-                self.copies[key] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
-            copied[name] = replace(part, rows=self.copies[key].copy_(rows, non_blocking=True))
+        for name, shard in shards.items():
+            rows = shard.rows
+            if name not in self.copies:  # parameters and optimizer state have different names
+                self.copies[name] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+            copied[name] = replace(shard, rows=self.copies[name].copy_(rows, non_blocking=True))
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied
 
     @property
     def failed(self) -> bool:
-        """Whether writing in the background came to nothing; `wait` says why."""
+        """Whether writing in the background failed; `wait` raises why."""
         return self.error is not None
 
     def wait(self) -> None:
-        """Until what is being written is on disk. Raises what went wrong: UserError for the disk's faults."""
+        """Wait until the checkpoint is on disk. Raises what went wrong: UserError for the disk's faults."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -102,7 +105,7 @@ class Saver:
             raise self.error
 
     def settle(self) -> Exception | None:
-        """Wait until nothing is being written any more; returns what went wrong and forgets it."""
+        """Wait until nothing is being written any more; return what went wrong, once."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -110,7 +113,7 @@ class Saver:
         return error
 
     def collect(self) -> list[Saved]:
-        """The checkpoints finished since the last call."""
+        """Return the checkpoints finished since the last call."""
         finished, self.finished = self.finished, []
         return finished
 
@@ -120,5 +123,5 @@ class Saver:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is None:
             self.wait()
-        elif self.thread is not None and self.world.size == 1:  # others might not come to an end
+        elif self.thread is not None and self.world.size == 1:  # other processes might never finish theirs
             self.thread.join()

@@ -1,140 +1,280 @@
-"""From a configuration to everything a run needs: device, data, model, optimizer, records; fresh or restored."""
+"""From a configuration to a run, in six steps: machine, data, model, state, compile, run."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from gpt2 import checkpoint, device
-from gpt2.data.batches import document_numbers, gather
+from gpt2.checkpoint import TrainState
+from gpt2.chunked_loss import TrainingLoss
+from gpt2.data.batches import Batches
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.distributed import engines
-from gpt2.distributed.engines import Engine
+from gpt2.distributed.gradients import check_processes, synchronize_gradients
 from gpt2.distributed.world import ALONE, World
-from gpt2.errors import UserError, first_line
-from gpt2.evaluate.choices import Task
-from gpt2.formats.layout import read_description, saved_steps
+from gpt2.errors import Log, UserError
+from gpt2.evaluate.choices import Task, check_fits
+from gpt2.evaluate.hellaswag import read_tasks, validation_file
+from gpt2.formats.layout import read_description
 from gpt2.generation.engine import encode_prompt, read_prompt
-from gpt2.model import GPT, Objective
+from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.runlog.trackers import require
 from gpt2.tokenizers import Tokenizer
+from gpt2.training.budget import last_step
+from gpt2.training.compile import checkpoint_activations, compile_blocks, compiled_loss, save_fewer_activations
 from gpt2.training.config import TrainConfig
-from gpt2.training.ending import last_step
-from gpt2.training.hellaswag import hellaswag_tasks
-from gpt2.training.ledger import Ledger
-from gpt2.training.ownership import require_room
-from gpt2.training.weights import SHAPE, make_model, moments
-
-Note = Callable[[str], None]
+from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
+from gpt2.training.run import Run
+from gpt2.training.timing import Ledger, device_clock
+from gpt2.training.weights import MODEL_SETTINGS, make_model, optimizer_state
 
 
-@dataclass
-class Run:
-    """A run in progress."""
+@dataclass(frozen=True)
+class Machine:
+    """A machine is what this process computes on."""
 
-    config: TrainConfig
-    """With every default filled in."""
-    out_dir: Path
     device: torch.device
-    tokenizer: Tokenizer
-    data_fingerprint: dict[str, str]
+    dtype: str
+    peak_flops: float
+    facts: dict[str, str | int]
+    """See `Run.machine`."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, and the checkpoint that it resumes."""
+
+    dataset: Dataset
     train_tokens: Tokens
     val_tokens: Tokens
-    boundary: int | None
-    """The end-of-text token, over which attention does not look back; None without document_mask."""
+    restored: Path | None
+    """Folder of the checkpoint; None for a run that begins."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model on its device, and the settings with which it trains."""
+
     model: GPT
-    """The plain module: this is what is evaluated, sampled and saved."""
-    world: World
-    scaler: torch.amp.GradScaler
-    state: checkpoint.TrainState
-    last_step: int
-    """Updates after which it ends: max_iters, or what the other budgets allow."""
-    ledger: Ledger
-    """What the time of this process went into."""
+    config: TrainConfig
+    """The settings with every default filled in, and with the shape of the model."""
     prompts: tuple[str, ...]
-    """What is sampled from, where that is asked for."""
-    peak_flops: float
-    saved_step: int | None = None
-    """Step of the newest checkpoint on disk; None for a run that has none yet."""
-    engine: Engine = field(init=False)
-    """What is trained, `model` compiled where that is asked for and works, and how its gradients are added up."""
-    optimizers: list[torch.optim.Optimizer] = field(init=False)
-    hellaswag: list[Task] = field(default_factory=list)
-    """The tasks to measure with while training; none where that is off."""
-    is_whole: bool = True
-    """Whether weights, optimizer state and step count belong together, so that they can be saved."""
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Context in which weights and optimizer state change; an exception in it leaves them unfit to be saved."""
-        self.is_whole = False
-        yield
-        self.is_whole = True
-
-    @property
-    def machine(self) -> dict[str, str | int]:
-        """What the last bits of a result depend on besides the settings and the data."""
-        is_cuda = self.device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self.device) if is_cuda else self.device.type,
-            "instructions": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "processes": 1 if self.config.deterministic else self.world.size,
-            "torch": torch.__version__,
-        }
+    """See `Run.prompts`."""
+    optimizer_state: dict[str, torch.Tensor] | None
+    """The state that came with an imported model, where resume_optimizer asks for it."""
 
 
-def set_up(config: TrainConfig, note: Note, world: World = ALONE, ledger: Ledger | None = None) -> Run:
-    """Build the run and find out whether it can work; the folder it writes to is not touched yet.
+def set_up(given: TrainConfig, log: Log, world: World = ALONE, ledger: Ledger | None = None) -> Run:
+    """Build a run and find out whether it can work; its folder is not touched yet.
 
-    `note` receives lines that say what was chosen. The time it takes is booked in the `ledger`, which becomes the
-    run's. Raises UserError, in all processes of the `world` or in none.
+    log: receives lines that say what was chosen. ledger: receives the time of each phase and becomes the run's.
+    Raises UserError, in all processes of the `world` or in none.
     """
     ledger = ledger or Ledger()
-    note = note if world.is_main else lambda line: None
-    restored, dataset = world.main_first(lambda: _find(config, note))
+    log = log if world.is_main else _silent
+    machine = world.agreed(lambda: set_up_machine(given, world, log))
+    ledger.mark("peak")
+    data = world.main_first(lambda: set_up_data(given, log))
     ledger.mark("data")
-    if config.compile:
-        engines.compile_sparingly()
-    run, forward, imported = world.agreed(lambda: _build(config, restored, dataset, world, note, ledger))
-    run.hellaswag = world.main_first(lambda: hellaswag_tasks(run.config, run.tokenizer, run.model.config, note))
-    run.engine = engines.wrapped(
-        run.model,
-        run.model.transformer.h,
-        forward,
-        world,
-        run.device,
-        micro_batches=config.accumulation,
-        deterministic=config.deterministic,
-        parallel=config.parallel,
-        compile_blocks=config.compile,
-        cpu_offload=config.cpu_offload,
-    )
-    run.optimizers = make_optimizers(
-        run.model,
-        config.learning_rate,
-        (config.beta1, config.beta2),
-        config.weight_decay,
-        muon=muon_settings(config) if config.optimizer == "muon" else None,
-        shared=config.zero_stage > 0 and world.size > 1,
-    )
-    if restored is not None:
-        _note_other_machine(run, read_description(restored), note)
-        checkpoint.restore_optimizers(restored, run.optimizers)
-    elif imported is not None:
-        load_named_state(run.optimizers, imported)
+    prepared = world.agreed(lambda: set_up_model(given, machine, data, world, log))
+    state = world.agreed(lambda: set_up_state(prepared, data, machine, log))
+    ledger.mark("model")
+    loss_of = world.agreed(lambda: set_up_loss(prepared, data, world, log))
+    ledger.mark("compile")
+    run = make_run(machine, data, prepared, state, loss_of, world, ledger, log)
     ledger.mark("optimizer")
     return run
 
 
+def set_up_machine(given: TrainConfig, world: World, log: Log) -> Machine:
+    """Step 1: choose device and dtype, and find the device's peak rate."""
+    where = device.pick_device(given.device, world.local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+        torch.set_float32_matmul_precision("high" if given.tf32 else "highest")
+    if given.deterministic:
+        device.make_deterministic()
+    dtype = device.pick_dtype(given.dtype, where)
+    peak, how = device.peak_flops(where, dtype)
+    log(f"device {device.describe(where)} · {dtype} · peak {peak / 1e12:.3g} TFLOP/s ({how})")
+    facts = {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": 1 if given.deterministic else world.size,
+        "torch": torch.__version__,
+    }
+    return Machine(where, dtype, peak, facts)
+
+
+def set_up_data(given: TrainConfig, log: Log) -> Data:
+    """Step 2: find the checkpoint to resume, and open the dataset, which is prepared if it must be."""
+    restored = checkpoint_to_resume(given, Path(given.out_dir), log)
+    dataset = open_dataset(given.dataset, given.data_dir, log)
+    splits = dataset.split("train", given.block_size), dataset.split("val", given.block_size)
+    return Data(dataset, *splits, restored)
+
+
+def set_up_model(given: TrainConfig, machine: Machine, data: Data, world: World, log: Log) -> Prepared:
+    """Step 3: fill in the settings' defaults, check that they fit each other and the data, and make the model."""
+    resolved = _resolved(given, machine, data, world, log)
+    check_processes(
+        world,
+        micro_batches=resolved.accumulation,
+        deterministic=resolved.deterministic,
+        parallel=resolved.parallel,
+        zero_stage=resolved.zero_stage,
+        dtype=resolved.dtype,
+    )
+    _require_end_of_text(resolved, data.dataset)
+    prompts = _prompts(resolved, data.dataset.tokenizer)
+    if not resolved.eval_only:
+        _require_trackers(resolved)
+    model, source = make_model(given, resolved, data.dataset, data.restored, log)
+    model.to(machine.device)
+    shape = {name: getattr(model.config, name) for name in MODEL_SETTINGS}
+    init_from = resolved.init_from if data.restored is None else read_description(data.restored)["train"]["init_from"]
+    config = replace(resolved, **shape, init_from=init_from)
+    imported = optimizer_state(source, config) if config.resume_optimizer and data.restored is None else None
+    log(
+        f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
+        f"batch_size {config.batch_size} × block_size {config.block_size}"
+        + (f", shared by {world.size} processes" if world.size > 1 else "")
+    )
+    size, tokens = model.get_num_params(non_embedding=False), len(data.train_tokens)
+    log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
+    return Prepared(model, config, prompts, imported)
+
+
+def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> TrainState:
+    """Step 4: begin at step 0, or load the weights of the checkpoint and continue where it was saved."""
+    if data.restored is None:
+        return TrainState()
+    state = checkpoint.restore(data.restored, prepared.model)
+    config, before = prepared.config, read_description(data.restored)
+    log_changed_settings(config, last_step(config, len(data.train_tokens), state, log), data.dataset, before, log)
+    log_changed_machine(machine.facts, before, log)
+    log(f"resuming {data.restored} at step {state.step}")
+    if 0 < config.max_minutes * 60 <= state.seconds:
+        log(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
+    return state
+
+
+def set_up_loss(prepared: Prepared, data: Data, world: World, log: Log) -> nn.Module:
+    """Step 5: make the module that computes the training loss; compile it, and try it on a micro-batch."""
+    config, blocks = prepared.config, prepared.model.transformer.h
+    loss_of = TrainingLoss(prepared.model)
+    if config.activation_checkpointing:
+        checkpoint_activations(blocks)
+    if config.compile:
+        save_fewer_activations()
+    if config.parallel == "fsdp" and world.size > 1:  # no process has all of the model, so nothing can be tried
+        if config.compile:
+            compile_blocks(blocks)
+        return loss_of
+    return loss_of if config.eval_only else compiled_loss(loss_of, _batches(config, data), config, log)
+
+
+def make_run(
+    machine: Machine,
+    data: Data,
+    prepared: Prepared,
+    state: TrainState,
+    loss_of: nn.Module,
+    world: World,
+    ledger: Ledger,
+    log: Log,
+) -> Run:
+    """Step 6: synchronize gradients between processes, shard where that is asked for, and make the optimizers."""
+    config, model, tokenizer = prepared.config, prepared.model, data.dataset.tokenizer
+    hellaswag = world.main_first(lambda: _hellaswag_tasks(config, tokenizer, model, log))
+    gradients = synchronize_gradients(
+        loss_of,
+        world,
+        machine.device,
+        micro_batches=config.accumulation,
+        deterministic=config.deterministic,
+        parallel=config.parallel,
+        cpu_offload=config.cpu_offload,
+    )
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=config.dtype == "float16")
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
+    return Run(
+        config=config,
+        world=world,
+        device=machine.device,
+        machine=machine.facts,
+        peak_flops=machine.peak_flops,
+        tokenizer=tokenizer,
+        data_fingerprint=data.dataset.fingerprint,
+        batches=_batches(config, data),
+        val_tokens=data.val_tokens,
+        prompts=prepared.prompts,
+        hellaswag=hellaswag,
+        model=model,
+        gradients=gradients,
+        optimizers=_optimizers(prepared, data.restored, world),
+        scaler=scaler,
+        last_step=last_step(config, len(data.train_tokens), state, _silent),
+        ledger=ledger,
+        clock=device_clock(machine.device),
+        state=state,
+        saved_step=None if data.restored is None else state.step,
+    )
+
+
+def _resolved(given: TrainConfig, machine: Machine, data: Data, world: World, log: Log) -> TrainConfig:
+    """Return the settings with defaults, device and dtype filled in; the learning rate decays until the run ends."""
+    log = log if data.restored is None else _silent  # a resumed run logs what is left of its budgets later
+    last = last_step(given, len(data.train_tokens), TrainState(), log)
+    chosen: dict[str, Any] = {
+        "device": given.device if world.size > 1 else str(machine.device),
+        "dtype": machine.dtype,
+        "max_iters": given.max_iters,
+    }
+    return replace(replace(given, max_iters=last).resolved(), **chosen)
+
+
+def _batches(config: TrainConfig, data: Data) -> Batches:
+    return Batches(
+        tokens=data.train_tokens,
+        block_size=config.block_size,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        order=config.data_order,
+        seed=config.seed,
+        eot_token=data.dataset.tokenizer.eot,
+        document_mask=config.document_mask,
+        align_documents=config.align_documents,
+        overfit_step=config.overfit_step,
+    )
+
+
+def _optimizers(prepared: Prepared, restored: Path | None, world: World) -> list[torch.optim.Optimizer]:
+    """Return the optimizers, with the state of the checkpoint or of the imported model where there is one."""
+    config = prepared.config
+    optimizers = make_optimizers(
+        prepared.model,
+        config.learning_rate,
+        (config.beta1, config.beta2),
+        config.weight_decay,
+        muon=muon_settings(config) if config.optimizer == "muon" else None,
+        zero_stage=config.zero_stage if world.size > 1 else 0,
+    )
+    if restored is not None:
+        checkpoint.restore_optimizers(restored, optimizers)
+    elif prepared.optimizer_state is not None:
+        load_named_state(optimizers, prepared.optimizer_state)
+    return optimizers
+
+
 def muon_settings(config: TrainConfig) -> dict[str, Any]:
-    """What `Muon` takes, but for the parameters."""
+    """Return the arguments of `Muon` except for the parameters."""
     return {
         "lr": config.muon_learning_rate,
         "momentum": config.muon_momentum,
@@ -144,205 +284,36 @@ def muon_settings(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _find(config: TrainConfig, note: Note) -> tuple[Path | None, Dataset]:
-    """The checkpoint to resume, if one is, and the data."""
-    return (
-        _checkpoint_to_resume(config, Path(config.out_dir), note),
-        open_dataset(config.dataset, config.data_dir, note),
-    )
-
-
-def _build(
-    config: TrainConfig, restored: Path | None, dataset: Dataset, world: World, note: Note, ledger: Ledger
-) -> tuple[Run, nn.Module, dict[str, torch.Tensor] | None]:
-    """The run but for its engine and optimizer, what the engine is to train, and the state of an imported optimizer.
-
-    The processes do not talk here.
-    """
-    asked = {name: value if (value := getattr(config, name)) != "auto" else None for name in SHAPE}
-    where = device.pick_device(config.device, world.local_rank)
-    if where.type == "cuda":
-        torch.cuda.set_device(where)
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    if config.deterministic:
-        device.make_deterministic()
-    chosen: dict[str, Any] = {
-        "device": config.device if world.size > 1 else str(where),
-        "dtype": device.pick_dtype(config.dtype, where),
-    }
-    train_tokens = dataset.split("train", config.block_size)
-    val_tokens = dataset.split("val", config.block_size)
-    told = note if restored is None else lambda line: None  # a resumed run tells what is left of its budgets
-    last = last_step(config, len(train_tokens), checkpoint.TrainState(), told)
-    resolved = replace(config, max_iters=last).resolved()  # the learning rate falls until then
-    config = replace(resolved, max_iters=config.max_iters, **chosen)
-
-    engines.check(
-        world,
-        micro_batches=config.accumulation,
-        deterministic=config.deterministic,
-        parallel=config.parallel,
-        zero_stage=config.zero_stage,
-        dtype=config.dtype,
-    )
-    _require_end_of_text(config, dataset)
-    boundary = dataset.tokenizer.eot if config.document_mask else None
+def _prompts(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the prompts of the samples, or none where samples are off. Raises UserError."""
     prompts = tuple(map(read_prompt, config.prompts)) if config.sample_interval else ()
     for prompt in prompts:
-        encode_prompt(dataset.tokenizer, prompt)
-    model, source = make_model(config, dataset, restored, asked, note)
-    model.to(where)
-    config = replace(config, **{name: getattr(model.config, name) for name in SHAPE})
-
-    found = moments(source, config) if config.resume_optimizer and restored is None else None
-    scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
-    state = checkpoint.TrainState()
-    if restored is not None:
-        state = checkpoint.restore(restored, model)
-        if state.scaler:
-            scaler.load_state_dict(state.scaler)
-        last = last_step(config, len(train_tokens), state, note)
-        config = _note_changes(config, last, dataset, read_description(restored), note)
-        note(f"resuming {restored} at step {state.step}")
-        if 0 < config.max_minutes * 60 <= state.seconds:
-            note(f"max_minutes={config.max_minutes:g} is used up; raise it, or give 0 for no limit")
-
-    ledger.mark("model")
-    peak, how = device.peak_flops(where, config.dtype)
-    ledger.mark("peak")
-    note(f"device {device.describe(where)} · {config.dtype} · peak {peak / 1e12:.3g} TFLOP/s ({how})")
-    note(
-        f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
-        f"batch_size {config.batch_size} × block_size {config.block_size}"
-        + (f", shared by {world.size} processes" if world.size > 1 else "")
-    )
-    note(f"model {model.num_params():,} parameters · dataset {dataset.path}, {len(train_tokens):,} training tokens")
-
-    if config.activation_checkpointing:
-        engines.recompute(model.transformer.h)
-    forward: nn.Module = Objective(model)
-    if not config.eval_only:
-        _require_trackers(config)
-    if not config.eval_only and (config.parallel == "ddp" or world.size == 1):  # else nobody has all of the model
-        forward = _try_out(model, train_tokens, boundary, config, note)
-    ledger.mark("compile")
-    run = Run(
-        config=config,
-        ledger=ledger,
-        out_dir=Path(config.out_dir),
-        device=where,
-        tokenizer=dataset.tokenizer,
-        data_fingerprint=dataset.fingerprint,
-        train_tokens=train_tokens,
-        val_tokens=val_tokens,
-        boundary=boundary,
-        model=model,
-        world=world,
-        scaler=scaler,
-        state=state,
-        last_step=last,
-        prompts=prompts,
-        peak_flops=peak,
-        saved_step=state.step if restored is not None else None,
-    )
-    return run, forward, found
+        encode_prompt(tokenizer, prompt)
+    return prompts
 
 
-def _checkpoint_to_resume(config: TrainConfig, out_dir: Path, note: Note) -> Path | None:
-    """The checkpoint to go on from; None for a run that begins anew, for which out_dir must have room."""
-    has_checkpoints = bool(saved_steps(out_dir))
-    if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
-        return checkpoint.latest(out_dir, note)
-    if config.eval_only:
-        return None
-    if has_checkpoints and not config.overwrite:
-        raise UserError(
-            f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
-            "delete it with --overwrite"
-        )
-    require_room(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
-    return None
+def _hellaswag_tasks(config: TrainConfig, tokenizer: Tokenizer, model: GPT, log: Log) -> list[Task]:
+    """Return HellaSwag's tasks, downloaded if need be, or none where they are off.
+
+    Raises UserError where they are missing, damaged, or do not fit the tokenizer or the model.
+    """
+    if config.hellaswag_interval == 0:
+        return []
+    path = Path(config.hellaswag_data) if config.hellaswag_data else validation_file(config.data_dir, log)
+    tasks = read_tasks(path, tokenizer, limit=config.hellaswag_limit or None)
+    check_fits(tasks, model.config)
+    return tasks
 
 
 def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
-    """Raise UserError where a setting heeds documents and the dataset's tokenizer puts nothing between them."""
-    heed = [name for name in ("document_mask", "align_documents") if getattr(config, name)]
-    if heed and dataset.tokenizer.eot is None:
+    """Raise UserError where a setting needs documents and the dataset's tokenizer puts nothing between them."""
+    settings = [name for name in ("document_mask", "align_documents") if getattr(config, name)]
+    if settings and dataset.tokenizer.eot is None:
         raise UserError(
-            f"{' and '.join(heed)}: the {dataset.tokenizer.kind} tokenizer of {dataset.path} has no end-of-text to "
-            "tell documents by; prepare the text with --tokenizer=byte, bpe or gpt2, or give "
-            f"{' '.join(f'--{name}=False' for name in heed)}"
+            f"{' and '.join(settings)}: the {dataset.tokenizer.kind} tokenizer of {dataset.path} has no end-of-text "
+            "token between documents; prepare the text with --tokenizer=byte, bpe or gpt2, or give "
+            f"{' '.join(f'--{name}=False' for name in settings)}"
         )
-
-
-def _note_changes(
-    config: TrainConfig, last: int, dataset: Dataset, before: dict[str, Any], note: Note
-) -> TrainConfig:
-    """Say what differs from the run that `before` describes; returns the settings with that run's origin."""
-    settings, defaults = before["train"], TrainConfig().as_dict()
-    for name, value in config.as_dict().items():
-        earlier = settings.get(name, defaults.get(name, "not set"))
-        if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
-            note(f"changed for this resume: {name}={value} (was {earlier})")
-    if last > config.decay_end:
-        note(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
-    earlier = before["dataset"]  # empty for an imported run, without the hashes of contents for an older one
-    if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
-        note(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
-    return replace(config, init_from=settings["init_from"])
-
-
-def _note_other_machine(run: Run, before: dict[str, Any], note: Note) -> None:
-    """Say what differs from the machine of the run that `before` describes, where that changes results."""
-    earlier = before.get("machine", {})
-    changed = [
-        f"{name}={value} (was {earlier[name]})"
-        for name, value in run.machine.items()
-        if name in earlier and earlier[name] != value
-    ]
-    if changed:
-        note(
-            f"changed for this resume: {', '.join(changed)}; from here on results differ in their last bits from "
-            "those of a run that was never stopped"
-        )
-
-
-def _try_out(model: GPT, tokens: Tokens, boundary: int | None, config: TrainConfig, note: Note) -> nn.Module:
-    """What to train: the model, compiled where that is asked for and works.
-
-    A batch is tried before the run begins. Raises UserError where it does not fit the device's memory.
-    """
-    where = next(model.parameters()).device
-    objective = Objective(model)
-    x, y = gather(tokens, [0] * config.batch_size, config.block_size, where)
-
-    def attempt(forward: Callable[..., Any]) -> None:
-        with device.autocast(where, config.dtype):
-            loss = forward(x, y, document_numbers(x, boundary))
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-
-    try:
-        if config.compile:
-            note("compiling the model; the first time takes a minute")
-            try:
-                compiled = cast(nn.Module, torch.compile(objective, fullgraph=True))
-                attempt(compiled)
-                return compiled
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # a missing compiler, an unsupported GPU: inductor raises many kinds
-                note(f"torch.compile cannot work here ({first_line(error)}); training without it")
-                torch._dynamo.reset()
-                model.zero_grad(set_to_none=True)
-        if where.type == "cuda":
-            attempt(objective)
-        return objective
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"batch_size={config.batch_size} of block_size={config.block_size} does not fit the memory of {where}; "
-            "lower --batch_size, and raise --gradient_accumulation_steps to keep the tokens per step"
-        ) from None
 
 
 def _require_trackers(config: TrainConfig) -> None:
@@ -353,3 +324,7 @@ def _require_trackers(config: TrainConfig) -> None:
         require("trackio", "trackio_log")
     if config.tensorboard_log:
         require("torch.utils.tensorboard", "tensorboard_log")
+
+
+def _silent(line: str) -> None:
+    """Log nothing."""

@@ -1,7 +1,6 @@
-"""Losses out of the ordinary, and the way back from them.
+"""Loss spikes: after one, the run returns to its last checkpoint and skips the batches that led to it.
 
-A batch that throws training off course is left behind: the run goes on from its last checkpoint with the batches
-after it, as Chowdhery et al. 2022 (PaLM, section 5.1) did by hand.
+Chowdhery et al. 2022 (PaLM, section 5.1) did this by hand.
 """
 
 import statistics
@@ -11,49 +10,48 @@ from pathlib import Path
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.formats.layout import read_description, saved_steps
-from gpt2.runlog.console import RunConsole
-from gpt2.runlog.records import LogWriter
-from gpt2.training.setup import Run
+from gpt2.training.session import Session
 
-FEWEST, MOST = 32, 128
-"""Losses that a new one is judged by."""
-MOST_RETURNS = 3
-"""To one checkpoint; then the batches are not at fault."""
+MIN_LOSSES, MAX_LOSSES = 32, 128
+"""Smallest and largest number of earlier losses with which a new one is compared."""
+MAX_RETURNS = 3
+"""Largest number of returns to one checkpoint; after them the batches are not the cause."""
 
 
 def is_spike(recent: Sequence[float], loss: float, deviations: float) -> bool:
-    """Whether a loss is more than so many standard deviations above the mean of the `recent` ones."""
-    if len(recent) < FEWEST:
+    """Return whether a loss is more than `deviations` standard deviations above the mean of the `recent` ones."""
+    if len(recent) < MIN_LOSSES:
         return False
     return loss > statistics.fmean(recent) + deviations * statistics.pstdev(recent)
 
 
 class Diverged(UserError):
-    """Training makes no progress from where it is: the last checkpoint is better than the weights there are now."""
+    """Training diverged, so that the last checkpoint is better than the current weights, which are not saved."""
 
 
 class SpikeWatch:
-    """Sees every loss of a run. All processes see the same ones and do the same."""
+    """Compares every loss of a run with those before it. All processes see the same losses and do the same."""
 
-    def __init__(self, run: Run, log: LogWriter, console: RunConsole) -> None:
-        self.run, self.log, self.console = run, log, console
+    def __init__(self, session: Session) -> None:
+        self.run, self.log, self.console = session.run, session.log, session.console
 
-    def sees(self, loss: float) -> bool:
-        """Whether this loss is a spike; where it is not, the next ones are judged by it too."""
+    def is_spike(self, loss: float) -> bool:
+        """Return whether this loss is a spike; if not, the next losses are compared with it too."""
         deviations, recent = self.run.config.rollback_on_spike, self.run.state.recent_losses
         if not deviations:
             return False
         if is_spike(recent, loss, deviations):
             return True
         recent.append(loss)
-        del recent[:-MOST]
+        del recent[:-MAX_LOSSES]
         return False
 
     def roll_back(self, step: int, loss: float) -> bool:
-        """Be where the last scheduled checkpoint is, and skip the batches of the updates up to `step`.
+        """Return to the last scheduled checkpoint, and skip the batches of the steps up to `step`.
 
-        A checkpoint that a stop made is passed over, so that a run that was stopped goes back as far as one that was
-        not. Returns whether there was a checkpoint. Raises Diverged where going back did not help.
+        A checkpoint that was only saved because the run was stopped does not count, so that a stopped run returns as
+        far as an uninterrupted one. Returns whether there was a checkpoint. Raises Diverged where returning does not
+        help.
         """
         run, state = self.run, self.run.state
         folder = run.world.gather(run.world.main_only(self._last_scheduled))[0]
@@ -63,29 +61,30 @@ class SpikeWatch:
             return False
         to = read_description(folder)["step"]
         returns = state.returns + 1 if to == state.return_to else 1
-        if returns > MOST_RETURNS:
+        if returns > MAX_RETURNS:
             raise Diverged(
-                f"{what}, again after {MOST_RETURNS} returns to {folder}; go on with --init_from=resume and a lower "
+                f"{what}, again after {MAX_RETURNS} returns to {folder}; go on with --init_from=resume and a lower "
                 "--learning_rate, or a higher --rollback_on_spike"
             )
-        with run.changing():
-            restored = checkpoint.restore(folder, run.model)
-            checkpoint.restore_optimizers(folder, run.optimizers)
-            restored.left_out = state.left_out + step - restored.step
-            restored.seconds = state.seconds
-            restored.return_to, restored.returns = to, returns
-            vars(state).update(vars(restored))
-            if state.scaler:
-                run.scaler.load_state_dict(state.scaler)
-            run.saved_step = state.step
-        self.log.write("resume", state.step, tokens=state.tokens, left_out=state.left_out, because=what)
+        run.is_consistent = False
+        restored = checkpoint.restore(folder, run.model)
+        checkpoint.restore_optimizers(folder, run.optimizers)
+        restored.skipped_batches = state.skipped_batches + step - restored.step
+        restored.seconds = state.seconds
+        restored.return_to, restored.returns = to, returns
+        vars(state).update(vars(restored))
+        if state.scaler:
+            run.scaler.load_state_dict(state.scaler)
+        run.saved_step = state.step
+        run.is_consistent = True
+        self.log.write("resume", state.step, tokens=state.tokens, skipped_batches=state.skipped_batches, because=what)
         self.console.note(f"{what}: back to {folder.name}, and past the batches since")
         return True
 
     def _last_scheduled(self) -> Path | None:
-        """The newest intact checkpoint that is not only there because the run was stopped; None where there is none.
+        """Return the newest intact checkpoint that an uninterrupted run has too; None where there is none.
 
-        Checkpoints of versions that did not record this all count.
+        All checkpoints of older versions, which did not record this, count.
         """
         out_dir, newest = self.run.out_dir, self.run.state.return_to
         steps = [step for step in saved_steps(out_dir) if newest is None or step <= newest]

@@ -1,96 +1,105 @@
-"""The network that a run begins with: initialised, or with the weights of a model or checkpoint."""
+"""The network that a run begins with: initialized from the seed, or with the weights of a model or checkpoint."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpt2.data.dataset import Dataset
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.formats.layout import read_description
 from gpt2.formats.open import build, open_model
 from gpt2.formats.source import Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.training.config import TrainConfig
 
-# Settings that a model brings with it when it is not built from scratch.
-SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
-
-Note = Callable[[str], None]
+MODEL_SETTINGS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
+"""Settings that a model brings with it when it is not built from scratch."""
 
 
 def make_model(
-    config: TrainConfig, dataset: Dataset, restored: Path | None, asked: dict[str, Any], note: Note
+    given: TrainConfig, config: TrainConfig, dataset: Dataset, restored: Path | None, log: Log
 ) -> tuple[GPT, Source | None]:
-    """The network on the CPU: initialised from the seed, or with the weights of a model or checkpoint.
+    """Return the network on the CPU, and the opened file that its weights are from, if they are from one.
 
-    `asked` is the shape as the user gave it, before defaults were filled in. The model's source comes with it
-    where there is one.
+    given: the settings before defaults were filled in, which may contradict the weights. config: the same settings
+    with defaults. restored: the checkpoint that is resumed. Raises UserError.
     """
+    asked = {name: None if (value := getattr(given, name)) == "auto" else value for name in MODEL_SETTINGS}
     runtime: dict[str, Any] = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
-    tokenizer = dataset.tokenizer
     if restored is not None:
-        description = read_description(restored)
-        dataset.require_tokenizer(description["tokenizer"], f"the run in {config.out_dir}")
-        shape = {name: description["model"][name] for name in SHAPE}
-        _refuse_other_shape(asked, shape, f"the run in {config.out_dir}")
-        return GPT(GPTConfig(**shape, **runtime)), None
+        return _empty_model(config, asked, dataset, restored, runtime), None
     if config.init_from in ("scratch", "auto"):
-        vocab_size = config.vocab_size or tokenizer.vocab_size
-        if vocab_size < tokenizer.vocab_size:
-            raise UserError(
-                f"vocab_size={vocab_size} is too small: {dataset.path} uses {tokenizer.vocab_size} token ids; "
-                "leave --vocab_size out"
-            )
-        assert config.n_layer and config.n_head and config.n_embd, "the configuration is resolved"
-        torch.manual_seed(config.seed)
-        shape = GPTConfig(
-            block_size=config.block_size,
-            vocab_size=vocab_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            bias=config.bias,
-            gelu=config.gelu,
-            **runtime,
+        return _initialized_model(config, dataset, runtime), None
+    return _pretrained_model(config, asked, dataset, runtime, log)
+
+
+def _empty_model(
+    config: TrainConfig, asked: dict[str, Any], dataset: Dataset, restored: Path, runtime: dict[str, Any]
+) -> GPT:
+    """Return a model of a checkpoint's shape, whose weights are loaded later."""
+    description, owner = read_description(restored), f"the run in {config.out_dir}"
+    dataset.require_tokenizer(description["tokenizer"], owner)
+    shape = {name: description["model"][name] for name in MODEL_SETTINGS}
+    _require_shape(asked, shape, owner)
+    return GPT(GPTConfig(**shape, **runtime))
+
+
+def _initialized_model(config: TrainConfig, dataset: Dataset, runtime: dict[str, Any]) -> GPT:
+    """Return a model of the settings' shape, initialized from the seed."""
+    vocab_size = config.vocab_size or dataset.tokenizer.vocab_size
+    if vocab_size < dataset.tokenizer.vocab_size:
+        raise UserError(
+            f"vocab_size={vocab_size} is too small: {dataset.path} uses {dataset.tokenizer.vocab_size} token ids; "
+            "leave --vocab_size out"
         )
-        return GPT(shape), None
+    shape = {name: getattr(config, name) for name in MODEL_SETTINGS} | {"vocab_size": vocab_size}
+    torch.manual_seed(config.seed)
+    return GPT(GPTConfig(**shape, **runtime))
+
+
+def _pretrained_model(
+    config: TrainConfig, asked: dict[str, Any], dataset: Dataset, runtime: dict[str, Any], log: Log
+) -> tuple[GPT, Source]:
+    """Return the model that init_from names, cropped to block_size, and its opened file."""
     source = open_model(config.init_from)
     if source.known_tokenizer:
         dataset.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
     dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
-    _refuse_other_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
+    _require_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
     for line in source.notes:
-        note(line)
+        log(line)
     if asked["gelu"] not in (None, source.config.gelu):
-        note(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
-        runtime["gelu"] = asked["gelu"]
+        log(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
+        runtime = runtime | {"gelu": asked["gelu"]}
     model = build(source, **runtime)
     if config.block_size != model.config.block_size:
         model.crop_block_size(config.block_size)
     return model, source
 
 
-def moments(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The optimizer's state that came with the model. Raises UserError where there is none, or another's."""
+def optimizer_state(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Return the optimizer state that came with a model, by the names of `named_state`.
+
+    Raises UserError where the model has none, or another optimizer's.
+    """
     if source is None or source.progress.optimizer is None:
         raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
     tensors = source.progress.optimizer()
     if any(name.endswith("/momentum") for name in tensors) != (config.optimizer == "muon"):
         raise UserError(
-            f"optimizer={config.optimizer} cannot go on with the state of another one, which init_from="
+            f"optimizer={config.optimizer} cannot continue with the state of another optimizer, which init_from="
             f"{config.init_from} has; leave --resume_optimizer out"
         )
     for key in ("exp_avg", "exp_avg_sq"):
         positions = f"transformer.wpe.weight/{key}"
-        tensors[positions] = tensors[positions][: config.block_size].clone()  # as many as the model has kept
+        tensors[positions] = tensors[positions][: config.block_size].clone()  # the model was cropped to these
     return tensors
 
 
-def _refuse_other_shape(asked: dict[str, Any], shape: dict[str, Any], whose: str) -> None:
-    """Raise UserError where a shape was asked for that the weights do not have."""
+def _require_shape(asked: dict[str, Any], shape: dict[str, Any], owner: str) -> None:
+    """Raise UserError where the user asked for a shape that the weights of `owner` do not have."""
     for name, value in shape.items():
         if asked[name] not in (None, value):
-            raise UserError(f"{whose} has {name}={value}, not {asked[name]}; leave --{name} out")
+            raise UserError(f"{owner} has {name}={value}, not {asked[name]}; leave --{name} out")

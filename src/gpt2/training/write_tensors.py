@@ -1,36 +1,34 @@
-"""llm.c's `--write_tensors`: the model as it is before training, for llm.c's programs to load and to compare with."""
-
-from collections.abc import Callable
+"""llm.c's `--write_tensors`: the model before training, for llm.c's programs to load and to compare with."""
 
 import torch
 
 from gpt2.data.batches import gather
+from gpt2.errors import Log
 from gpt2.formats import llmc
 from gpt2.formats.export import fit
 from gpt2.formats.open import build
 from gpt2.formats.source import Extras, Source, Stored
-from gpt2.training.setup import Run
-from gpt2.training.step import row_starts
+from gpt2.training.run import Run
 
 
-def write_tensors(run: Run, note: Callable[[str], None]) -> None:
-    """Write llm.c's files to `llmc/` of the run; makes no update.
+def write_tensors(run: Run, log: Log) -> None:
+    """Write llm.c's files to `llmc/` of the run; this makes no optimizer step.
 
-    The debug state is of the beginning of the first micro-batch, as much as llm.c's usual 4 rows of 64, and
-    without a document mask, which llm.c does not know.
+    The debug state is of the beginning of the first micro-batch: at most llm.c's usual 4 sequences of 64 tokens, and
+    without a document mask, which llm.c does not have.
     """
     config = run.model.config
     tensors = {name: Stored.of(p.detach().cpu()) for name, p in run.model.named_parameters()}
     model = build(Source(config, tensors, lambda: run.tokenizer, str(run.out_dir))).eval()
-    model = fit(model, run.tokenizer, "llmc", note)
+    model = fit(model, run.tokenizer, "llmc", log)
     columns = min(llmc.COLUMNS, config.block_size)
     batch = gather(
-        run.train_tokens,
-        row_starts(run, run.state.step)[: min(llmc.ROWS, run.config.batch_size)],
+        run.batches.tokens,
+        run.batches.starts(run.state.step)[: min(llmc.ROWS, run.config.batch_size)],
         columns,
         torch.device("cpu"),
     )
     folder = run.out_dir / "llmc"
     folder.mkdir(exist_ok=True)
-    llmc.write(model, Extras(run.tokenizer, run.out_dir.name, "float32", note, batch), folder)
-    note(f"wrote {folder} for llm.c")
+    llmc.write(model, Extras(run.tokenizer, run.out_dir.name, "float32", log, batch), folder)
+    log(f"wrote {folder} for llm.c")

@@ -14,9 +14,9 @@ from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.formats.layout import best_step, saved_steps
 from gpt2.runlog.records import read_log
-from gpt2.training import loop
+from gpt2.training import loop, periodic
+from gpt2.training.budget import evaluations_since, last_step
 from gpt2.training.config import TrainConfig
-from gpt2.training.ending import evaluations_since, last_step
 from gpt2.training.loop import train
 
 
@@ -46,7 +46,7 @@ def test_the_smallest_budget_ends_the_run(budgets: dict, at: tuple, expected: in
 
 @pytest.mark.parametrize("budget", [{"max_tokens": 31}, {"max_epochs": 0.03}])
 def test_a_budget_of_less_than_an_update_is_refused(budget: dict) -> None:
-    with pytest.raises(UserError, match=r"3[01] tokens, less than the 32 of one update; raise --max_"):
+    with pytest.raises(UserError, match=r"3[01] tokens, less than the 32 of one optimizer step; raise --max_"):
         last_step(TrainConfig(batch_size=4, block_size=8, **budget), 1000, TrainState(), print)
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path, c
 def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> None:
     """Has the evaluation after so many updates give this loss."""
     monkeypatch.setattr(
-        loop, "estimate_losses", lambda run, progress: {"train_loss": 1.0, "val_loss": val_losses[run.state.step]}
+        periodic, "estimate_losses", lambda run, progress: {"train_loss": 1.0, "val_loss": val_losses[run.state.step]}
     )
 
 
@@ -157,4 +157,4 @@ def test_a_best_evaluation_without_a_checkpoint_is_not_noted(tiny, tmp_path: Pat
     train(tiny(eval_interval=5, max_iters=10))
     assert best_step(tmp_path / "run") is None
     model, _ = gpt2.load(tmp_path / "run")
-    assert model.num_params() > 0
+    assert model.get_num_params(non_embedding=False) > 0

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2 import head_loss as module
-from gpt2.head_loss import head_loss
+from gpt2 import chunked_loss as module
+from gpt2.chunked_loss import chunked_cross_entropy
 
 N, V, C = 23, 37, 8
 
@@ -18,7 +18,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five rows of logits at a time: the last part has three."""
-    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", 5 * 48)
+    monkeypatch.setitem(module.MAX_CHUNK_LOGITS, "cpu", 5 * 48)
 
 
 @pytest.mark.parametrize("pad_vocab", [1, 16, 64])
@@ -26,7 +26,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loss_and_gradients_are_those_of_all_logits_at_once(in_parts, pad_vocab: int, ignored: list[int]) -> None:
     x, w, targets = inputs()
     targets[ignored] = -1
-    found = head_loss(x, w, targets, pad_vocab)
+    found = chunked_cross_entropy(x, w, targets, pad_vocab)
     gradients = torch.autograd.grad(3 * found, (x, w))
     expected = F.cross_entropy(x @ w.T, targets, ignore_index=-1)
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
@@ -39,17 +39,17 @@ def test_no_more_logits_exist_than_allowed(in_parts, monkeypatch: pytest.MonkeyP
     log_softmax = F.log_softmax
     monkeypatch.setattr(F, "log_softmax", lambda x, **named: seen.append(x.shape) or log_softmax(x, **named))
     x, w, targets = inputs()
-    head_loss(x, w, targets, 16).backward()
+    chunked_cross_entropy(x, w, targets, 16).backward()
     assert seen == [(5, 48)] * 4 + [(3, 48)]
 
 
 def test_a_batch_has_at_most_sixteen_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", 1)
+    monkeypatch.setitem(module.MAX_CHUNK_LOGITS, "cpu", 1)
     seen = []
     log_softmax = F.log_softmax
     monkeypatch.setattr(F, "log_softmax", lambda x, **named: seen.append(len(x)) or log_softmax(x, **named))
     x, w, targets = inputs()
-    head_loss(x, w, targets, 16).backward()
+    chunked_cross_entropy(x, w, targets, 16).backward()
     assert seen == [2] * 11 + [1]
 
 
@@ -57,7 +57,7 @@ def test_a_batch_has_at_most_sixteen_parts(monkeypatch: pytest.MonkeyPatch) -> N
 def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype) -> None:
     x, w, targets = inputs(torch.float32)
     with torch.autocast("cpu", dtype):
-        found = head_loss(x, w, targets, 16)
+        found = chunked_cross_entropy(x, w, targets, 16)
     found.backward()
     assert found.dtype == x.grad.dtype == w.grad.dtype == torch.float32
     exact, v, _ = inputs()
@@ -70,7 +70,7 @@ def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype
 
 def test_where_every_target_is_ignored_the_loss_is_no_number() -> None:
     x, w, _ = inputs()
-    assert head_loss(x, w, torch.full((N,), -1)).isnan()
+    assert chunked_cross_entropy(x, w, torch.full((N,), -1)).isnan()
 
 
 def test_float16_holds_the_gradient_of_a_frequent_token() -> None:
@@ -78,7 +78,7 @@ def test_float16_holds_the_gradient_of_a_frequent_token() -> None:
     x = torch.full((4096, C), 20.0).requires_grad_()
     w = torch.zeros(64, C).requires_grad_()
     with torch.autocast("cpu", torch.float16):
-        loss = head_loss(x, w, torch.zeros(4096, dtype=torch.int64))
+        loss = chunked_cross_entropy(x, w, torch.zeros(4096, dtype=torch.int64))
     loss.backward()
     assert w.grad is not None
     torch.testing.assert_close(w.grad[0], torch.full((C,), -20 * 63 / 64), rtol=1e-3, atol=0)

@@ -1,0 +1,214 @@
+"""What happens every N optimizer steps: evaluation, HellaSwag, samples and checkpoints, each a small object.
+
+An object has `due`, which says whether it is its turn at the step that the run is at, and `run`, which does it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Protocol
+
+from gpt2 import checkpoint
+from gpt2.evaluate.choices import choose
+from gpt2.evaluate.loss import Progress, evaluate_loss, no_progress
+from gpt2.generation.engine import stream_text
+from gpt2.training.budget import evaluations_since
+from gpt2.training.run import Run
+from gpt2.training.session import Session
+
+SAMPLE_SEPARATOR = "\n---------------\n"
+
+
+class Periodic(Protocol):
+    """A task that a run does every N optimizer steps."""
+
+    def due(self, ending: str | None) -> bool:
+        """Return whether to run now. ending: why the run ends at this step; None for a run that goes on."""
+        ...
+
+    def run(self) -> str | None:
+        """Do the task. Return why the run has to end now, or None. Raises Stopped where a signal interrupts it."""
+        ...
+
+
+def is_due(run: Run, interval: int) -> bool:
+    """Return whether something that happens every `interval` optimizer steps happens now; an interval of 0 is off."""
+    return interval > 0 and run.state.step % interval == 0
+
+
+class Evaluation:
+    """Measures training and validation loss, and watches whether the validation loss still improves."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.losses: dict[str, float] = {}
+        """The last `train_loss` and `val_loss`."""
+        self.save_step: int | None = None
+        """The step at which the last evaluation asked for a checkpoint."""
+
+    def due(self, ending: str | None) -> bool:
+        run, interval = self.session.run, self.session.run.config.eval_interval
+        is_unmeasured = run.saved_step == run.state.step and run.state.best_step is None  # an imported model
+        return ending is not None or is_due(run, interval) or (interval > 0 and is_unmeasured)
+
+    def run(self) -> str | None:
+        session, run, state, config = self.session, self.session.run, self.session.run.state, self.session.run.config
+        run.ledger.mark()
+        session.stop.check_all_processes()
+        self.losses = estimate_losses(run, lambda done, total: session.stop.check_all_processes())
+        train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
+        is_best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
+        if is_best:
+            state.best_val_loss, state.best_step = val_loss, state.step
+        seconds = round(run.ledger.mark("evaluation"), 5)
+        session.log.write("eval", state.step, **self.losses, seconds=seconds)
+        session.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
+        run.ledger.mark("records")
+        if (is_best or config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0):
+            self.save_step = state.step
+        patience = config.early_stopping_patience
+        waited = evaluations_since(state.best_step or 0, state.step, config.eval_interval) if patience else 0
+        return "early_stopping_patience" if patience and waited >= patience else None
+
+
+def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, float]:
+    """Return the mean loss in nats over the fixed evaluation blocks of both splits: `train_loss`, `val_loss`.
+
+    progress: called between two batches; an exception that it raises ends the evaluation.
+    """
+    splits = {"train_loss": run.batches.tokens, "val_loss": run.val_tokens}
+    return {
+        name: evaluate_loss(
+            run.model,
+            tokens,
+            block_size=run.config.block_size,
+            batch_size=run.config.batch_size,
+            batches=run.config.eval_iters,
+            dtype=run.config.dtype,
+            eot_token=run.batches.mask_token,
+            world=run.world,
+            progress=progress,
+        )
+        for name, tokens in splits.items()
+    }
+
+
+class HellaSwag:
+    """Measures how often the model finds the right ending in HellaSwag's tasks."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def due(self, ending: str | None) -> bool:
+        run = self.session.run
+        return is_due(run, run.config.hellaswag_interval) or (ending is not None and bool(run.hellaswag))
+
+    def run(self) -> None:
+        session, run = self.session, self.session.run
+        run.ledger.mark()
+        session.stop.check_all_processes()
+        result = choose(
+            run.model,
+            run.hellaswag,
+            dtype=run.config.dtype,
+            world=run.world,
+            progress=lambda done, total, tasks: session.stop.check_all_processes(),
+        )
+        seconds = round(run.ledger.mark("evaluation"), 5)
+        session.log.write("eval", run.state.step, acc=result.acc, acc_norm=result.acc_norm, seconds=seconds)
+        session.console.note(
+            f"step {run.state.step} · HellaSwag acc {result.acc:.4f} · acc_norm {result.acc_norm:.4f}"
+        )
+        run.ledger.mark("records")
+
+
+class Sampling:
+    """Writes texts that the model continues from the prompts."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def due(self, ending: str | None) -> bool:
+        return is_due(self.session.run, self.session.run.config.sample_interval)
+
+    def run(self) -> None:
+        session, run, step = self.session, self.session.run, self.session.run.state.step
+        run.ledger.mark()
+        session.stop.check_all_processes()
+        text = sample_texts(run, session.stop.check_all_processes)
+        session.log.sample(step, text, seconds=round(run.ledger.mark("sampling"), 5))
+        session.console.note(f"--- sample at step {step}\n{text.strip()}\n---")
+        run.ledger.mark("records")
+
+
+def sample_texts(run: Run, check: Callable[[], None] = lambda: None) -> str:
+    """Return continuations of every prompt, with the same seeds at every step. All processes compute the same ones.
+
+    check: called after each piece of text; an exception that it raises ends the sampling.
+    """
+    return SAMPLE_SEPARATOR.join(
+        prompt + "".join(_checked(_sample(run, prompt, number), check))
+        for prompt in run.prompts
+        for number in range(run.config.num_samples)
+    )
+
+
+def _sample(run: Run, prompt: str, number: int) -> Iterator[str]:
+    """Yield the pieces of sample `number` of a prompt, without the prompt."""
+    config = run.config
+    return stream_text(
+        run.model,
+        run.tokenizer,
+        prompt,
+        max_new_tokens=config.sample_tokens,
+        seed=(config.seed + number) % (1 << 63),
+        dtype=config.dtype,
+    )
+
+
+def _checked(pieces: Iterator[str], check: Callable[[], None]) -> Iterator[str]:
+    for piece in pieces:
+        yield piece
+        check()
+
+
+class Saving:
+    """Saves a checkpoint, and records the best one."""
+
+    def __init__(self, session: Session, evaluation: Evaluation) -> None:
+        self.session, self.evaluation = session, evaluation
+
+    def due(self, ending: str | None) -> bool:
+        return ending is not None or self.is_scheduled() or self.evaluation.save_step == self.session.run.state.step
+
+    def is_scheduled(self) -> bool:
+        """Return whether an uninterrupted run saves at this step too, so that a run may return here after a spike."""
+        run, config = self.session.run, self.session.run.config
+        has_asked = self.evaluation.save_step == run.state.step and is_due(run, config.eval_interval)
+        return has_asked or (run.state.step > 0 and is_due(run, config.checkpoint_interval))
+
+    def run(self) -> None:
+        session, run, state = self.session, self.session.run, self.session.run.state
+        run.ledger.mark()
+        run.world.beat("a checkpoint")
+        if self.is_scheduled() and run.config.rollback_on_spike and state.return_to != state.step:
+            state.return_to, state.returns = state.step, 0
+        now = replace(state)
+
+        def tidy() -> None:
+            checkpoint.tidy(run.out_dir, now, run.config.keep_checkpoints, session.console.note)
+
+        if run.saved_step == state.step:
+            session.saver.wait()
+            run.world.main_only(tidy)
+        else:
+            session.saver.save(state.step, session.snapshot(), tidy)
+            run.saved_step = state.step
+        run.ledger.mark("checkpoints")
+        self.log_saved()
+
+    def log_saved(self) -> None:
+        """Log the checkpoints that have been written since the last call."""
+        for saved in self.session.saver.collect():
+            self.session.log.write("checkpoint", **asdict(saved))
+        self.session.run.ledger.mark("records")

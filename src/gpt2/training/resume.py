@@ -1,0 +1,62 @@
+"""Resuming a run: which checkpoint it continues from, and what has changed since."""
+
+from pathlib import Path
+from typing import Any
+
+from gpt2 import checkpoint
+from gpt2.data.dataset import Dataset
+from gpt2.errors import Log, UserError
+from gpt2.formats.layout import saved_steps
+from gpt2.training.config import TrainConfig
+from gpt2.training.ownership import require_room
+
+
+def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path | None:
+    """Return the checkpoint to resume; None for a run that begins, for which out_dir must have room."""
+    has_checkpoints = bool(saved_steps(out_dir))
+    if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
+        return checkpoint.latest(out_dir, log)
+    if config.eval_only:
+        return None
+    if has_checkpoints and not config.overwrite:
+        raise UserError(
+            f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
+            "delete it with --overwrite"
+        )
+    require_room(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
+    return None
+
+
+def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, before: dict[str, Any], log: Log) -> None:
+    """Log what differs from the settings and data of the checkpoint whose `state.json` is `before`.
+
+    last: the optimizer step at which the run ends.
+    """
+    settings, defaults = before["train"], TrainConfig().as_dict()
+    for name, value in config.as_dict().items():
+        earlier = settings.get(name, defaults.get(name, "not set"))
+        if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
+            log(f"changed for this resume: {name}={value} (was {earlier})")
+    if last > config.decay_end:
+        log(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
+    earlier = before["dataset"]  # empty for an imported run, and without the hashes of contents for an older one
+    if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
+        log(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
+
+
+def log_changed_machine(facts: dict[str, str | int], before: dict[str, Any], log: Log) -> None:
+    """Log what differs from the machine of the checkpoint whose `state.json` is `before`, where it changes results.
+
+    facts: see `Run.machine`.
+    """
+    earlier = before.get("machine", {})
+    changed = [
+        f"{name}={value} (was {earlier[name]})"
+        for name, value in facts.items()
+        if name in earlier and earlier[name] != value
+    ]
+    if changed:
+        log(
+            f"changed for this resume: {', '.join(changed)}; from here on results differ in their last bits from "
+            "those of a run that was never stopped"
+        )

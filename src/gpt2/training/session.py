@@ -1,0 +1,122 @@
+"""A training session: the run folder, made ready and locked, with log, console, saver and signals of a process."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2 import checkpoint
+from gpt2.errors import Log, UserError
+from gpt2.files import locked, write_text
+from gpt2.runlog.console import RunConsole
+from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC, PeerLogWriter
+from gpt2.runlog.records import LogWriter
+from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
+from gpt2.training.config import TrainConfig
+from gpt2.training.ownership import CONFIG, files_of_run, leftovers
+from gpt2.training.recipes import dump_toml
+from gpt2.training.rescue import reserved_descriptors
+from gpt2.training.run import Run
+from gpt2.training.saver import Saver
+from gpt2.training.signals import Stop, stop_on_signals
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session is one process's training of a run, from a start or resume to its end."""
+
+    run: Run
+    console: RunConsole
+    log: LogWriter
+    saver: Saver
+    stop: Stop
+    reserve: list[int]
+    """File descriptors that are closed to make room for a last checkpoint."""
+
+    def snapshot(self) -> checkpoint.Snapshot:
+        """Return what a checkpoint of the run's current step holds."""
+        run = self.run
+        state = replace(run.state, scaler=run.scaler.state_dict())
+        about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint, "machine": run.machine}
+        return checkpoint.snapshot(run.out_dir, state, run.model, run.optimizers, run.tokenizer, about)
+
+    def restore_folder(self) -> None:
+        """Write the log and settings of a run again whose folder was deleted or moved away. Raises OSError."""
+        self.log.restore()
+        write_config(self.run)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this run."""
+        return f"gpt2 train --init_from=resume --out_dir={self.run.out_dir}"
+
+
+@contextmanager
+def open_session(run: Run, console: RunConsole) -> Iterator[Session]:
+    """Make the run folder ready and lock it for this run, open its log and trackers, and listen to signals.
+
+    With `overwrite` a fresh run first deletes what an earlier one wrote there. Raises UserError where the folder
+    cannot be written or another process trains in it.
+    """
+    with (
+        claimed_folder(run, console.note) as trackers,
+        LogWriter(run.out_dir, run.world.is_main, trackers, note=console.note) as log,
+        Saver(run.world, run.config.async_checkpoint) as saver,
+        reserved_descriptors() as reserve,
+    ):
+        stop = Stop(run.world, lambda: saver.failed or log.lost)
+        with stop_on_signals(stop, console.note):
+            yield Session(run, console, log, saver, stop, reserve)
+
+
+@contextmanager
+def claimed_folder(run: Run, log: Log) -> Iterator[Trackers]:
+    """Make the run folder ready and lock it; yield the trackers, which are open in the main process.
+
+    log: receives a line for a tracker that fails.
+    """
+    with ExitStack() as stack:
+        trackers = Trackers(log)
+        stack.callback(trackers.close)
+        run.world.main_only(lambda: _claim(run, stack, trackers))
+        yield trackers
+
+
+def _claim(run: Run, stack: ExitStack, trackers: Trackers) -> None:
+    config, out_dir = run.config, run.out_dir
+    try:
+        (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
+    if not stack.enter_context(locked(out_dir / ".lock")):
+        raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
+    starts_over = config.overwrite and run.saved_step is None
+    for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    write_config(run)
+    _open_trackers(config, out_dir, trackers)
+
+
+def write_config(run: Run) -> None:
+    """Write the settings to `config.toml`, without `overwrite`: as a recipe it must not delete its own run."""
+    settings = {name: value for name, value in run.config.as_dict().items() if name != "overwrite"}
+    write_text(run.out_dir / CONFIG, dump_toml(settings))
+
+
+def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> None:
+    """Open the trackers that are switched on."""
+    about = config.wandb_project, config.wandb_run_name or str(out_dir), config.as_dict()
+    if config.wandb_log:
+        trackers.open("wandb_log", lambda: WandbTracker(*about))
+    if config.trackio_log:
+        trackers.open("trackio_log", lambda: TrackioTracker(*about))
+    if config.tensorboard_log:
+        trackers.open("tensorboard_log", lambda: TensorBoardTracker(out_dir / "tensorboard"))
+    if config.llmc_log:
+        trackers.open("llmc_log", lambda: PeerLogWriter(out_dir / "llmc", LLMC))
+    if config.build_nanogpt_log:
+        trackers.open("build_nanogpt_log", lambda: PeerLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))

@@ -1,0 +1,91 @@
+"""The records of optimizer steps: read from the device in groups, logged, and watched for what goes wrong."""
+
+import math
+
+from gpt2 import accounting, device
+from gpt2.errors import UserError
+from gpt2.training.session import Session
+from gpt2.training.spikes import SpikeWatch
+from gpt2.training.step import StepResult
+from gpt2.training.timing import StragglerWatch, phase_seconds
+
+MAX_SKIPPED = 10
+"""Number of steps skipped one after the other that ends a run."""
+
+
+class StepRecords:
+    """Logs optimizer steps. A step stays pending until it is logged, so that it can be logged after an exception."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.pending: list[StepResult] = []
+        self.steps_timed, self.seconds_timed = 0, 0.0
+        self.skipped = 0
+        """Number of steps skipped since the last one that changed the weights."""
+        self.spikes = SpikeWatch(session)
+        self.stragglers = StragglerWatch(session.run.world, session.log, session.console)
+
+    def write(self) -> None:
+        """Log the pending steps; reading their losses waits for the device. Raises UserError after too many skips."""
+        if not self.pending:
+            return
+        run, state, config = self.session.run, self.session.run.state, self.session.run.config
+        figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
+        phases = [phase_seconds(r.marks) for r in self.pending]
+        seconds = run.ledger.steps(phases)
+        state.seconds += seconds
+        self.steps_timed += len(figures)
+        self.seconds_timed += seconds
+        rate = len(figures) * config.tokens_per_step / seconds
+        shared = {
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
+            "memory": device.peak_memory(run.device),
+        }
+        values: dict[str, float] = {}
+        for i, (loss, grad_norm, lr, is_skipped) in enumerate(figures, start=1 - len(figures)):
+            step, tokens = state.step + i, state.tokens + i * config.tokens_per_step
+            values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens} | shared
+            self.pending.pop(0)
+            if is_skipped:
+                self._skip(step, values)
+            elif self._log(step, values, phases[i - 1]):
+                return
+        self.stragglers.look(state.step, phases)
+        if state.step % config.log_interval == 0:
+            left = (run.last_step - state.step) * self.seconds_timed / self.steps_timed
+            self.session.console.step(state.step, values, eta_seconds=left)
+        run.ledger.mark("records")
+
+    def _log(self, step: int, values: dict[str, float], phases: dict[str, float]) -> bool:
+        """Log one step; return whether the run went back to a checkpoint because its loss is a spike."""
+        session = self.session
+        self.skipped = 0
+        seconds = {phase: round(s, 5) for phase, s in phases.items()}
+        session.log.write("train", step, **values, seconds=seconds)
+        session.run.ledger.mark("records")
+        if not self.spikes.is_spike(values["loss"]):
+            return False
+        session.saver.wait()
+        is_back = self.spikes.roll_back(step, values["loss"])
+        session.run.ledger.mark("checkpoints")
+        if is_back:
+            self.pending.clear()
+        return is_back
+
+    def _skip(self, step: int, values: dict[str, float]) -> None:
+        """Log a step that changed nothing. Raises UserError where there were too many one after the other."""
+        session, run = self.session, self.session.run
+        sequences = run.batches.starts(step - 1 + run.state.skipped_batches).tolist()
+        session.log.write("skip", step, **values, rows=sequences)
+        what = "loss" if not math.isfinite(values["loss"]) else "gradient"
+        session.console.note(f"step {step} · the {what} is not finite: step skipped (its offsets are in log.jsonl)")
+        self.skipped += 1
+        if self.skipped == MAX_SKIPPED:
+            first = step - MAX_SKIPPED
+            look = f"gpt2 train --init_from={run.out_dir} --dataset={run.config.dataset} --out_dir=replay"
+            raise UserError(
+                f"{MAX_SKIPPED} steps in a row were skipped, from step {first + 1} on; go on from the last "
+                f"checkpoint with {session.resume_command} and a lower --learning_rate, or look at that batch with "
+                f"{look} --overfit_step={first + run.state.skipped_batches}"
+            )
