@@ -27,7 +27,7 @@ from gpt2.formats import bare
 from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, named_state
-from gpt2.tensor_file import Layout, Part, kinds
+from gpt2.tensor_file import Layout, TensorShard, specs_of
 from gpt2.tokenizers import Tokenizer
 
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST})
@@ -61,8 +61,8 @@ class Snapshot:
     """What a checkpoint is to hold: this process's parts of it, and what is said about it."""
 
     folder: Path
-    weights: dict[str, Part]
-    moments: dict[str, Part]
+    weights: dict[str, TensorShard]
+    moments: dict[str, TensorShard]
     """The optimizer's state."""
     metadata: dict[str, str]
     description: str
@@ -104,12 +104,12 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
     they cannot be written; the checkpoints before it stay as they are.
     """
     files = {"model.safetensors": (taken.weights, taken.metadata), "optimizer.safetensors": (taken.moments, None)}
-    held = world.gather([kinds(parts) for parts, _ in files.values()])
+    held = world.gather([specs_of(parts) for parts, _ in files.values()])
     layouts, mine = {}, {}
     for number, (name, (parts, metadata)) in enumerate(files.items()):
         layouts[name] = Layout({key: kind for has in held for key, kind in has[number].items()}, metadata)
         before = {key for has in held[: world.rank] for key in has[number]}
-        mine[name] = {key: part for key, part in parts.items() if key not in before or not part.is_whole}
+        mine[name] = {key: part for key, part in parts.items() if key not in before or not part.is_full}
     needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
 
     def begin() -> None:

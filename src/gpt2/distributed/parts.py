@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from gpt2.tensor_file import Part
+from gpt2.tensor_file import TensorShard
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
 
-def parts_of(model: nn.Module) -> dict[str, Part]:
+def parts_of(model: nn.Module) -> dict[str, TensorShard]:
     """What this process has of every parameter, by name; they share its memory."""
     if is_sharded(model):
         cast("FSDPModule", model).reshard()  # an evaluation leaves some of them whole
@@ -55,15 +55,15 @@ def together(mine: Tensor, stack: Tensor) -> Tensor:
     return made.redistribute(placements=stack.placements)
 
 
-def part_of(tensor: Tensor) -> Part:
+def part_of(tensor: Tensor) -> TensorShard:
     """What this process has of a tensor. fully_shard gives rows out as `torch.chunk` does."""
     tensor = tensor.detach()
     if not is_sharded(tensor):
-        return Part(tensor, tuple(tensor.shape))
+        return TensorShard(tensor, tuple(tensor.shape))
     sharded = cast("DTensor", tensor)
     rows = sharded.to_local()
     first = min(sharded.device_mesh.get_local_rank() * -(-len(sharded) // sharded.device_mesh.size()), len(sharded))
-    return Part(rows, tuple(sharded.shape), first)
+    return TensorShard(rows, tuple(sharded.shape), first)
 
 
 def part_like(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def part_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
     assert isinstance(parameter, DTensor)
     here = part_of(parameter)
-    rows = tensor[here.first : here.first + len(here.rows)].to(parameter.device, copy=True)
+    rows = tensor[here.first_row : here.first_row + len(here.values)].to(parameter.device, copy=True)
     return DTensor.from_local(
         rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )

@@ -49,7 +49,7 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    needed = sum(part.rows.nbytes for part in (*taken.weights.values(), *taken.moments.values()))
+    needed = sum(part.values.nbytes for part in (*taken.weights.values(), *taken.moments.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
         try:
             checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))

@@ -14,7 +14,7 @@ import torch
 from gpt2 import checkpoint
 from gpt2.checkpoint import Snapshot
 from gpt2.distributed.world import World
-from gpt2.tensor_file import Part
+from gpt2.tensor_file import TensorShard
 
 LOW_PRIORITY = 10
 """Of the thread that writes in the background, as nice(1) counts."""
@@ -76,14 +76,14 @@ class Saver:
         self.thread = threading.Thread(target=beside, daemon=True)
         self.thread.start()
 
-    def _copied(self, parts: dict[str, Part], kind: str) -> dict[str, Part]:
+    def _copied(self, parts: dict[str, TensorShard], kind: str) -> dict[str, TensorShard]:
         """The same parts in memory of their own."""
         copied = {}
         for name, part in parts.items():
-            rows = part.rows
+            rows = part.values
             if (key := f"{kind}/{name}") not in self.copies:
                 self.copies[key] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
-            copied[name] = replace(part, rows=self.copies[key].copy_(rows, non_blocking=True))
+            copied[name] = replace(part, values=self.copies[key].copy_(rows, non_blocking=True))
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied
