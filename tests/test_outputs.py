@@ -13,7 +13,7 @@ import gpt2
 from gpt2 import checkpoint
 from gpt2.errors import UserError, WriteError
 from gpt2.files import publish, write_text
-from gpt2.formats.layout import folder_of
+from gpt2.formats.run_folder import folder_of
 from gpt2.training.loop import train
 
 
@@ -140,10 +140,10 @@ def test_a_run_can_be_read_while_it_prunes(tiny, tmp_path: Path) -> None:
 def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_passed_over(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2.formats import native
+    from gpt2.formats import run_folder
 
     run = train(tiny(max_iters=4, eval_interval=2, keep_checkpoints=0)).out_dir
-    check, gone = native.manifest_problem, folder_of(run, 4)
+    check, gone = run_folder.manifest_problem, folder_of(run, 4)
     (run / "checkpoints" / "best.json").unlink()
 
     def vanishing(folder: Path) -> str | None:
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_passed_over(
             gone.rename(tmp_path / "moved")
         return check(folder)
 
-    monkeypatch.setattr(native, "manifest_problem", vanishing)
+    monkeypatch.setattr(run_folder, "manifest_problem", vanishing)
     assert gpt2.load(str(run))
     (tmp_path / "moved").rename(gone)
     with pytest.raises(UserError, match="was removed by its run"):

@@ -23,8 +23,8 @@ from gpt2.distributed.parts import part_like, part_of, parts_of
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError, first_line
 from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
-from gpt2.formats import bare
-from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
+from gpt2.formats import safetensors_file
+from gpt2.formats.run_folder import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, named_state
 from gpt2.tensor_file import Layout, TensorShard, specs_of
@@ -92,7 +92,7 @@ def snapshot(
         folder_of(out_dir, state.step),
         parts_of(model),
         {name: part_of(tensor) for name, tensor in named_state(optimizers).items()},
-        bare.metadata(model.config),
+        safetensors_file.metadata(model.config),
         json.dumps(description, indent=1) + "\n",
     )
 

@@ -13,7 +13,7 @@ import gpt2
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import TrainingFailed, UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import estimate_losses, train
 from gpt2.training.setup import set_up

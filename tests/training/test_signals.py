@@ -14,7 +14,7 @@ import pytest
 from runs import curve, final_weights, start_process, wait_for_step
 
 from gpt2.evaluate import loss as loss_module
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.generation import engine
 from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole

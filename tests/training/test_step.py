@@ -12,7 +12,7 @@ from runs import final_weights
 from torch.nn import functional as F
 
 from gpt2.data.batches import gather, sample_starts
-from gpt2.formats.layout import folder_of, read_description
+from gpt2.formats.run_folder import folder_of, read_description
 from gpt2.optim.adamw import parameter_groups
 from gpt2.training import step as step_module
 from gpt2.training.loop import train

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora
-from gpt2.data.nanogpt_meta import read_meta
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
+from gpt2.formats.tokenizer_files import read_meta
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")

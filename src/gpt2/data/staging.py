@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
 from gpt2.files import locked, write_bytes, write_text, writing
+from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.tokenizers import CharTokenizer, Tokenizer
 
 FORMAT = "gpt2 dataset 2"

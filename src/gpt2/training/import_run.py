@@ -8,8 +8,8 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.files import check_free, publish, write_text
-from gpt2.formats.layout import folder_of
 from gpt2.formats.open import build
+from gpt2.formats.run_folder import folder_of
 from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
@@ -44,7 +44,7 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
         note(f"its settings do not fit together here ({error}): the run has the defaults")
         config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
     optimizers = make_optimizers(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
-    load_named_state(optimizers, progress.moments(note))
+    load_named_state(optimizers, progress.optimizer_state(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}

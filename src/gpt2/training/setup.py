@@ -18,7 +18,7 @@ from gpt2.distributed.engines import Engine
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError, first_line
 from gpt2.evaluate.choices import Task
-from gpt2.formats.layout import read_description, saved_steps
+from gpt2.formats.run_folder import read_description, saved_steps
 from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT, Objective
 from gpt2.optim.optimizers import load_named_state, make_optimizers

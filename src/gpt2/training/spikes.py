@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats.layout import read_description, saved_steps
+from gpt2.formats.run_folder import read_description, saved_steps
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.records import LogWriter
 from gpt2.training.setup import Run
