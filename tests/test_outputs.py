@@ -1,4 +1,4 @@
-"""Outputs go where the user says: through links, into pipes and descriptors, and never over what is no file."""
+"""Outputs follow links, go into pipes and descriptors, and never replace anything but a file."""
 
 import os
 import stat
@@ -137,7 +137,7 @@ def test_a_run_can_be_read_while_it_prunes(tiny, tmp_path: Path) -> None:
         trainer.join()
 
 
-def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_passed_over(
+def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_skipped(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2.formats import run_folder

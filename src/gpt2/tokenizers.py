@@ -110,7 +110,7 @@ class CharTokenizer:
 
     @functools.cached_property
     def _table(self) -> "np.ndarray":
-        """Return the ids by code point, uint32. Code points without an id, the last among them, have `vocab_size`."""
+        """Return the ids by code point, uint32; a code point without an id, such as the last, has `vocab_size`."""
         import numpy as np
 
         table = np.full(max(map(ord, self.characters), default=0) + 2, self.vocab_size, dtype=np.uint32)
@@ -162,9 +162,9 @@ class ByteTokenizer:
 class BPETokenizer:
     """A BPE tokenizer does byte-level byte-pair encoding, by tiktoken.
 
-    `tokens` are the bytes of each id in order, without end-of-text, whose id is `eot`; by default the last. The ids of
-    `specials`, further special tokens, follow all of these. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for any
-    other. Raises UserError for special tokens that could be confused with other tokens.
+    `tokens` are the bytes of each id in order, without end-of-text, whose id is `eot`; by default the last. The ids
+    of `specials`, further special tokens, follow all of these. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for
+    any other. Raises UserError for special tokens that could be confused with other tokens.
     """
 
     def __init__(
