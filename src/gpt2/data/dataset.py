@@ -33,11 +33,11 @@ class Dataset:
     """`train` and `val`, or one of them."""
     tokenizer: Tokenizer
     fingerprint: dict[str, str]
-    """Hash of each split's files as they were prepared, or its number of tokens where none is recorded. Under
+    """Hash of each split's files as they were prepared, or its length where none is recorded. Under
     `train_content` and `val_content`, a hash of the current ids, for which large splits are sampled."""
 
     def split(self, name: str, block_size: int) -> Tokens:
-        """Return the tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
+        """Return the tokens of `train` or `val`. Raises UserError where they do not fill a block and its targets."""
         if name not in self.splits:
             raise UserError(
                 f"{self.path} has no {name} tokens, only {' and '.join(self.splits)}; the split is part of a file's "

@@ -66,65 +66,76 @@ def prepare(
 
     part: `(i, n)` prepares the i-th of n partitions of the files, for `data.join`. workers: number of processes that
     encode, on which the result does not depend. given: a local copy of a corpus that would be downloaded.
-
     A call after a kill continues the work. `note` receives lines about the work; `progress` receives the number of
     bytes read, the number to read, and the number of tokens written. Raises UserError.
     """
     corpus, inputs = find_inputs(sources, val, given, note)
-    chosen: dict[str, Any] = {"name": default_name(sources[0])}
-    if corpus:
-        chosen |= {**corpus.settings, **corpus.settings_of.get(format, {})}
-    if val_fraction is not None or val_tokens is not None:
-        chosen = {key: value for key, value in chosen.items() if key not in ("val_fraction", "val_tokens")}
     asked = {"name": name, "shard_size": shard_size, "separator": separator}
     asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
-    chosen |= {key: value for key, value in asked.items() if value is not None}
-    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
-    if vocab_size is not None and kind != "bpe":
-        raise UserError(f"vocab_size={vocab_size} is for a tokenizer to be trained; add --tokenizer=bpe, or omit it")
-    if vocab_size is None:
-        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
-    _check(chosen, format, kind, inputs, part, workers)
-    is_large = corpus is not None and corpus.is_large
-    if is_large and kind in ("char", "bpe"):
-        raise UserError(
-            f"{sources[0]} is read only once, too rarely to make a {kind} tokenizer; name an existing one"
-        )
-
+    settings = _settings(default_name(sources[0]), corpus, format, asked)
+    kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
+    _check(settings, format, kind, inputs, part, workers)
     recipe = {
         "inputs": [(Path(i.name).name, i.size, i.split) for i in inputs],
-        "settings": [chosen, format, field],
+        "settings": [settings, format, field],
         "tokenizer": [kind, vocab_size] if isinstance(kind, str) else kind.to_json(),
     }
     local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part}
     with staging(out, recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
-            has_own_pattern = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
-            text = Text(
-                inputs,
-                area.folder,
-                field,
-                chosen.get("separator"),
-                corpus.heading if corpus else None,
-                MAX_CHUNK if has_own_pattern else CHUNK,  # possible cuts are known for GPT-2's pattern only
-                part,
-            )
-            survey = _survey(text, chosen, kind == "char", is_large, progress)
+            heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
+            text = Text(inputs, area.folder, field, settings.get("separator"), heading, _chunk(kind), part)
+            survey = _survey(text, settings, kind == "char", is_large, progress)
             encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
-            layout = _layout(format, chosen, encoder)
-            note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
-            job = Job(area, text, survey.split, survey.is_single, encoder, layout, about)
-            try:
-                counts = tokenise(job, workers, progress)
-            except KeyboardInterrupt:
-                kept = "the same command continues from here" if "mark" in area.journal else "nothing was done yet"
-                note(f"stopped; {kept}")
-                raise
-            for split, tokens in counts.items():
-                note(f"{split}: {tokens:,} tokens")
+            layout = _layout(format, settings, encoder)
+            _run(Job(area, text, survey.split, survey.is_single, encoder, layout, about), workers, note, progress)
         area.move_into_place()
     return out
+
+
+def _settings(name: str, corpus: Corpus | None, format: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the corpus for this format, replaced by those that the user asked for."""
+    settings: dict[str, Any] = {"name": name}
+    if corpus:
+        settings |= {**corpus.settings, **corpus.settings_of.get(format, {})}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if {"val_fraction", "val_tokens"} & given.keys():
+        settings = {key: value for key, value in settings.items() if key not in ("val_fraction", "val_tokens")}
+    return settings | given
+
+
+def _tokenizer_choice(
+    tokenizer: str | Tokenizer | None, vocab_size: int | None, corpus: Corpus | None, source: str | Path
+) -> tuple[str | Tokenizer, int]:
+    """Return the tokenizer or its kind, and the size of a vocabulary to be trained. Raises UserError."""
+    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
+    if vocab_size is not None and kind != "bpe":
+        raise UserError(f"vocab_size={vocab_size} is for a tokenizer to be trained; add --tokenizer=bpe, or omit it")
+    if corpus and corpus.is_large and kind in ("char", "bpe"):
+        raise UserError(f"{source} is read only once, too rarely to make a {kind} tokenizer; name an existing one")
+    if vocab_size is None:
+        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
+    return kind, vocab_size
+
+
+def _chunk(kind: str | Tokenizer) -> int:
+    """Return the size of pieces in characters; possible cuts are known for GPT-2's pattern only."""
+    return MAX_CHUNK if isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN else CHUNK
+
+
+def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]) -> None:
+    """Tokenise the text, and report its size and the result."""
+    text, encoder = job.text, job.tokenizer
+    note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+    try:
+        counts = tokenise(job, workers, progress)
+    except KeyboardInterrupt:
+        is_recorded = "mark" in job.staging.journal
+        note(f"stopped; {'the same command continues from here' if is_recorded else 'nothing was recorded yet'}")
+        raise
+    for split, tokens in counts.items():
+        note(f"{split}: {tokens:,} tokens")
 
 
 def default_name(source: str | Path) -> str:
@@ -178,7 +189,7 @@ def _input(path: Path, split: str | None) -> Input:
 
 
 def _check(
-    chosen: dict[str, Any],
+    settings: dict[str, Any],
     format: str,
     kind: str | Tokenizer,
     inputs: Sequence[Input],
@@ -190,7 +201,7 @@ def _check(
         raise UserError(f"no format {format!r}; choose from {', '.join(FORMATS)}")
     if isinstance(kind, str) and kind not in TOKENIZERS:
         raise UserError(f"no tokenizer {kind!r}; choose from {', '.join(TOKENIZERS)}")
-    fraction, tokens = chosen.get("val_fraction"), chosen.get("val_tokens")
+    fraction, tokens = settings.get("val_fraction"), settings.get("val_tokens")
     if any(i.split for i in inputs) + (fraction is not None) + (tokens is not None) > 1:
         raise UserError("validation text is given in two ways; keep one of --val, --val_tokens and --val_fraction")
     if fraction is not None and not 0 < fraction < 1:
@@ -199,15 +210,15 @@ def _check(
         raise UserError(f"val_tokens is {tokens}; it must be at least 1")
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
-    if chosen.get("separator") == "":
+    if settings.get("separator") == "":
         raise UserError("the separator is empty; omit --separator")
-    size = chosen.get("shard_size")
+    size = settings.get("shard_size")
     if format == "nanogpt" and size:
         raise UserError("nanoGPT reads one file per split; omit --shard_size, or choose --format=llmc or npy")
     if size is not None and size < 0:
         raise UserError(f"shard_size is {size}; it must be a number of tokens, or 0 for one file per split")
-    if not chosen["name"] or "/" in chosen["name"]:
-        raise UserError(f"the name {chosen['name']!r} cannot be part of a file's name; give another --name")
+    if not settings["name"] or "/" in settings["name"]:
+        raise UserError(f"the name {settings['name']!r} cannot be part of a file's name; give another --name")
     i, n = part
     if not 1 <= i <= n:
         raise UserError(f"there is no part {i}/{n}; the first of 4 parts is 1/4 and the last 4/4")
@@ -230,13 +241,13 @@ class Survey:
 
 def _survey(
     text: Text,
-    chosen: dict[str, Any],
+    settings: dict[str, Any],
     wants_alphabet: bool,
     is_large: bool,
     progress: Callable[[int, int, int], None],
 ) -> Survey:
     """Read the text of all partitions, as far as needed to decide how it is split. Raises UserError."""
-    tokens, fraction = chosen.get("val_tokens", 0), chosen.get("val_fraction", DEFAULT_VAL_FRACTION)
+    tokens, fraction = settings.get("val_tokens", 0), settings.get("val_fraction", DEFAULT_VAL_FRACTION)
     is_by_documents = not tokens and not any(i.split for i in text.inputs)
     split = Split(tokens=tokens) if tokens else Split(fraction)
     if is_large:
@@ -289,12 +300,12 @@ def _make_tokenizer(
     return from_json(area.journal["tokenizer"])
 
 
-def _layout(format: str, chosen: dict[str, Any], tokenizer: Tokenizer) -> Layout:
+def _layout(format: str, settings: dict[str, Any], tokenizer: Tokenizer) -> Layout:
     is_wide = tokenizer.vocab_size > 1 << 16
     if is_wide and format == "nanogpt":
         raise UserError(
             f"a vocabulary of {tokenizer.vocab_size} ids does not fit nanoGPT's uint16 tokens; use at most 65536, "
             "or --format=npy"
         )
-    shard_size = chosen.get("shard_size", FORMATS[format].shard_size)
-    return Layout(format, chosen["name"], shard_size, "<u4" if is_wide else "<u2")
+    shard_size = settings.get("shard_size", FORMATS[format].shard_size)
+    return Layout(format, settings["name"], shard_size, "<u4" if is_wide else "<u2")

@@ -89,12 +89,7 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
         done.mark, done.text_bytes = Mark(**area.journal["mark"]), area.journal["text_bytes"]
         for name, writer in done.writers.items():
             writer.restore(area.journal["splits"][name])
-    lengths = np.array(
-        [
-            0 if i == job.tokenizer.eot else len(job.tokenizer.decode_bytes([i]))
-            for i in range(job.tokenizer.vocab_size)
-        ]
-    )
+    lengths = _byte_lengths(job.tokenizer)
     total = text.size()
     encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, job.eot, workers)
     progress(done.mark.read, total, done.tokens)
@@ -138,6 +133,12 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
     about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
     about |= {"part": text.partition, "val_tokens": job.split.tokens}
     return area.complete(files, job.layout, job.tokenizer, **job.about, **about)
+
+
+def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the number of bytes of text that each id stands for, int64 (vocab_size,); 0 for end-of-text."""
+    ids = range(tokenizer.vocab_size)
+    return np.array([0 if i == tokenizer.eot else len(tokenizer.decode_bytes([i])) for i in ids])
 
 
 def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:

@@ -61,7 +61,7 @@ def train_tokenizer(
     """Learn a vocabulary of `vocab_size` ids, including end-of-text and `specials`, from sources as in `prepare`.
 
     `field` is the field with the text in rows of files; at most `max_characters` are read. Every twentieth document,
-    or the end of a text of fewer, is held out of training and measured. `note` receives a line where GPT-2's tokenizer
+    or the end of a text of fewer, is held out of training and measured. `note` receives a line if GPT-2's tokenizer
     is not available. Raises UserError.
     """
     if max_characters < 1:
