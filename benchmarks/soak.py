@@ -22,7 +22,7 @@ from pathlib import Path
 
 from gpt2 import checkpoint
 from gpt2.files import write_manifest
-from gpt2.formats.layout import folder_of, saved_steps
+from gpt2.formats.run_folder import folder_of, saved_steps
 
 SHAPE = [
     "--n_layer=2", "--n_head=2", "--n_embd=64", "--batch_size=8", "--block_size=64", "--device=cpu",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from gpt2.errors import UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import dump_toml

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2.formats.export import export
-from gpt2.formats.source import Source, Stored
+from gpt2.formats.source import Source, StoredTensor
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
@@ -38,7 +38,7 @@ def model(tokenizer: Tokenizer) -> GPT:
 
 
 def opened(model: GPT, tokenizer: Tokenizer, path: Path, dtype: str):
-    tensors = {name: Stored.of(p.detach()) for name, p in model.named_parameters()}
+    tensors = {name: StoredTensor.of(p.detach()) for name, p in model.named_parameters()}
     export(Source(model.config, tensors, lambda: tokenizer, "a toy"), "gguf", path, lambda line: None, dtype)
     return llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False, n_threads=1)
 

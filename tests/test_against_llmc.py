@@ -12,7 +12,7 @@ import torch
 
 from gpt2.formats.export import export
 from gpt2.formats.open import open_model
-from gpt2.formats.source import Source, Stored
+from gpt2.formats.source import Source, StoredTensor
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer
 
@@ -28,7 +28,7 @@ def files(tmp_path: Path) -> Path:
     """A folder with our export of a model, under the names the programs look for."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=3, n_head=4, n_embd=64))
-    tensors = {name: Stored.of(p.detach()) for name, p in model.named_parameters()}
+    tensors = {name: StoredTensor.of(p.detach()) for name, p in model.named_parameters()}
     source = Source(model.config, tensors, ByteTokenizer, "a toy")
     folder = export(source, "llmc", tmp_path / "files", lambda line: None).out
     (folder / "gpt2_d3.bin").rename(folder / "gpt2_124M.bin")

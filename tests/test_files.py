@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and nothing but them is changed."""
+"""Files appear completely or not at all, and nothing else is changed."""
 
 import errno
 import os
@@ -168,15 +168,15 @@ def test_a_foreign_folder_with_the_temporary_name_is_left_alone(tmp_path: Path) 
 @pytest.mark.parametrize("there", [True, False])
 def test_what_a_killed_process_left_is_replaced(there: bool, tmp_path: Path) -> None:
     temporary_of(tmp_path / "file").write_text("half")
-    write_text(tmp_path / "file", "whole")
+    write_text(tmp_path / "file", "complete")
     left = tmp_path / "folder" / ".folder.tmp" if there else tmp_path / ".folder.tmp"
     left.mkdir(parents=True)
     (left / "half").write_text("half")
     check_free(tmp_path / "folder", folder=True)
     with publish(tmp_path / "folder", folder=True) as temporary:
-        (temporary / "whole").write_text("whole")
+        (temporary / "complete").write_text("complete")
     assert names(tmp_path) == ["file", "folder"]
-    assert names(tmp_path / "folder") == ["whole"]
+    assert names(tmp_path / "folder") == ["complete"]
 
 
 def test_an_empty_folder_is_filled_and_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,9 @@ def test_a_target_that_is_taken_is_refused_before_anything_is_made(
 
 @pytest.mark.parametrize("number", REMEDIES)
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_failed_write_says_which_file_and_why_and_leaves_nothing(number: int, folder: bool, tmp_path: Path) -> None:
+def test_a_failed_write_names_the_file_and_the_reason_and_leaves_nothing(
+    number: int, folder: bool, tmp_path: Path
+) -> None:
     with pytest.raises(WriteError) as raised, publish(tmp_path / "target", folder, needed=12_345) as temporary:
         (temporary / "part" if folder else temporary).write_text("a part of it")
         raise OSError(number, os.strerror(number))  # without the name of a file, as write(2) has none

@@ -1,4 +1,4 @@
-"""Outputs go where the user says: through links, into pipes and descriptors, and never over what is no file."""
+"""Outputs follow links, go into pipes and descriptors, and never replace anything but a file."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ import gpt2
 from gpt2 import checkpoint
 from gpt2.errors import UserError, WriteError
 from gpt2.files import publish, write_text
-from gpt2.formats.layout import folder_of
+from gpt2.formats.run_folder import folder_of
 from gpt2.training.loop import train
 
 
@@ -137,13 +137,13 @@ def test_a_run_can_be_read_while_it_prunes(tiny, tmp_path: Path) -> None:
         trainer.join()
 
 
-def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_passed_over(
+def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_skipped(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2.formats import native
+    from gpt2.formats import run_folder
 
     run = train(tiny(max_iters=4, eval_interval=2, keep_checkpoints=0)).out_dir
-    check, gone = native.manifest_problem, folder_of(run, 4)
+    check, gone = run_folder.manifest_problem, folder_of(run, 4)
     (run / "checkpoints" / "best.json").unlink()
 
     def vanishing(folder: Path) -> str | None:
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_passed_over(
             gone.rename(tmp_path / "moved")
         return check(folder)
 
-    monkeypatch.setattr(native, "manifest_problem", vanishing)
+    monkeypatch.setattr(run_folder, "manifest_problem", vanishing)
     assert gpt2.load(str(run))
     (tmp_path / "moved").rename(gone)
     with pytest.raises(UserError, match="was removed by its run"):

@@ -1,4 +1,4 @@
-"""Files written in parts are read by safetensors' own reader."""
+"""Files written in shards are read by safetensors' own reader."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gpt2 import tensor_file
-from gpt2.tensor_file import DTYPES, Layout, Part, kinds
+from gpt2.tensor_file import DTYPES, Layout, TensorShard, specs_of
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -24,20 +24,22 @@ def some_tensors() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("piece", [3, 1 << 26])
-def test_parts_make_one_file(processes: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_make_one_file(processes: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_file, "PIECE", piece)
     tensors, path = some_tensors(), tmp_path / "x.safetensors"
-    shares: list[dict[str, Part]] = [{} for _ in range(processes)]
+    by_process: list[dict[str, TensorShard]] = [{} for _ in range(processes)]
     for name, tensor in tensors.items():
         first = 0
-        for share, rows in zip(shares, tensor.chunk(processes) if tensor.dim() else [tensor], strict=False):
-            share[name] = Part(rows, tuple(tensor.shape), first)
+        for shards, rows in zip(by_process, tensor.chunk(processes) if tensor.dim() else [tensor], strict=False):
+            shards[name] = TensorShard(rows, tuple(tensor.shape), first)
             first += len(rows) if tensor.dim() else 0
-    layout = Layout({name: kind for share in shares for name, kind in kinds(share).items()}, {"about": 'ü"\n'})
+    layout = Layout(
+        {name: spec for shards in by_process for name, spec in specs_of(shards).items()}, {"about": 'ü"\n'}
+    )
     layout.create(path)
-    random.Random(0).shuffle(shares)
-    for share in shares:
-        layout.write(path, share)
+    random.Random(0).shuffle(by_process)
+    for shards in by_process:
+        layout.write(path, shards)
     found = load_file(path)
     assert found.keys() == tensors.keys()
     assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in tensors.items())

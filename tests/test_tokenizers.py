@@ -60,12 +60,11 @@ def test_trained_bpe_learns_the_size_asked_for_and_compresses(bpe: BPETokenizer)
     assert len(bpe.encode(PROSE)) < len(PROSE) / 2
 
 
-def test_both_trainers_learn_tokens_that_compress_alike(monkeypatch: pytest.MonkeyPatch, bpe: BPETokenizer) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "rustbpe", None)  # as if it were not installed
-    fallback = train_bpe([PROSE], 300)
-    assert fallback.vocab_size == 300
-    assert decode(fallback, fallback.encode(PROSE)) == PROSE
-    assert len(fallback.encode(PROSE)) == pytest.approx(len(bpe.encode(PROSE)), rel=0.05)
+def test_hugging_faces_trainer_learns_tokens_that_compress_alike(bpe: BPETokenizer) -> None:
+    library = pytest.importorskip("tokenizers", reason="needs Hugging Face's tokenizers")
+    other = library.ByteLevelBPETokenizer()
+    other.train_from_iterator([PROSE], vocab_size=299, show_progress=False)  # and end-of-text
+    assert len(other.encode(PROSE).ids) == pytest.approx(len(bpe.encode(PROSE)), rel=0.05)
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
@@ -136,8 +135,8 @@ def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
     ("specials", "message"),
     [
         (["<|a|>", ""], "empty"),
-        (["<|a|>", "<|b|>", "<|a|>"], r"'<\|a\|>' is there twice"),
-        (["<|endoftext|>"], r"there twice \(every BPE has <\|endoftext\|>\)"),
+        (["<|a|>", "<|b|>", "<|a|>"], r"'<\|a\|>' is given twice"),
+        (["<|endoftext|>"], r"given twice \(every BPE has <\|endoftext\|>\)"),
         (["<|a|>b", "<|aa", "<|a|>"], r"'<\|a\|>b' begins with another, '<\|a\|>'"),
         (["<|end"], "'<|endoftext|>' begins with another".replace("|", r"\|")),
         (["a"], "'a' is an ordinary token"),
@@ -148,7 +147,7 @@ def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
         (["<\ud800>"], "not valid text"),
     ],
 )
-def test_special_tokens_that_would_be_mistaken_are_refused(specials: list[str], message: str) -> None:
+def test_special_tokens_that_could_be_confused_are_refused(specials: list[str], message: str) -> None:
     tokens = [*(bytes([b]) for b in range(256)), b"while", b" weary", "日".encode()]
     with pytest.raises(UserError, match=message):
         BPETokenizer(tokens, tokenizers.GPT2_PATTERN, specials=specials)
@@ -172,7 +171,7 @@ def test_training_refuses_special_tokens_before_it_reads() -> None:
         raise AssertionError("read")
         yield ""
 
-    with pytest.raises(UserError, match="there twice"):
+    with pytest.raises(UserError, match="given twice"):
         train_bpe(texts(), 300, ["<|a|>", "<|a|>"])
 
 
@@ -225,13 +224,13 @@ def test_gpt2s_tokens(gpt2_vocabulary: None, text: str, ids: list[int]) -> None:
 def test_the_faster_pattern_splits_as_gpt2s(gpt2_vocabulary: None) -> None:
     import tiktoken
 
-    theirs, ours = tiktoken.get_encoding("gpt2"), tokenizers.gpt2_tokenizer()
-    assert ours.pattern == tokenizers.GPT2_PATTERN == theirs._pat_str
+    reference, tokenizer = tiktoken.get_encoding("gpt2"), tokenizers.gpt2_tokenizer()
+    assert tokenizer.pattern == tokenizers.GPT2_PATTERN == reference._pat_str
 
     @settings(max_examples=1000)
     @given(ANY_TEXT)
     def splits_alike(text: str) -> None:
-        assert ours.encode(text) == theirs.encode_ordinary(text)
+        assert tokenizer.encode(text) == reference.encode_ordinary(text)
 
     splits_alike()
 

@@ -23,11 +23,11 @@ from gpt2.distributed.sharding import shard_like, shard_of, shards_of
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError, first_line
 from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
-from gpt2.formats import bare
-from gpt2.formats.layout import FORMAT, best_file, folder_of, read_description, saved_steps
+from gpt2.formats import safetensors_file
+from gpt2.formats.run_folder import FORMAT, best_file, folder_of, read_description, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, named_state
-from gpt2.tensor_file import Layout, Part, kinds
+from gpt2.tensor_file import Layout, TensorShard, specs_of
 from gpt2.tokenizers import Tokenizer
 
 FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST})
@@ -63,9 +63,9 @@ class Snapshot:
     """A snapshot is what a checkpoint will hold, as far as this process has it."""
 
     folder: Path
-    weights: dict[str, Part]
+    weights: dict[str, TensorShard]
     """This process's shard of every parameter."""
-    optimizer_state: dict[str, Part]
+    optimizer_state: dict[str, TensorShard]
     """This process's shard of the optimizer state."""
     metadata: dict[str, str]
     """Metadata of `model.safetensors`."""
@@ -96,7 +96,7 @@ def snapshot(
         folder_of(out_dir, state.step),
         shards_of(model),
         {name: shard_of(tensor) for name, tensor in named_state(optimizers).items()},
-        bare.metadata(model.config),
+        safetensors_file.metadata(model.config),
         json.dumps(description, indent=1) + "\n",
     )
 
@@ -111,12 +111,12 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
         "model.safetensors": (taken.weights, taken.metadata),
         "optimizer.safetensors": (taken.optimizer_state, None),
     }
-    held = world.gather([kinds(parts) for parts, _ in files.values()])
+    held = world.gather([specs_of(tensors) for tensors, _ in files.values()])  # by every process
     layouts, shards = {}, {}
-    for number, (name, (parts, metadata)) in enumerate(files.items()):
-        layouts[name] = Layout({key: kind for has in held for key, kind in has[number].items()}, metadata)
-        before = {key for has in held[: world.rank] for key in has[number]}
-        shards[name] = {key: part for key, part in parts.items() if key not in before or not part.is_whole}
+    for number, (name, (tensors, metadata)) in enumerate(files.items()):
+        layouts[name] = Layout({key: spec for specs in held for key, spec in specs[number].items()}, metadata)
+        earlier = {key for specs in held[: world.rank] for key in specs[number]}  # written by a lower rank if full
+        shards[name] = {key: t for key, t in tensors.items() if key not in earlier or not t.is_full}
     needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
 
     def begin() -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic publishing, manifests of hashes, verified downloads."""
+"""Files that are complete or absent: atomic publishing, manifests of hashes, verified downloads."""
 
 import errno
 import fcntl
@@ -15,15 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2.errors import SPACE_ERRORS, UserError, WriteError
-from gpt2.streams import is_stream, pour
+from gpt2.streams import copy_into, is_stream
 
 MANIFEST = "manifest.json"
 DISK_ERRORS = (*SPACE_ERRORS, errno.EFBIG, errno.EIO, errno.EROFS)
-"""Errors of writing that come without the name of a file."""
+"""Errors of write(2), which do not name a file."""
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -37,7 +37,7 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link but not what it points to."""
+    """Remove a file, a folder with its content, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -45,24 +45,24 @@ def _remove(path: Path) -> None:
 
 
 def temporary_of(target: Path) -> Path:
-    """Where `publish` has a new file or folder made. The name is reserved for that."""
+    """Return the path at which `publish` lets a new file or folder be written. The name is reserved for that."""
     return target.parent / f".{target.name}.tmp"
 
 
 def _temporary_inside(folder: Path) -> Path:
-    """Where `publish` has the content of a folder made that is there already."""
+    """Return the path at which `publish` lets the content of an existing folder be written."""
     return folder / f".{folder.name}.tmp"
 
 
 def free_bytes(path: Path) -> int:
-    """What is free on the disk of a path, or of where it would be."""
+    """Return the number of free bytes on the disk of a path, which need not exist yet."""
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
 def check_free(target: Path, folder: bool = False) -> None:
-    """Raise UserError where something is in the place of a file or folder that is to be made.
+    """Raise UserError where a file or folder that is to be written already exists.
 
-    A device, a pipe or an open descriptor takes any file, and an empty folder is as good as none.
+    A device, a pipe or an open descriptor accepts any file, and an empty folder counts as free.
     """
     if is_stream(target):
         if folder:
@@ -72,24 +72,24 @@ def check_free(target: Path, folder: bool = False) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what a killed `publish` left."""
-    place = Path(os.path.realpath(folder))
-    return all(path == _temporary_inside(place) for path in place.iterdir())
+    """Return whether a folder holds nothing, or only the remains of a killed `publish`."""
+    resolved = Path(os.path.realpath(folder))
+    return all(path == _temporary_inside(resolved) for path in resolved.iterdir())
 
 
 @contextmanager
 def publish(target: Path, folder: bool = False, needed: int | None = None) -> Iterator[Path]:
-    """Yield a temporary path; the file that is made there becomes `target` whole.
+    """Yield a temporary path; the file written there becomes `target` in one step.
 
     With `folder` the temporary path is an empty folder to fill. Contents are flushed to disk before the rename, so
-    that a crash at any moment leaves what was there before or the complete new version. (The files of a folder that
-    existed, and was empty, come into it one after the other.)
+    that a crash at any moment leaves either the old or the complete new version. (Only into a folder that existed and
+    was empty, the files are moved one after the other.)
 
-    A file replaces a file and keeps its mode. A symbolic link stays, and what it points to is replaced. The bytes of
-    a file are copied into a target that is a device, a pipe, a socket or an open descriptor.
+    A file replaces a file and keeps its mode. A symbolic link stays, and its target is replaced. Where the target is
+    a device, a pipe, a socket or an open descriptor, the bytes of the file are copied into it.
 
-    Raises WriteError where the target cannot be written, and then leaves nothing behind. `needed` is how many bytes
-    will be written at least, for its message.
+    Raises WriteError where the target cannot be written, and then leaves nothing behind. `needed` is the least number
+    of bytes that will be written, for the message of that error.
     """
     if is_stream(target):
         check_free(target, folder)
@@ -97,25 +97,25 @@ def publish(target: Path, folder: bool = False, needed: int | None = None) -> It
             temporary = Path(scratch) / "content"
             with _reported(temporary, temporary, temporary, needed):
                 yield temporary
-            pour(temporary, target)
+            copy_into(temporary, target)
         return
-    place = Path(os.path.realpath(target))
-    temporary = _temporary_inside(place) if folder and place.is_dir() else temporary_of(place)
-    with _reported(target, place, temporary, needed):
-        _make_way(place, temporary, folder)
+    resolved = Path(os.path.realpath(target))
+    temporary = _temporary_inside(resolved) if folder and resolved.is_dir() else temporary_of(resolved)
+    with _reported(target, resolved, temporary, needed):
+        _clear(resolved, temporary, folder)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            resolved.parent.mkdir(parents=True, exist_ok=True)
             if folder:
                 temporary.mkdir()
             yield temporary
-            _put(temporary, place)
+            _put(temporary, resolved)
         finally:
             _remove(temporary)
 
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn any OSError into a WriteError, around statements that write `target` in its place and read nothing."""
+    """Turn any OSError into a WriteError, around statements that write `target` directly and read nothing."""
     try:
         yield
     except OSError as error:
@@ -127,34 +127,34 @@ def _write_error(target: Path, error: OSError, needed: int | None = None) -> Wri
 
 
 @contextmanager
-def _reported(target: Path, place: Path, temporary: Path, needed: int | None) -> Iterator[None]:
-    """Turn an OSError that concerns the target into a WriteError; one of another file passes."""
+def _reported(target: Path, resolved: Path, temporary: Path, needed: int | None) -> Iterator[None]:
+    """Turn an OSError that concerns the target into a WriteError; errors of other files are not changed."""
     try:
         yield
     except OSError as error:
-        if not _concerns(error, place, temporary):
+        if not _concerns(error, resolved, temporary):
             raise
         raise _write_error(target, error, needed) from error
 
 
-def _concerns(error: OSError, place: Path, temporary: Path) -> bool:
-    """Whether it was raised in writing: such errors name a path on the way, or none, as write(2) does."""
+def _concerns(error: OSError, resolved: Path, temporary: Path) -> bool:
+    """Return whether an error comes from writing: it names a path on the way to the target, or no path at all."""
     if error.filename is None:
         return error.errno in DISK_ERRORS
     path = Path(os.fsdecode(error.filename))
-    return place.is_relative_to(path) or path.is_relative_to(temporary)
+    return resolved.is_relative_to(path) or path.is_relative_to(temporary)
 
 
-def _make_way(place: Path, temporary: Path, folder: bool) -> None:
-    """Remove what a killed process left, and nothing else. Raises where the file or folder cannot be made."""
-    if place.is_symlink():  # though all links were followed
-        raise _os_error(errno.ELOOP, place)
-    if place.exists() and place.is_dir() != folder:
-        raise _os_error(errno.ENOTDIR if folder else errno.EISDIR, place)
-    if folder and place.is_dir() and not _is_empty(place):
-        raise _os_error(errno.ENOTEMPTY, place)
+def _clear(resolved: Path, temporary: Path, folder: bool) -> None:
+    """Remove the remains of a killed process, and nothing else. Raises where the target cannot be written."""
+    if resolved.is_symlink():  # all links were followed, so that this is a loop
+        raise _os_error(errno.ELOOP, resolved)
+    if resolved.exists() and resolved.is_dir() != folder:
+        raise _os_error(errno.ENOTDIR if folder else errno.EISDIR, resolved)
+    if folder and resolved.is_dir() and not _is_empty(resolved):
+        raise _os_error(errno.ENOTEMPTY, resolved)
     if not folder and temporary.is_dir() and not temporary.is_symlink():
-        raise UserError(f"the folder {temporary} is in the way of {place.name}; move it, or delete it")
+        raise UserError(f"the folder {temporary} is in the way of {resolved.name}; move it, or delete it")
     _remove(temporary)
 
 
@@ -162,24 +162,24 @@ def _os_error(number: int, path: Path) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 
-def _put(temporary: Path, place: Path) -> None:
-    """Flush what was made to the disk, and move it into its place."""
+def _put(temporary: Path, resolved: Path) -> None:
+    """Flush the new file or folder to the disk, and move it to its place."""
     for path in sorted(temporary.rglob("*")):
         _fsync(path)
     _fsync(temporary)
-    if temporary.parent == place:
+    if temporary.parent == resolved:
         for path in sorted(temporary.iterdir()):
-            path.replace(place / path.name)
-        _fsync(place)
+            path.replace(resolved / path.name)
+        _fsync(resolved)
         return
-    if place.exists() and temporary.is_file():
-        _take_over(place.stat(), temporary)
-    temporary.replace(place)
-    _fsync(place.parent)
+    if resolved.exists() and temporary.is_file():
+        _copy_mode(resolved.stat(), temporary)
+    temporary.replace(resolved)
+    _fsync(resolved.parent)
 
 
-def _take_over(about: os.stat_result, path: Path) -> None:
-    """Give a file the owner, as far as that is allowed, and the mode of the one that it replaces."""
+def _copy_mode(about: os.stat_result, path: Path) -> None:
+    """Give a file the mode of the file that it replaces, and its owner where that is allowed."""
     with suppress(PermissionError):
         os.chown(path, about.st_uid, about.st_gid)
     path.chmod(stat.S_IMODE(about.st_mode))
@@ -187,7 +187,10 @@ def _take_over(about: os.stat_result, path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields False at once where another process holds it. It ends with the process."""
+    """Hold a lock on the file `path`, and yield True; yield False at once where another process holds it.
+
+    The lock ends with the process.
+    """
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,18 +201,18 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Publish `content` as the whole file `target`. Raises WriteError."""
+    """Publish `content` as the file `target`. Raises WriteError."""
     with publish(target, needed=len(content)) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Publish `text`, in UTF-8, as the whole file `target`. Raises WriteError."""
+    """Publish `text`, in UTF-8, as the file `target`. Raises WriteError."""
     write_bytes(target, text.encode())
 
 
 def write_manifest(folder: Path) -> None:
-    """Record the size and SHA-256 of every file in `folder`; written last, it vouches for the rest."""
+    """Record the size and SHA-256 of every file in `folder`. The manifest must be the last file to be written."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(_as_manifest({"files": files}), encoding="utf-8")
 
@@ -219,13 +222,13 @@ def _as_manifest(content: object) -> str:
 
 
 def manifest_problem(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_manifest` sealed, in a few words; None when it is intact."""
+    """Return in a few words how a folder differs from its manifest; None when it is intact."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         content = json.loads(text)
         files = content["files"]
         if text != _as_manifest(content):
-            return f"{MANIFEST} is not as it was written"
+            return f"{MANIFEST} was changed after it was written"
         for name, expected in files.items():
             path = folder / name
             if not path.is_file():
@@ -242,9 +245,9 @@ def manifest_problem(folder: Path) -> str | None:
 
 
 def download(url: str, target: Path, expected_sha256: str, otherwise: str) -> None:
-    """Fetch `url` into `target` unless its SHA-256 differs.
+    """Download `url` to the file `target`. Raises UserError where that fails or the SHA-256 differs.
 
-    `otherwise` ends the error line: what the user can do without this download.
+    `otherwise` ends the message of that error: what the user can do without this download.
     """
     try:
         with publish(target) as temporary:

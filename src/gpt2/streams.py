@@ -1,4 +1,4 @@
-"""Targets that are no ordinary files: devices, pipes, sockets and descriptors that are already open."""
+"""Output paths that are not ordinary files: devices, pipes, sockets and descriptors that are already open."""
 
 import os
 import shutil
@@ -11,27 +11,27 @@ from typing import BinaryIO
 from gpt2.errors import WriteError
 
 STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
-MOST_LINKS = 40
-"""Symbolic links that are followed, as on Linux."""
+MAX_LINKS = 40
+"""Largest number of symbolic links that are followed, as on Linux."""
 
 
 def descriptor_of(path: Path) -> int | None:
-    """The number of the open descriptor that a path names, as `/dev/stdout` and `/dev/fd/3` do; None for others."""
+    """Return the number of the open descriptor that a path such as `/dev/fd/3` names; None for other paths."""
     folders = {"/dev/fd", *(os.path.realpath(p) for p in ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"))}
-    for _ in range(MOST_LINKS):
-        here = Path(os.path.realpath(path.parent)) / path.name
-        if str(here) in STANDARD:
-            return STANDARD[str(here)]
-        if str(here.parent) in folders and here.name.isdecimal():
-            return int(here.name)
-        if not here.is_symlink():
+    for _ in range(MAX_LINKS):
+        resolved = Path(os.path.realpath(path.parent)) / path.name
+        if str(resolved) in STANDARD:
+            return STANDARD[str(resolved)]
+        if str(resolved.parent) in folders and resolved.name.isdecimal():
+            return int(resolved.name)
+        if not resolved.is_symlink():
             return None
-        path = here.parent / here.readlink()
+        path = resolved.parent / resolved.readlink()
     return None
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path names a device, pipe, socket or open descriptor: bytes go into it, and nothing replaces it."""
+    """Return whether a path is a device, pipe, socket or open descriptor, into which bytes are written directly."""
     if descriptor_of(path) is not None:
         return True
     try:
@@ -41,10 +41,10 @@ def is_stream(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def pour(content: Path, target: Path) -> None:
+def copy_into(content: Path, target: Path) -> None:
     """Copy the bytes of the file `content` into a stream.
 
-    Raises WriteError where that fails, and BrokenPipeError where nobody reads them.
+    Raises WriteError where that fails, and BrokenPipeError where the reader has gone.
     """
     try:
         with content.open("rb") as source, _opened(target) as sink:
@@ -57,9 +57,9 @@ def pour(content: Path, target: Path) -> None:
 
 def _opened(target: Path) -> BinaryIO:
     if (number := descriptor_of(target)) is not None:
-        for printed in (sys.stdout, sys.stderr):
-            if printed is not None:
-                printed.flush()  # before what is written past it
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()  # so that earlier output comes first
         return os.fdopen(os.dup(number), "wb")
     if target.is_socket():
         with socket.socket(socket.AF_UNIX) as connection:

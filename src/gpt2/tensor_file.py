@@ -1,7 +1,9 @@
-"""A safetensors file that several processes write together, each the rows it has.
+"""A safetensors file that several processes write together, each its own shards.
 
-Where every byte goes follows from the names, types and shapes of the tensors alone, so that all processes know it
-before one writes, and the file is the same however many they are. Format: https://github.com/huggingface/safetensors
+The position of every byte follows from the names, dtypes and shapes of the tensors alone. All processes therefore
+know it before any of them writes, and the file does not depend on the number of processes. It is written by hand
+because `safetensors.torch.save_file` needs all tensors in one process, and `torch.distributed.checkpoint` writes
+files of its own for every process. File format: https://github.com/huggingface/safetensors
 """
 
 import json
@@ -24,39 +26,39 @@ DTYPES = {
 }
 ITEM_SIZES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 PIECE = 1 << 26
-"""Most bytes given to the system at a time."""
+"""Largest number of bytes passed to the system in one write."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of a tensor that this process has: all, unless others have the rest."""
+class TensorShard:
+    """A shard is the consecutive rows of a tensor that this process holds; without sharding, the full tensor."""
 
-    rows: Tensor
-    """On any device; the first dimension is the tensor's, or less of it."""
+    values: Tensor
+    """Values of the shard, on any device: (rows of the shard, …), or () for a scalar."""
     shape: tuple[int, ...]
-    """Of the whole tensor."""
-    first: int = 0
-    """Which of its rows is the first one here."""
+    """Shape of the full tensor."""
+    first_row: int = 0
+    """Index in the full tensor of the first row of the shard."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether these are all the rows there are."""
-        return tuple(self.rows.shape) == self.shape
+    def is_full(self) -> bool:
+        """Return whether the shard is the full tensor."""
+        return tuple(self.values.shape) == self.shape
 
 
-Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
-"""What a file holds: type and shape of each tensor by name."""
+TensorSpecs = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Content of a file: safetensors' name of the dtype, and the full shape, of each tensor by name."""
 
 
-def kinds(parts: Mapping[str, Part]) -> Kinds:
-    """The types and shapes of the tensors of which there are parts here."""
-    return {name: (DTYPES[part.rows.dtype], part.shape) for name, part in parts.items()}
+def specs_of(shards: Mapping[str, TensorShard]) -> TensorSpecs:
+    """Return the dtypes and full shapes of the tensors to which the shards belong."""
+    return {name: (DTYPES[shard.values.dtype], shard.shape) for name, shard in shards.items()}
 
 
 class Layout:
-    """Where in a file every tensor lies."""
+    """Holds the position of every tensor in a file."""
 
-    def __init__(self, tensors: Kinds, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, tensors: TensorSpecs, metadata: Mapping[str, str] | None = None) -> None:
         entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         begins, begin = {}, 0
         for name, (dtype, shape) in sorted(tensors.items()):
@@ -67,35 +69,35 @@ class Layout:
         text += b" " * (-len(text) % 8)
         self.head = len(text).to_bytes(8, "little") + text
         self.begins = {name: len(self.head) + begin for name, begin in begins.items()}
-        """Byte of the file at which a tensor begins."""
+        """Offset in bytes at which each tensor begins."""
         self.size = len(self.head) + begin
-        """Bytes of the whole file."""
+        """Size of the complete file in bytes."""
 
     def create(self, path: Path) -> None:
-        """Make the file, with room for the tensors and without them."""
+        """Create the file with its header, and with space for the tensors. Raises OSError."""
         with path.open("wb") as file:
             file.write(self.head)
             file.truncate(self.size)
 
-    def write(self, path: Path, parts: Mapping[str, Part]) -> None:
-        """Put parts of tensors into a file that was created, and onto the disk. Raises OSError."""
+    def write(self, path: Path, shards: Mapping[str, TensorShard]) -> None:
+        """Write shards into a file that `create` made, and flush them to the disk. Raises OSError."""
         fd = os.open(path, os.O_WRONLY)
         try:
-            for name, part in parts.items():
-                data = memoryview(_bytes(part.rows))
-                row = len(data) // len(part.rows) if part.shape and len(part.rows) else 0
-                _write_all(fd, data, self.begins[name] + part.first * row)
+            for name, shard in shards.items():
+                data = memoryview(_bytes(shard.values))
+                row_size = len(data) // len(shard.values) if shard.shape and len(shard.values) else 0
+                _write_all(fd, data, self.begins[name] + shard.first_row * row_size)
             os.fsync(fd)
         finally:
             os.close(fd)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file of whole tensors, on any device and of the types in DTYPES. Raises OSError."""
-    parts = {name: Part(tensor, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    layout = Layout(kinds(parts), metadata)
+    """Write a file of full tensors, on any device and of the dtypes in DTYPES. Raises OSError."""
+    shards = {name: TensorShard(tensor, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    layout = Layout(specs_of(shards), metadata)
     layout.create(path)
-    layout.write(path, parts)
+    layout.write(path, shards)
 
 
 def _bytes(tensor: Tensor) -> Any:

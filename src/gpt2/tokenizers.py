@@ -1,6 +1,6 @@
-"""Text to token ids and back: characters, bytes, GPT-2's BPE, and a BPE trained on one's own text.
+"""Tokenizers: characters, bytes, GPT-2's BPE, and a BPE trained on any text.
 
-A tokenizer travels with the data and the model it belongs to as a JSON object; `from_json` restores it.
+A tokenizer is stored with its dataset and its model as a JSON object, from which `from_json` restores it.
 """
 
 import base64
@@ -18,11 +18,12 @@ END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pre-split of text into words (openai/gpt-2, encoder.py), in the form tiktoken ships it.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# The same cuts, sooner: the regex engine of tiktoken and rustbpe backtracks only where there is look-around, and what
-# has none stands in one group here. (Only one whitespace before something printable gets as far as the last part.)
+# A faster pattern with the same splits: the regex engine of tiktoken and rustbpe backtracks only for look-around, and
+# all alternatives without it are in one group here. (The last alternative matches only a single whitespace character
+# before a printable one.)
 _FAST_GPT2_PATTERN = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
 TEXTS_AT_A_TIME = 64
-"""Texts that training holds: enough to share among cores."""
+"""Number of texts that training holds in memory, enough to occupy all cores."""
 GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
@@ -30,43 +31,46 @@ GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer has. Ids are 0 … vocab_size - 1."""
+    """Lists what every tokenizer has. Ids are 0 … vocab_size - 1."""
 
     @property
     def kind(self) -> str:
-        """`char`, `byte`, `gpt2` or `bpe`."""
+        """Return `char`, `byte`, `gpt2` or `bpe`."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Return the number of ids."""
         ...
 
     @property
     def eot(self) -> int | None:
-        """Id of the end-of-text token, which separates documents; None where there is none."""
+        """Return the id of the end-of-text token, which separates documents; None where there is none."""
         ...
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Token ids of `text`. With `specials`, `<|endoftext|>` in it is the token and not thirteen letters; a BPE's
-        further special tokens likewise."""
+        """Return the token ids of `text`.
+
+        With `specials`, `<|endoftext|>` in the text becomes the token and not thirteen characters; so do the further
+        special tokens of a BPE. Raises UserError for a character that a character tokenizer lacks.
+        """
         ...
 
     def encode_array(self, text: str) -> "np.ndarray":
-        """`encode(text)` as uint32 (tokens,), which may be read-only, and without a Python object for each id."""
+        """Return `encode(text)` as an array, uint32 (tokens,), which may be read-only. This needs less memory."""
         ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes the tokens stand for; a character may be split over several tokens."""
+        """Return the bytes that the tokens stand for; a character may be split over several tokens."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` makes an equal tokenizer."""
+        """Return a JSON object from which `from_json` makes an equal tokenizer."""
         ...
 
 
-def _whole(text: str) -> str:
-    """The text as UTF-8 can hold it and as tiktoken reads it: halves of surrogate pairs joined, or else U+FFFD."""
+def _valid_unicode(text: str) -> str:
+    """Return the text as tiktoken reads it: surrogate pairs are joined, and a single half becomes U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -75,7 +79,7 @@ def _whole(text: str) -> str:
 
 
 class CharTokenizer:
-    """One id a character, in the order of their code points, as in nanoGPT's shakespeare_char."""
+    """A character tokenizer has one id per character, sorted by code point, as in nanoGPT's shakespeare_char."""
 
     kind = "char"
     eot = None
@@ -106,7 +110,7 @@ class CharTokenizer:
 
     @functools.cached_property
     def _table(self) -> "np.ndarray":
-        """Ids by code point, uint32: `vocab_size` for one that has none, as has the last, which no character has."""
+        """Return the ids by code point, uint32; a code point without an id, such as the last, has `vocab_size`."""
         import numpy as np
 
         table = np.full(max(map(ord, self.characters), default=0) + 2, self.vocab_size, dtype=np.uint32)
@@ -117,7 +121,7 @@ class CharTokenizer:
     def _unknown(self, c: str) -> UserError:
         return UserError(
             f"the text has the character {c!r} (U+{ord(c):04X}), which is not among the "
-            f"{self.vocab_size} characters this tokenizer was made from; leave it out"
+            f"{self.vocab_size} characters of this tokenizer; remove it from the text"
         )
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -128,7 +132,7 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """The 256 bytes of UTF-8, and end-of-text as id 256."""
+    """A byte tokenizer has the 256 bytes of UTF-8, and end-of-text as id 256."""
 
     kind = "byte"
     vocab_size = 257
@@ -136,17 +140,17 @@ class ByteTokenizer:
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         if not specials:
-            return list(_whole(text).encode())
-        first, *rest = _whole(text).split(END_OF_TEXT)
+            return list(_valid_unicode(text).encode())
+        first, *rest = _valid_unicode(text).split(END_OF_TEXT)
         ids = list(first.encode())
-        for part in rest:
-            ids += [self.eot, *part.encode()]
+        for piece in rest:
+            ids += [self.eot, *piece.encode()]
         return ids
 
     def encode_array(self, text: str) -> "np.ndarray":
         import numpy as np
 
-        return np.frombuffer(_whole(text).encode(), dtype=np.uint8).astype(np.uint32)
+        return np.frombuffer(_valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint32)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(END_OF_TEXT.encode() if i == self.eot else bytes([i]) for i in ids)
@@ -156,11 +160,11 @@ class ByteTokenizer:
 
 
 class BPETokenizer:
-    """Byte-level byte-pair encoding, run by tiktoken.
+    """A BPE tokenizer does byte-level byte-pair encoding, by tiktoken.
 
-    `tokens` are the bytes of each id in order, but for end-of-text, whose id is `eot`; by default the last. The ids
+    `tokens` are the bytes of each id in order, without end-of-text, whose id is `eot`; by default the last. The ids
     of `specials`, further special tokens, follow all of these. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for
-    any other. Raises UserError for special tokens that would be mistaken for others.
+    any other. Raises UserError for special tokens that could be confused with other tokens.
     """
 
     def __init__(
@@ -175,7 +179,7 @@ class BPETokenizer:
 
         if specials:
             check_specials(specials, tokens)
-        self.kind = "bpe" if specials else kind  # with more ids a vocabulary is no longer OpenAI's
+        self.kind = "bpe" if specials else kind  # a vocabulary with further ids is not OpenAI's
         self.pattern = pattern
         self.tokens = tokens
         self.specials = tuple(specials)
@@ -193,31 +197,33 @@ class BPETokenizer:
         return self.encoding.encode(text, allowed_special="all") if specials else self.encoding.encode_ordinary(text)
 
     def encode_array(self, text: str) -> "np.ndarray":
-        return self.encoding.encode_to_numpy(_whole(text), disallowed_special=())
+        return self.encoding.encode_to_numpy(_valid_unicode(text), disallowed_special=())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self.encoding.decode_bytes(ids)
 
     def to_json(self) -> dict[str, Any]:
         tokens = " ".join(base64.b64encode(t).decode() for t in self.tokens)
-        elsewhere = {} if self.eot == len(self.tokens) else {"eot": self.eot}
+        eot = {} if self.eot == len(self.tokens) else {"eot": self.eot}
         specials = {"specials": list(self.specials)} if self.specials else {}
-        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **elsewhere, **specials}
+        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **eot, **specials}
 
 
 def check_specials(specials: Sequence[str], tokens: Iterable[bytes]) -> None:
-    """Raise UserError for special tokens that would be mistaken for each other, end-of-text or an ordinary token."""
-    for one, other in itertools.pairwise(sorted([END_OF_TEXT, *specials])):  # what begins with `one` comes next to it
+    """Raise UserError for special tokens that could be confused with each other or with any other token."""
+    for one, other in itertools.pairwise(sorted([END_OF_TEXT, *specials])):  # a prefix precedes its extension
         if not one:
             raise UserError("a special token is empty; give it a text, for example <|user|>")
         if one == other:
-            raise UserError(f"the special token {one!r} is there twice (every BPE has {END_OF_TEXT}); leave one out")
-        if other.startswith(one):  # programs differ in which of them they then find
+            raise UserError(
+                f"the special token {one!r} is given twice (every BPE has {END_OF_TEXT}); omit one of them"
+            )
+        if other.startswith(one):  # programs differ in which of the two they find
             raise UserError(f"the special token {other!r} begins with another, {one!r}; change one of them")
-    # Hugging Face's files and GGUF name tokens by their printable text, llm.c's by their bytes: no two can share it
+    # Hugging Face's files and GGUF identify tokens by their printable text, llm.c's by bytes. Both must be unique.
     taken, byte_of = set(tokens), byte_of_character()
     for special in specials:
-        if _whole(special) != special:
+        if _valid_unicode(special) != special:
             raise UserError(f"the special token {special!r} is not valid text (half a surrogate pair); change it")
         printed = bytes(byte_of[c] for c in special) if byte_of.keys() >= set(special) else None
         if special.encode() in taken or printed in taken:
@@ -226,9 +232,9 @@ def check_specials(specials: Sequence[str], tokens: Iterable[bytes]) -> None:
 
 @functools.cache
 def gpt2_tokenizer() -> BPETokenizer:
-    """OpenAI's GPT-2 vocabulary of 50,257 tokens, from tiktoken's cache or its download.
+    """Return OpenAI's GPT-2 tokenizer of 50,257 tokens, from tiktoken's cache or its download.
 
-    Raises UserError when it is neither cached nor to be downloaded.
+    Raises UserError where it is not in the cache and cannot be downloaded.
     """
     import tiktoken
 
@@ -245,70 +251,39 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> BPETokenizer:
-    """Learn a byte-pair vocabulary of `vocab_size` ids, end-of-text and `specials` among them, from `texts`.
+    """Learn a byte-pair vocabulary of `vocab_size` ids, including end-of-text and `specials`, from `texts`.
 
-    Of the texts, which may be a stream, only some are held at a time. A text with too few pairs to join gives fewer
-    ids. Trains with rustbpe, or with Hugging Face tokenizers where rustbpe is not installed. Raises UserError for a
-    size that cannot hold the 256 bytes and the special tokens, and for special tokens that are mistaken for others.
+    The texts may be a stream, of which only some are held in memory. A text with too few pairs to merge results in
+    fewer ids. Raises UserError for a size that cannot hold the 256 bytes and the special tokens, and for special
+    tokens that could be confused with other tokens.
     """
+    import rustbpe
+
     least = 257 + len(specials)
     if vocab_size < least:
         raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least {least} ids")
     check_specials(specials, (bytes([b]) for b in range(256)))  # before the time that training takes
     size = vocab_size - 1 - len(specials)
-    try:
-        import rustbpe
-    except ImportError:
-        tokens = _train_with_hugging_face(texts, size)
-    else:
-        trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-        trainer.train_from_iterator(
-            iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN
-        )
-        tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
+    trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
+    trainer.train_from_iterator(iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
+    tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
     return BPETokenizer(tokens, GPT2_PATTERN, specials=specials)
 
 
-def _train_with_hugging_face(texts: Iterable[str], size: int) -> list[bytes]:
-    """The tokens of a byte-level BPE trained by Hugging Face tokenizers: 256 bytes, then its merges."""
-    import json
-
-    try:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    except ImportError:
-        raise UserError("training a BPE needs rustbpe or tokenizers; pip install rustbpe") from None
-
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    to_byte = byte_of_character()
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    merged = [bytes(to_byte[c] for c in left + right) for left, right in merges]
-    return list(dict.fromkeys([bytes([i]) for i in range(256)] + merged))
-
-
 def byte_of_character() -> dict[str, int]:
-    """GPT-2's map of bytes to printable characters, reversed (openai/gpt-2, encoder.py)."""
+    """Return GPT-2's map of bytes to printable characters in reverse (openai/gpt-2, encoder.py)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+    """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def from_json(value: dict[str, Any]) -> Tokenizer:
-    """The tokenizer a `to_json` object describes.
-
-    Raises UserError for an object that describes none.
-    """
+    """Return the tokenizer that a `to_json` object describes. Raises UserError where it describes none."""
     try:
         match value["kind"]:
             case "char":

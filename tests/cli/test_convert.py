@@ -83,7 +83,7 @@ def test_validate_agrees_and_says_when_it_does_not(run: Path, gpt2_command, monk
             yield name, p.detach().t() if turn else p.detach()
 
     torch.manual_seed(0)
-    monkeypatch.setattr(against_transformers, "their_tensors", square_matrix_not_transposed)
+    monkeypatch.setattr(against_transformers, "huggingface_tensors", square_matrix_not_transposed)
     status, out, _ = gpt2_command("validate", "r")
     assert status == 1
     assert out.splitlines()[-1].startswith("DIFFERS")

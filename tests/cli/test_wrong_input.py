@@ -124,7 +124,7 @@ WRONG = [
     ("tokenizer train a_file --vocab_size=257", "1 characters, too few"),
     ("tokenizer train mine.txt --vocab_size=256", "at least 257"),
     ("tokenizer train mine.txt --vocab_size=258 --special_tokens <|a|> <|b|>", "at least 259"),
-    ("tokenizer train mine.txt --special_tokens <|a|> <|a|>", "there twice"),
+    ("tokenizer train mine.txt --special_tokens <|a|> <|a|>", "given twice"),
     ("tokenizer train mine.txt --vocab_size=3.5", "--vocab_size is 3.5"),
     ("tokenizer train mine.txt --max_characters=0", "max_characters is 0"),
     ("tokenizer train mine.txt --vocab_size=260 --out=nowhere/t.json", "no folder nowhere"),

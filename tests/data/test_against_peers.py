@@ -65,7 +65,7 @@ def text(documents: list[str], tmp_path: Path) -> Path:
 
 
 def run(script: Path, folder: Path, *arguments: str, rows: Path | None = None) -> None:
-    """Run a copy of a peer's script, which writes beside itself."""
+    """Run a copy of a script of the other program, which writes next to itself."""
     folder.mkdir(exist_ok=True)
     shutil.copy(script, folder)
     own = ["-c", LOCAL_DATASETS, str(rows)] if rows else []
@@ -100,43 +100,45 @@ def need_datasets() -> None:
 @pytest.mark.parametrize("name", ["shakespeare", "shakespeare_char"])
 def test_nanogpts_text_scripts(name: str, text: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
     script = peer("NANOGPT") / "data" / name / "prepare.py"
-    (tmp_path / "theirs").mkdir()
-    shutil.copy(text, tmp_path / "theirs" / "input.txt")
-    run(script, tmp_path / "theirs")
+    (tmp_path / "script").mkdir()
+    shutil.copy(text, tmp_path / "script" / "input.txt")
+    run(script, tmp_path / "script")
     kind = "char" if name == "shakespeare_char" else "gpt2"
-    ours = prepare(text, out=tmp_path / "ours", tokenizer=kind, workers=WORKERS)
-    assert files(ours) == files(tmp_path / "theirs")
+    prepared = prepare(text, out=tmp_path / "prepared", tokenizer=kind, workers=WORKERS)
+    assert files(prepared) == files(tmp_path / "script")
     if kind == "char":
-        assert files(ours, "meta.pkl") == files(tmp_path / "theirs", "meta.pkl")
+        assert files(prepared, "meta.pkl") == files(tmp_path / "script", "meta.pkl")
 
 
 def test_nanogpts_openwebtext_script(rows: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
-    """Which shuffles documents before it splits them: ours get its splits in its order.
+    """Which shuffles documents before it splits them: here its splits are given, in its order.
 
     It writes in 1,024 portions, more than there are documents for validation here.
     """
     need_datasets()
     script = peer("NANOGPT") / "data" / "openwebtext" / "prepare.py"
-    run(changed(script, "total_batches = 1024", "total_batches = 1", tmp_path), tmp_path / "theirs", rows=rows)
+    run(changed(script, "total_batches = 1024", "total_batches = 1", tmp_path), tmp_path / "script", rows=rows)
     import datasets
 
     table = datasets.load_dataset("json", data_files=str(rows), cache_dir=str(tmp_path / "cache"))["train"]
     parts = table.train_test_split(test_size=0.0005, seed=2357, shuffle=True)  # as the script has it
     parts["train"].to_json(tmp_path / "train.jsonl")
     parts["test"].to_json(tmp_path / "val.jsonl")
-    ours = prepare(tmp_path / "train.jsonl", val=[tmp_path / "val.jsonl"], out=tmp_path / "ours", workers=WORKERS)
-    assert files(ours) == files(tmp_path / "theirs")
+    prepared = prepare(
+        tmp_path / "train.jsonl", val=[tmp_path / "val.jsonl"], out=tmp_path / "prepared", workers=WORKERS
+    )
+    assert files(prepared) == files(tmp_path / "script")
 
 
 def test_llmcs_shakespeare_script(text: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
     scripts = peer("LLMC") / "dev" / "data"
-    (tmp_path / "theirs" / "tinyshakespeare").mkdir(parents=True)
-    shutil.copy(text, tmp_path / "theirs" / "tinyshakespeare" / "tiny_shakespeare.txt")
-    shutil.copy(scripts / "data_common.py", tmp_path / "theirs")
-    run(scripts / "tinyshakespeare.py", tmp_path / "theirs")
-    ours = prepare(
+    (tmp_path / "script" / "tinyshakespeare").mkdir(parents=True)
+    shutil.copy(text, tmp_path / "script" / "tinyshakespeare" / "tiny_shakespeare.txt")
+    shutil.copy(scripts / "data_common.py", tmp_path / "script")
+    run(scripts / "tinyshakespeare.py", tmp_path / "script")
+    prepared = prepare(
         text,
-        out=tmp_path / "ours",
+        out=tmp_path / "prepared",
         format="llmc",
         name="tiny_shakespeare",
         separator="\n\n",
@@ -144,27 +146,27 @@ def test_llmcs_shakespeare_script(text: Path, gpt2_vocabulary: None, tmp_path: P
         shard_size=0,
         workers=WORKERS,
     )
-    assert files(ours) == files(tmp_path / "theirs" / "tinyshakespeare")
+    assert files(prepared) == files(tmp_path / "script" / "tinyshakespeare")
 
 
 def test_llmcs_fineweb_script(rows: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
     need_datasets()
     scripts = peer("LLMC") / "dev" / "data"
     size = int(MEGABYTES * 50_000)
-    (tmp_path / "theirs").mkdir()
-    shutil.copy(scripts / "data_common.py", tmp_path / "theirs")
-    run(scripts / "fineweb.py", tmp_path / "theirs", f"--shard_size={size}", "--type=edu", rows=rows)
+    (tmp_path / "script").mkdir()
+    shutil.copy(scripts / "data_common.py", tmp_path / "script")
+    run(scripts / "fineweb.py", tmp_path / "script", f"--shard_size={size}", "--type=edu", rows=rows)
     settings = {"format": "llmc", "name": "edu_fineweb", "shard_size": size, "val_tokens": size}
-    ours = prepare(rows, out=tmp_path / "ours", **settings, workers=WORKERS)
-    assert len(files(ours)) > 5
-    assert files(ours) == files(tmp_path / "theirs" / "edu_fineweb10B")
+    prepared = prepare(rows, out=tmp_path / "prepared", **settings, workers=WORKERS)
+    assert len(files(prepared)) > 5
+    assert files(prepared) == files(tmp_path / "script" / "edu_fineweb10B")
 
 
 def test_build_nanogpts_fineweb_script(rows: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
     need_datasets()
     script = peer("BUILD_NANOGPT") / "fineweb.py"
     size = int(MEGABYTES * 50_000)
-    run(changed(script, "shard_size = int(1e8)", f"shard_size = {size}", tmp_path), tmp_path / "theirs", rows=rows)
+    run(changed(script, "shard_size = int(1e8)", f"shard_size = {size}", tmp_path), tmp_path / "script", rows=rows)
     settings = {"format": "npy", "name": "edufineweb", "shard_size": size, "val_tokens": size}
-    ours = prepare(rows, out=tmp_path / "ours", **settings, workers=WORKERS)
-    assert files(ours, "*.npy") == files(tmp_path / "theirs" / "edu_fineweb10B", "*.npy")
+    prepared = prepare(rows, out=tmp_path / "prepared", **settings, workers=WORKERS)
+    assert files(prepared, "*.npy") == files(tmp_path / "script" / "edu_fineweb10B", "*.npy")

@@ -11,8 +11,8 @@ import pytest
 from test_shards import save_bare, save_llmc, save_npy
 
 from gpt2.data.dataset import open_dataset
-from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.errors import UserError
+from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.tokenizers import CharTokenizer
 
 COUNT = int(os.environ.get("GPT2_TEST_DAMAGED", "300"))

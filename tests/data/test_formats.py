@@ -55,8 +55,8 @@ def test_shards_are_filled_one_after_the_other(format: str, tmp_path: Path) -> N
         if format == "llmc":
             assert (out / name).read_bytes() == llmc_file(tokens)
         else:
-            np.save(tmp_path / "theirs.npy", np.array(tokens, dtype=np.uint16))
-            assert (out / name).read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+            np.save(tmp_path / "reference.npy", np.array(tokens, dtype=np.uint16))
+            assert (out / name).read_bytes() == (tmp_path / "reference.npy").read_bytes()
     data = open_dataset(str(out))
     assert [*data.splits["val"][:], *data.splits["train"][:]] == stream
 

@@ -34,10 +34,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_join_to_the_whole(kind: str, n: int, corpus: Path, tmp_path: Path, gpt2_command) -> None:
+def test_parts_join_to_the_files_of_one_machine(
+    kind: str, n: int, corpus: Path, tmp_path: Path, gpt2_command
+) -> None:
     settings = {"tokenizer": "byte", **KINDS[kind]}
     options = [f"--{key}={value}" for key, value in settings.items()]
-    whole = prepare(corpus, out=tmp_path / "whole", **settings)
+    single = prepare(corpus, out=tmp_path / "single", **settings)
     parts = [tmp_path / f"part{i}" for i in range(1, n + 1)]
     for i, part in enumerate(parts, start=1):
         elsewhere = shutil.copytree(corpus, tmp_path / f"machine{i}" / corpus.name)
@@ -45,7 +47,7 @@ def test_parts_join_to_the_whole(kind: str, n: int, corpus: Path, tmp_path: Path
         assert status == 0, err
     status, _, err = gpt2_command("prepare", "--join", *reversed(parts), "--out", tmp_path / "joined")
     assert status == 0, err
-    found, expected = content(tmp_path / "joined"), content(whole)
+    found, expected = content(tmp_path / "joined"), content(single)
     for files in (found, expected):  # where the text lay differs
         files["dataset.json"] = json.dumps(json.loads(files["dataset.json"]) | {"source": ""}).encode()
     assert found == expected
@@ -84,8 +86,8 @@ def test_wrong_parts_are_refused(corpus: Path, tmp_path: Path, gpt2_command) -> 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("0/3", "part 0/3 is none"),
-        ("4/3", "is none"),
+        ("0/3", "no part 0/3"),
+        ("4/3", "no part 4/3"),
         ("half", "give it as I/N"),
         ("1/9", "5 files cannot be shared"),
     ],
@@ -98,7 +100,7 @@ def test_a_part_there_is_not(part: str, message: str, corpus: Path, tmp_path: Pa
 
 def test_the_first_part_must_hold_the_validation_tokens(corpus: Path, tmp_path: Path) -> None:
     settings = {"tokenizer": "byte", "format": "llmc", "val_tokens": 10_000}
-    prepare(corpus, out=tmp_path / "whole", **settings)
+    prepare(corpus, out=tmp_path / "single", **settings)
     with pytest.raises(UserError, match=r"the first part has .* characters, too few"):
         prepare(corpus, out=tmp_path / "p1", part=(1, 4), **settings)
     assert not (tmp_path / "p1").exists()

@@ -56,7 +56,7 @@ def test_it_goes_on_where_it_was(kind: str, corpus: list[Path], tmp_path: Path, 
     monkeypatch.setattr(tokenise, "BATCH", 300)
     monkeypatch.setattr(tokenise, "RECORD_SECONDS", 0.0)
     settings = {"tokenizer": "bpe", "vocab_size": 280, **SETTINGS[kind]}
-    whole = content(prepare(*corpus, out=tmp_path / "whole", **settings))
+    undisturbed = content(prepare(*corpus, out=tmp_path / "undisturbed", **settings))
     out, rng = tmp_path / "killed", random.Random(kind)
     furthest, kills = 0, 0
     while not (out / "dataset.json").exists():
@@ -77,7 +77,7 @@ def test_it_goes_on_where_it_was(kind: str, corpus: list[Path], tmp_path: Path, 
         assert not begun_at or begun_at[0] >= furthest, "what had been done was done again"
         furthest = max([furthest, *begun_at[:-1]])
     assert kills >= 3
-    assert content(out) == whole
+    assert content(out) == undisturbed
 
 
 def test_another_text_or_setting_begins_anew(corpus: list[Path], tmp_path: Path, monkeypatch) -> None:
@@ -113,7 +113,7 @@ def test_a_kill_while_files_are_moved_is_made_good(
     monkeypatch.setattr(tokenise, "RECORD_SECONDS", 0.0)
     out = prepare(*corpus, out=tmp_path / "out", tokenizer="char", format="nanogpt")
     settings = {"tokenizer": "byte", "format": "npy", "val_fraction": 0.1, "overwrite": True}
-    whole = content(prepare(*corpus, out=tmp_path / "whole", **settings))
+    undisturbed = content(prepare(*corpus, out=tmp_path / "undisturbed", **settings))
     replace, left = Path.replace, [moved]
 
     def dying(self: Path, target: Path) -> Path:
@@ -133,7 +133,7 @@ def test_a_kill_while_files_are_moved_is_made_good(
     begun: list[int] = []
     prepare(*corpus, out=out, **settings, progress=lambda read, total, tokens: begun.append(tokens))
     assert any(begun) == (moved == 3)
-    assert content(out) == whole
+    assert content(out) == undisturbed
 
 
 def test_what_another_dataset_moved_before_it_was_killed_goes(
@@ -244,7 +244,7 @@ def test_a_full_disk_keeps_what_is_done(corpus: list[Path], tmp_path: Path, monk
     seen: list[int] = []
     prepare(*corpus, out=tmp_path / "out", tokenizer="byte", progress=lambda read, total, tokens: seen.append(tokens))
     assert min(tokens for tokens in seen if tokens) > 1000
-    assert content(tmp_path / "out") == content(prepare(*corpus, out=tmp_path / "whole", tokenizer="byte"))
+    assert content(tmp_path / "out") == content(prepare(*corpus, out=tmp_path / "undisturbed", tokenizer="byte"))
 
 
 def test_kill_9(tmp_path: Path, text: str) -> None:
@@ -263,7 +263,7 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(out))
 
     began = time.monotonic()
-    undisturbed = start(tmp_path / "whole")
+    undisturbed = start(tmp_path / "undisturbed")
     assert undisturbed.wait(120) == 0
     usual = time.monotonic() - began
     done = 0
@@ -277,7 +277,7 @@ def test_kill_9(tmp_path: Path, text: str) -> None:
         assert not remaining(out), "a worker outlived the process that was killed"
         again = start(out)
         assert again.wait(120) == 0, again.stderr.read() if again.stderr else ""
-        assert content(out) == content(tmp_path / "whole")
+        assert content(out) == content(tmp_path / "undisturbed")
         shutil.rmtree(out)
         done += 1
         if done == kills:

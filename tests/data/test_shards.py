@@ -39,7 +39,7 @@ def save_llama3(path: Path, ids: Iterable[int]) -> Path:
 
 
 @pytest.mark.parametrize("save", [save_bare, save_llmc, save_llama3, save_npy, lambda p, i: save_npy(p, i, "<i4")])
-def test_every_format_is_told_by_its_content(save, tmp_path: Path) -> None:
+def test_every_format_is_recognised_by_its_content(save, tmp_path: Path) -> None:
     ids = [50256, 3, 0, 198, 50255] * 200
     path = save(tmp_path / "x", ids)
     path = path.rename(tmp_path / "named_otherwise")
@@ -65,10 +65,10 @@ def test_shards_are_one_long_array(data: st.DataObject, counts: list[int], tmp_p
     for i, count in enumerate(counts):
         files.append(data.draw(st.sampled_from(savers))(folder / str(i), [next(ids) for _ in range(count)]))
     tokens = Tokens([open_shard(path) for path in files])
-    whole = list(range(sum(counts)))
-    start, stop = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, len(whole)))
-    assert tokens[start:stop].tolist() == whole[start:stop]
-    assert tokens[:].tolist() == whole
+    expected = list(range(sum(counts)))
+    start, stop = data.draw(st.integers(0, len(expected))), data.draw(st.integers(0, len(expected)))
+    assert tokens[start:stop].tolist() == expected[start:stop]
+    assert tokens[:].tolist() == expected
 
 
 def test_large_datasets_are_checked_in_stretches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

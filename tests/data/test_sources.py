@@ -99,12 +99,12 @@ def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monk
     assert sorted(found) == sorted(f"document {i}" for i in range(40))
 
 
-def test_what_a_folder_leaves_out_is_said(tmp_path: Path) -> None:
+def test_omitted_files_of_a_folder_are_reported(tmp_path: Path) -> None:
     for name in ("a.TXT", "b.html", "c.csv"):
         (tmp_path / name).write_text("text")
     notes: list[str] = []
     assert find_files(str(tmp_path), notes.append) == [tmp_path / "a.TXT"]
-    assert notes == [f"{tmp_path}: 2 files of other kinds are left out"]
+    assert notes == [f"{tmp_path}: 2 files of other kinds are omitted"]
 
 
 def test_text_without_a_place_to_cut_is_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

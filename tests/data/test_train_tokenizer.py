@@ -1,4 +1,4 @@
-"""A vocabulary learned from files, and what is said of it."""
+"""A vocabulary learned from files, and the report on it."""
 
 import json
 from collections.abc import Iterator
@@ -36,11 +36,11 @@ def test_every_twentieth_document_is_measured_and_not_trained_on(text: str, tmp_
     write_rows(tmp_path / "a.jsonl", lines[:210], "body")
     write_rows(tmp_path / "b.jsonl", lines[210:], "body")
     tokenizer, report = train_tokenizer(tmp_path, vocab_size=300, field="body")
-    kept_out = lines[19::20]
+    held_out = lines[19::20]
     assert tokenizer.tokens == train_bpe([line for line in lines if not line.isupper()], 300).tokens
     assert report.characters == sum(map(len, lines))
-    assert report.measured_bytes == sum(map(len, kept_out))
-    assert report.bytes_per_token == report.measured_bytes / sum(len(tokenizer.encode(line)) for line in kept_out)
+    assert report.measured_bytes == sum(map(len, held_out))
+    assert report.bytes_per_token == report.measured_bytes / sum(len(tokenizer.encode(line)) for line in held_out)
 
 
 def test_of_fewer_documents_the_end_of_all_is_measured(text: str, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_text_that_is_measured_is_bounded(monkeypatch, text: str, tmp_path: 
     assert report.measured_bytes == 100
 
 
-def test_the_text_is_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_text_is_never_completely_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Text(str):
         alive = most = 0
 

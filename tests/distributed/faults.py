@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import environment, members
 
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
 
 STEPS = 400

@@ -16,7 +16,7 @@ from faults import STEPS, every, settings, start, weights
 from processes import members, remaining
 
 from gpt2.files import manifest_problem
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.training.loop import train
 
 pytestmark = every

@@ -14,7 +14,7 @@ import torch
 from gpt2.cli import main
 from gpt2.errors import UserError
 from gpt2.evaluate.choices import Question, scores
-from gpt2.formats import bare
+from gpt2.formats import safetensors_file
 from gpt2.formats.export import export
 from gpt2.formats.open import load, open_model
 from gpt2.formats.source import Extras
@@ -46,7 +46,7 @@ def save_model(path: Path, tokenizer: Tokenizer | None, **changes: Any) -> Path:
             plain = [tokenizer.decode_bytes([i]).isascii() for i in range(tokenizer.vocab_size)]
             model.transformer.wte.weight[torch.tensor(plain)] += 0.2
             model.transformer.ln_f.bias += 0.5
-    bare.write(model, Extras(tokenizer, path.stem, "float32", print), path)
+    safetensors_file.write(model, Extras(tokenizer, path.stem, "float32", print), path)
     return path
 
 

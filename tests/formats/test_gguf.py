@@ -1,4 +1,4 @@
-"""GGUF beside llama.cpp's own Python package, as reader and as quantiser."""
+"""GGUF files compared with llama.cpp's own Python package, as reader and as quantiser."""
 
 from pathlib import Path
 
@@ -117,11 +117,11 @@ def test_other_models_and_formats_are_refused_by_name(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match="ggml's format 2"):
+    with pytest.raises(UserError, match="ggml's type 2"):
         opened(tmp_path / "q4.gguf")
 
 
-def test_what_llama_cpp_does_otherwise_with_a_tokenizer_is_said(text: str, tmp_path: Path) -> None:
+def test_a_different_treatment_of_the_tokenizer_in_llama_cpp_is_reported(text: str, tmp_path: Path) -> None:
     notes: list[str] = []
     tokenizer = characters(33)
     export(source_of(toy(), tokenizer), "gguf", tmp_path / "a", notes.append)
@@ -132,7 +132,7 @@ def test_what_llama_cpp_does_otherwise_with_a_tokenizer_is_said(text: str, tmp_p
     assert "splits text by GPT-2's pattern" in notes[0]
 
 
-def test_llama_cpp_is_told_which_tokens_are_special(text: str, tmp_path: Path) -> None:
+def test_the_file_records_which_tokens_are_special(text: str, tmp_path: Path) -> None:
     path = made(tmp_path, tokenizer=train_bpe([text], 302, ["<|user|>", "é日 <"]))
     fields = {name: field.contents() for name, field in library.GGUFReader(path).fields.items()}
     assert fields["tokenizer.ggml.tokens"][-3:] == ["<|endoftext|>", "<|user|>", "é日 <"]

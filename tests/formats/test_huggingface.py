@@ -14,7 +14,7 @@ from gpt2.errors import UserError
 from gpt2.formats.export import export, logits_of
 from gpt2.formats.huggingface import is_hub_name
 from gpt2.formats.open import load, open_model
-from gpt2.formats.state_dict import TRANSPOSED
+from gpt2.formats.source import TRANSPOSED
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
@@ -132,12 +132,12 @@ def test_hub_names(name: str, yes: bool) -> None:
     assert is_hub_name(name) == yes
 
 
-# -- beside transformers itself --
+# -- compared with transformers itself --
 
 RELATIVE = 2e-5
 
 
-def theirs(**changes: object):
+def network_of_transformers(**changes: object):
     """A GPT2LMHeadModel with random weights, biases and gains."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     torch.manual_seed(1)
@@ -150,11 +150,11 @@ def theirs(**changes: object):
     return network
 
 
-def assert_same_logits(ours: GPT, network, vocab_size: int) -> None:
+def assert_same_logits(model: GPT, network, vocab_size: int) -> None:
     ids = torch.randint(vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network(ids).logits
-    assert (logits_of(ours, ids) - expected).abs().max() <= RELATIVE * expected.abs().max()
+    assert (logits_of(model, ids) - expected).abs().max() <= RELATIVE * expected.abs().max()
 
 
 def save_pickled(network, folder: Path, zipped: bool) -> None:
@@ -174,7 +174,7 @@ def save_pickled(network, folder: Path, zipped: bool) -> None:
 )
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
 def test_what_transformers_saves_computes_the_same_here(save, activation: str, tmp_path: Path) -> None:
-    network = theirs(activation_function=activation)
+    network = network_of_transformers(activation_function=activation)
     folder = tmp_path / "hf"
     folder.mkdir()
     save(network, folder)
@@ -200,8 +200,8 @@ def test_its_dtype_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bpe", "late", "specials", "late specials", "byte", "char"])
-def test_auto_tokenizer_encodes_as_ours(kind: str, shared_data: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
-    """1,000 lines of Shakespeare, and what is awkward, both ways; and ours is read back from its files."""
+def test_auto_tokenizer_encodes_equally(kind: str, shared_data: Path, gpt2_vocabulary: None, tmp_path: Path) -> None:
+    """1,000 lines of Shakespeare and awkward texts, both ways; the tokenizer is also read back from its files."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     text = (shared_data / "shakespeare" / "input.txt").read_text()
     lines = text.splitlines()[:1000]
@@ -253,17 +253,20 @@ def test_the_older_pair_of_tokenizer_files_is_read(gpt2_vocabulary: None, tmp_pa
         (lambda v: v.update(normalizer={"type": "NFC"}), "changes the text"),
         (lambda v: v["model"].update(type="Unigram"), "a Unigram model"),
         (lambda v: v["added_tokens"].append({"id": 301, "content": "<pad>"}), "<pad> has the id 301, not 300"),
-        (lambda v: v["added_tokens"].append({"id": 300, "content": "<pad>", "lstrip": True}), "stands beside it"),
+        (
+            lambda v: v["added_tokens"].append({"id": 300, "content": "<pad>", "lstrip": True}),
+            "depends on the text next to it",
+        ),
         (
             lambda v: v["added_tokens"].append({"id": 300, "content": "<|end"}),
             r"hf/tokenizer.json holds no tokenizer .*begins with",
         ),
         (lambda v: v.update(added_tokens=[{"id": 300, "content": "<pad>"}]), "special tokens are <pad>, without"),
-        (lambda v: v["pre_tokenizer"].update(add_prefix_space=True), "split as GPT-2's"),
+        (lambda v: v["pre_tokenizer"].update(add_prefix_space=True), "split text as GPT-2"),
         (lambda v: v["model"]["merges"].reverse(), "order of its ids"),
     ],
 )
-def test_tokenizers_that_are_not_ours_are_refused(damage, message: str, text: str, tmp_path: Path) -> None:
+def test_other_kinds_of_tokenizers_are_refused(damage, message: str, text: str, tmp_path: Path) -> None:
     tokenizer = train_bpe([text], 300)
     export(source_of(toy(vocab_size=300), tokenizer), "hf", tmp_path / "hf", lambda line: None)
     values = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
@@ -277,26 +280,26 @@ def test_tokenizers_that_are_not_ours_are_refused(damage, message: str, text: st
 @pytest.mark.skipif(not SIZES, reason="set GPT2_TEST_SIZES, for example to gpt2,gpt2-medium")
 @pytest.mark.parametrize("preset", SIZES)
 def test_published_sizes_in_both_directions(preset: str, gpt2_vocabulary: None, tmp_path: Path) -> None:
-    """Float32 logits and 50 greedy tokens, ours in theirs and theirs in ours."""
+    """Float32 logits and 50 greedy tokens agree after an import and after an export."""
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     sizes = GPTConfig.preset(preset)
     shape = {"n_layer": sizes.n_layer, "n_head": sizes.n_head, "n_embd": sizes.n_embd}
-    theirs(**shape, vocab_size=50257, n_positions=1024).save_pretrained(tmp_path / "theirs")
-    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
-    ours = opened(tmp_path / "theirs")
-    assert_same_logits(ours, network, 50257)
-    assert_same_greedy(ours, network)
-    del ours, network
+    network_of_transformers(**shape, vocab_size=50257, n_positions=1024).save_pretrained(tmp_path / "transformers")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "transformers").eval()
+    imported = opened(tmp_path / "transformers")
+    assert_same_logits(imported, network, 50257)
+    assert_same_greedy(imported, network)
+    del imported, network
     model = toy(**shape, vocab_size=50257, block_size=1024)
-    export(source_of(model, gpt2_tokenizer()), "hf", tmp_path / "ours", lambda line: None)
-    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    export(source_of(model, gpt2_tokenizer()), "hf", tmp_path / "exported", lambda line: None)
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported").eval()
     assert_same_logits(model, network, 50257)
     assert_same_greedy(model, network)
 
 
-def assert_same_greedy(ours: GPT, network) -> None:
+def assert_same_greedy(model: GPT, network) -> None:
     prompt = torch.randint(50257, (1, 8), generator=torch.Generator().manual_seed(0))
-    tokens = [int(t) for t, _ in zip(stream_tokens(ours, prompt, temperature=0), range(50), strict=False)]
+    tokens = [int(t) for t, _ in zip(stream_tokens(model, prompt, temperature=0), range(50), strict=False)]
     generated = network.generate(prompt, do_sample=False, max_new_tokens=50, min_new_tokens=50, pad_token_id=0)
     assert tokens == generated[0, 8:].tolist()
 

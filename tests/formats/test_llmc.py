@@ -12,8 +12,8 @@ from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError
 from gpt2.formats import llmc
 from gpt2.formats.export import export
-from gpt2.formats.tokenizer_files import open_tokenizer
-from gpt2.formats.vocabulary import llmc_bytes
+from gpt2.formats.tokenizer_files import llmc_bytes, open_tokenizer
+from gpt2.formats.tokenizer_writer import write_llmc
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer, decode, gpt2_tokenizer, train_bpe
 
@@ -104,7 +104,7 @@ def test_the_tokenizer_file(tmp_path: Path) -> None:
 
 
 def test_gpt2s_tokenizer_file(gpt2_vocabulary: None, tmp_path: Path) -> None:
-    llmc.write_tokenizer(gpt2_tokenizer(), tmp_path / "gpt2_tokenizer.bin")
+    write_llmc(gpt2_tokenizer(), tmp_path / "gpt2_tokenizer.bin")
     data = (tmp_path / "gpt2_tokenizer.bin").read_bytes()
     assert len(data) == 372_108
     assert sha256(data) == "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
@@ -114,29 +114,29 @@ def test_gpt2s_tokenizer_file(gpt2_vocabulary: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["byte", "bpe", "char"])
 def test_every_tokenizer_comes_back(kind: str, text: str, tmp_path: Path) -> None:
     tokenizer = {"byte": ByteTokenizer(), "bpe": train_bpe([text], 300), "char": characters(40)}[kind]
-    llmc.write_tokenizer(tokenizer, tmp_path / "gpt2_tokenizer.bin")
+    write_llmc(tokenizer, tmp_path / "gpt2_tokenizer.bin")
     assert open_tokenizer(str(tmp_path / "gpt2_tokenizer.bin")).to_json() == tokenizer.to_json()
 
 
-def test_special_tokens_are_written_and_what_is_lost_is_said(text: str, tmp_path: Path) -> None:
+def test_special_tokens_are_written_and_the_loss_is_reported(text: str, tmp_path: Path) -> None:
     notes: list[str] = []
     tokenizer = train_bpe([text], 302, ["<|user|>", "[PAD]"])
     export(source_of(toy(vocab_size=302), tokenizer), "llmc", tmp_path / "x", notes.append)
     assert notes == [
-        "llm.c's tokenizer file does not say which tokens are special: <|user|>, [PAD] are ordinary ones for who "
-        "reads it"
+        "llm.c's tokenizer file does not record which tokens are special: "
+        "<|user|>, [PAD] become ordinary tokens there"
     ]
     ids = tokenizer.encode("a<|user|>b[PAD]<|endoftext|>", specials=True)
     assert decode(open_tokenizer(str(tmp_path / "x")), ids) == "a<|user|>b[PAD]<|endoftext|>"
 
 
 def test_samples_of_a_character_model_start_from_a_newline(tmp_path: Path) -> None:
-    llmc.write_tokenizer(characters(20), tmp_path / "t.bin")
+    write_llmc(characters(20), tmp_path / "t.bin")
     header = np.frombuffer((tmp_path / "t.bin").read_bytes()[:16], "<i4")
     assert characters(20).characters[header[3]] == "\n"
 
 
-def test_padding_that_is_not_zero_is_said(tmp_path: Path) -> None:
+def test_padding_that_is_not_zero_is_reported(tmp_path: Path) -> None:
     done = export(source_of(toy(), characters(33)), "llmc", tmp_path / "x", lambda line: None)
     path = done.out / "gpt2_d2.bin"
     data = bytearray(path.read_bytes())
@@ -151,7 +151,7 @@ def test_padding_that_is_not_zero_is_said(tmp_path: Path) -> None:
         (0, 20240327, "is a debug state of llm.c's"),
         (1, 4, "version 4"),
         (2, -1, "block_size is -1"),
-        (3, 200, "200 tokens and 128 rows"),
+        (3, 200, "128 embedding rows for 200 tokens"),
         (4, 3, "its header asks for"),
         (5, 3, "n_head=3"),
         (6, 1 << 30, "its header asks for"),

@@ -112,8 +112,8 @@ def mutants(intact: Path, folder: Path) -> Iterator[Path]:
         shutil.copy(intact / rng.choice(("meta.pkl", "gpt2_tokenizer.bin")), place)
         (place / name).write_bytes(mutate((intact / name).read_bytes(), rng))
         if rng.random() < 0.1:
-            beside = next(p for p in place.iterdir() if p.name != name)
-            beside.write_bytes(mutate(beside.read_bytes(), rng))
+            other = next(p for p in place.iterdir() if p.name != name)
+            other.write_bytes(mutate(other.read_bytes(), rng))
         yield place / name
 
 

@@ -10,10 +10,10 @@ import torch
 from test_mutants import save_build_nanogpt
 from toys import assert_same_weights, characters, opened, toy, weights
 
-from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.errors import UserError
 from gpt2.formats.export import export
 from gpt2.formats.open import build, open_model
+from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.model import GPT
 from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.import_run import import_run
@@ -82,8 +82,8 @@ def test_the_optimizer_is_read_by_name(bias: bool, tmp_path: Path) -> None:
 
 
 def test_an_optimizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}
-    path = save(tmp_path / "ckpt.pt", toy(), optimizer={"state": {0: moments}, "param_groups": []})
+    state = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}
+    path = save(tmp_path / "ckpt.pt", toy(), optimizer={"state": {0: state}, "param_groups": []})
     source = open_model(str(path))
     with pytest.raises(UserError, match=r"exp_avg of transformer\.wte"):
         source.progress.optimizer()
@@ -148,11 +148,11 @@ def test_a_model_does_not_change_when_its_file_does(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_that_is_not_the_models_does_not_hold_up_the_weights(tmp_path: Path) -> None:
-    moments = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}
-    source = open_model(str(save(tmp_path / "ckpt.pt", toy(), optimizer={"state": {0: moments}, "param_groups": []})))
+    state = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}
+    source = open_model(str(save(tmp_path / "ckpt.pt", toy(), optimizer={"state": {0: state}, "param_groups": []})))
     notes: list[str] = []
     import_run(replace(source, find_tokenizer=lambda: characters(33)), tmp_path / "run", notes.append)
-    assert any("AdamW starts with its memory empty" in line for line in notes)
+    assert any("AdamW starts with an empty state" in line for line in notes)
 
 
 def test_settings_that_do_not_fit_are_left_at_their_defaults(tmp_path: Path) -> None:

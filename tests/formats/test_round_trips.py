@@ -2,17 +2,19 @@
 
 import itertools
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import assert_same_weights, characters, opened, source_of, toy
+from toys import assert_same_weights, characters, opened, source_of, toy, weights
 
 from gpt2.errors import UserError
 from gpt2.formats.export import FORMATS, export, logits_of
 from gpt2.formats.open import build, open_model
+from gpt2.formats.source import Source, StoredTensor
 from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.import_run import import_run
 
@@ -64,6 +66,36 @@ def test_two_formats_one_after_the_other(pair, bias, gelu, vocab_size, n_layer, 
             assert torch.allclose(logits_of(found, ids), logits_of(model, ids), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_source_builds_any_number_of_models(name: str, tmp_path: Path) -> None:
+    source = open_model(str(put(tmp_path / "x", name, source_of(toy(), characters(33)))))
+    first, second = build(source), build(source)
+    assert_same_weights(first, toy())
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert_same_weights(second, toy())
+    assert_same_weights(build(source), toy())
+
+
+def test_building_holds_one_tensor_of_the_file_at_a_time() -> None:
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    def stored(tensor: torch.Tensor) -> StoredTensor:
+        def from_file() -> torch.Tensor:
+            assert all(reference() is None for reference in read)
+            copy = tensor.clone()
+            read.append(weakref.ref(copy))
+            return copy
+
+        return StoredTensor(tuple(tensor.shape), from_file)
+
+    tensors = {name: stored(tensor) for name, tensor in weights(toy()).items()}
+    model = build(Source(toy().config, tensors, lambda: None, "a toy"))
+    assert_same_weights(model, toy())
+    assert len(read) == len(tensors)
+
+
 def test_rows_that_stand_for_no_token_are_cropped_or_kept(tmp_path: Path) -> None:
     model = toy(vocab_size=40)
     notes: list[str] = []
@@ -78,7 +110,7 @@ def test_rows_that_stand_for_no_token_are_cropped_or_kept(tmp_path: Path) -> Non
     assert torch.equal(opened(tmp_path / "hf").transformer.wte.weight, model.transformer.wte.weight[:33])
 
 
-def test_what_a_conversion_changes_is_said(tmp_path: Path) -> None:
+def test_what_a_conversion_changes_is_reported(tmp_path: Path) -> None:
     notes: list[str] = []
     done = export(source_of(toy(bias=False, gelu="erf"), characters(33)), "llmc", tmp_path / "a", notes.append)
     assert "llmc computes the tanh GELU, this model erf" in notes[0]

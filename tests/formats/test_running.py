@@ -4,6 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from toys import characters, toy
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats import layout, native
-from gpt2.formats.layout import folder_of, saved_steps
+from gpt2.formats import run_folder, safetensors_file
 from gpt2.formats.open import build, load, open_model
+from gpt2.formats.run_folder import folder_of, saved_steps
 from gpt2.model import GPT
 from gpt2.optim.optimizers import make_optimizers
 from gpt2.training import recipes
@@ -56,24 +57,36 @@ def on_call(number: int, function: Callable, act: Callable[[], None]) -> Callabl
     return watched
 
 
-MOMENTS = [("manifest_problem", 1), ("read_description", 1), ("stored_tensors", 1), ("stored_tensors", 2)]
+MOMENTS = [
+    (run_folder, "manifest_problem", 1),
+    (run_folder, "read_description", 1),
+    (safetensors_file, "read_tensors", 1),
+    (safetensors_file, "read_tensors", 2),
+]
+"""Functions that reading a checkpoint calls, and the call before which the run goes on."""
 
 
-@pytest.mark.parametrize(("name", "call"), MOMENTS)
+@pytest.mark.parametrize(("module", "name", "call"), MOMENTS)
 @pytest.mark.parametrize("best_step", [None, 1])
 def test_a_checkpoint_removed_between_listing_and_opening_gives_way_to_the_next(
-    name: str, call: int, best_step: int | None, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    name: str,
+    call: int,
+    best_step: int | None,
+    save,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     save(1, best_step)
-    monkeypatch.setattr(native, name, on_call(call, getattr(native, name), lambda: save(2, best_step and 2)))
+    monkeypatch.setattr(module, name, on_call(call, getattr(module, name), lambda: save(2, best_step and 2)))
     model, _ = load(str(tmp_path))
     assert step_in(model) == 2
     assert saved_steps(tmp_path) == [2]
 
 
-@pytest.mark.parametrize(("name", "call"), MOMENTS)
+@pytest.mark.parametrize(("module", "name", "call"), MOMENTS)
 def test_the_best_checkpoint_gives_way_to_a_better_one_and_not_to_the_newest(
-    name: str, call: int, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, name: str, call: int, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(1, best_step=1)
     save(2, best_step=1)
@@ -82,7 +95,7 @@ def test_the_best_checkpoint_gives_way_to_a_better_one_and_not_to_the_newest(
         save(3, best_step=3, keep=2)  # removes the first
         save(4, best_step=3, keep=3)
 
-    monkeypatch.setattr(native, name, on_call(call, getattr(native, name), go_on))
+    monkeypatch.setattr(module, name, on_call(call, getattr(module, name), go_on))
     assert step_in(load(str(tmp_path))[0]) == 3
 
 
@@ -92,8 +105,8 @@ def test_a_list_that_is_empty_for_a_moment_is_read_again(
     """A folder that changes while the system lists it may show neither the old checkpoint nor the new one."""
     save(1)
     listed = iter([[], [1]])
-    monkeypatch.setattr(layout, "saved_steps", lambda out_dir: next(listed, [1]))
-    assert step_in(build(native.open_run(tmp_path))) == 1
+    monkeypatch.setattr(run_folder, "saved_steps", lambda out_dir: next(listed, [1]))
+    assert step_in(build(run_folder.open_run(tmp_path))) == 1
     listed = iter([[], [1]])
     assert run_settings(tmp_path) == {"max_iters": 1}
 
@@ -114,12 +127,12 @@ def test_the_settings_of_a_run_come_from_the_next_checkpoint(
     assert resume_config(tmp_path).max_iters == 2
 
 
-@pytest.mark.parametrize(("name", "call"), MOMENTS)
+@pytest.mark.parametrize(("module", "name", "call"), MOMENTS)
 def test_a_named_checkpoint_that_is_removed_gives_one_line(
-    name: str, call: int, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, name: str, call: int, save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(1)
-    monkeypatch.setattr(native, name, on_call(call, getattr(native, name), lambda: save(2)))
+    monkeypatch.setattr(module, name, on_call(call, getattr(module, name), lambda: save(2)))
     with pytest.raises(UserError, match="step_0000001 was removed by its run; name the run, or another"):
         open_model(str(folder_of(tmp_path, 1)))
 

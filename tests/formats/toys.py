@@ -3,7 +3,7 @@
 import torch
 
 from gpt2.formats.open import build, open_model
-from gpt2.formats.source import Source, Stored
+from gpt2.formats.source import Source, StoredTensor
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import CharTokenizer, Tokenizer
 
@@ -29,7 +29,7 @@ def toy(seed: int = 0, **changes: object) -> GPT:
 
 
 def source_of(model: GPT, tokenizer: Tokenizer | None) -> Source:
-    tensors = {name: Stored.of(p.detach()) for name, p in model.named_parameters()}
+    tensors = {name: StoredTensor.of(p.detach()) for name, p in model.named_parameters()}
     return Source(model.config, tensors, lambda: tokenizer, "a toy")
 
 
@@ -43,7 +43,7 @@ def opened(path: object) -> GPT:
 
 def assert_same_weights(found: GPT, expected: GPT) -> None:
     """Every parameter bit for bit; a bias that only one has is zero."""
-    ours, theirs = weights(expected), weights(found)
-    for name in ours.keys() | theirs.keys():
-        zero = torch.zeros_like(ours.get(name, theirs.get(name)))
-        assert torch.equal(theirs.get(name, zero), ours.get(name, zero)), name
+    a, b = weights(expected), weights(found)
+    for name in a.keys() | b.keys():
+        zero = torch.zeros_like(a.get(name, b.get(name)))
+        assert torch.equal(b.get(name, zero), a.get(name, zero)), name

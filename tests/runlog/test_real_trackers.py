@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from runs import wait_for_step
 
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.runlog.trackers import numbers
 from gpt2.training.config import TrainConfig

@@ -30,7 +30,7 @@ from gpt2 import checkpoint, tensor_file
 from gpt2.cli import main
 from gpt2.data import batches
 from gpt2.evaluate import loss as evaluation
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.optim import adamw
 from gpt2.runlog import records
 from gpt2.runlog.records import read_log

@@ -12,7 +12,7 @@ import gpt2
 from gpt2.checkpoint import TrainState
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
-from gpt2.formats.layout import best_step, saved_steps
+from gpt2.formats.run_folder import best_step, saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training import loop, periodic
 from gpt2.training.budget import evaluations_since, last_step

@@ -14,7 +14,7 @@ import gpt2
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import TrainingFailed, UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 from gpt2.training.periodic import estimate_losses

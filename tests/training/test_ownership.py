@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.formats.layout import folder_of, saved_steps
+from gpt2.formats.run_folder import folder_of, saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 

@@ -16,7 +16,7 @@ from gpt2 import accounting, checkpoint
 from gpt2.data import batches as batches_module
 from gpt2.data.prepare import prepare
 from gpt2.errors import TrainingFailed, UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.optim.muon import Muon
 from gpt2.runlog.records import read_log
 from gpt2.training import loop, periodic

@@ -18,7 +18,7 @@ from runs import curve, final_weights, safe_log, start_process, wait_for_step
 import gpt2
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats.layout import best_step, saved_steps
+from gpt2.formats.run_folder import best_step, saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 from gpt2.training.saver import Saver

@@ -15,7 +15,7 @@ from runs import curve, final_weights, start_process, wait_for_step
 
 from gpt2.evaluate import choices
 from gpt2.evaluate import loss as loss_module
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.generation import engine
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.records import read_log

@@ -9,7 +9,7 @@ import torch
 
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.errors import UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training import step as step_module
 from gpt2.training.loop import train

@@ -8,7 +8,7 @@ import pytest
 
 from gpt2.checkpoint import TrainState
 from gpt2.errors import UserError
-from gpt2.formats.layout import folder_of, read_description
+from gpt2.formats.run_folder import folder_of, read_description
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 from gpt2.training.spikes import SpikeWatch, is_spike

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from gpt2.data import batches as batches_module
 from gpt2.data.batches import gather, sample_starts
-from gpt2.formats.layout import folder_of, read_description
+from gpt2.formats.run_folder import folder_of, read_description
 from gpt2.optim.adamw import parameter_groups
 from gpt2.training.loop import train
 from gpt2.training.run import Run

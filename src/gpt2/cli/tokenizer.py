@@ -56,7 +56,7 @@ def train(
     """
     from gpt2.data.train_tokenizer import train_tokenizer
     from gpt2.files import publish
-    from gpt2.formats.huggingface_tokenizer import write_json
+    from gpt2.formats.tokenizer_writer import write_tokenizer_json
 
     path = place(out, overwrite)
     tokenizer, report = train_tokenizer(
@@ -68,7 +68,7 @@ def train(
         note=note,
     )
     with publish(path) as temporary:
-        write_json(tokenizer, temporary)
+        write_tokenizer_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")
     found = json.dumps({"out": str(path), **report.figures()}) if json_ else table(report)
     print(found, file=results_stream(path))

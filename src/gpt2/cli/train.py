@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.launch import command_line, is_launched, is_restarted, launch, speaks
 from gpt2.errors import UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig

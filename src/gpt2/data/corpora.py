@@ -1,4 +1,4 @@
-"""The texts that can be asked for by name: where their files are, and how each project usually prepares them."""
+"""Corpora by name: where their files are, and how the projects that use them prepare them."""
 
 import fnmatch
 import re
@@ -17,64 +17,67 @@ from gpt2.files import download, publish, sha256
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 WIKITEXT_HEADING = re.compile(r" = [^=].* = \n")
-"""The line with which an article of WikiText begins; those of its sections have more equals signs."""
+"""First line of an article of WikiText. The headings of its sections have more equals signs."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file of text to prepare, which may still be on another machine."""
+    """An input is one file of text, which may have to be downloaded first."""
 
     name: str
     size: int
-    """Bytes; 0 where that is not known before it is fetched."""
+    """Size in bytes; 0 where it is unknown before the download."""
     fetch: Callable[[Path], Path]
-    """Where the file is on this machine, after putting it into the folder given if need be. Raises UserError."""
+    """Returns the path of the file, after downloading it into the given folder if necessary. Raises UserError."""
     split: str | None = None
-    """`train` or `val` where the source says it."""
+    """`train` or `val` where the source determines it."""
     version: str = ""
-    """What changes when the content does."""
+    """A value that changes when the content of the file changes."""
     copy: str | None = None
-    """Where in that folder, of a file that is downloaded to be read once."""
+    """Path in that folder of a download that is deleted after it has been read; None for other files."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text by name."""
+    """A corpus is a text that can be prepared by name."""
 
     inputs: Callable[[Path | None], list[Input]]
-    """The user's `--from` to the files of its text, in order."""
+    """Returns the files of the text in order, given the user's `--from`."""
     tokenizer: str = "gpt2"
     vocab_size: int | None = None
     heading: re.Pattern[str] | None = None
-    """What documents begin with, where the rows of the files are single lines."""
+    """First line of a document, where the rows of the files are single lines."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """How it is split, unless the user says otherwise."""
+    """Default settings of the preparation."""
     settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Likewise, by format: as the project that the format is from prepares this text."""
+    """Further defaults by format, with which the project of that format prepares this text."""
     is_large: bool = True
-    """Whether its files are read only once, since they do not all fit on a disk."""
+    """Whether its files are too large to keep, so that each is read only once."""
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """Files of a dataset on Hugging Face's hub, at one revision; no script of theirs is run."""
+    """Describes files of a dataset on Hugging Face's hub at one revision. No script of the hub is run."""
 
     repo: str
     revision: str
     size: int
-    """Bytes of all of them."""
+    """Total size in bytes."""
     splits: Mapping[str, str]
-    """Pattern of the paths of each split's files."""
+    """Pattern of the files' paths, by split."""
 
     def inputs(self, given: Path | None) -> list[Input]:
-        """The files, to be downloaded one by one, or found in a copy of the repository, `given`."""
+        """Return the files, which are downloaded one by one, or lie in `given`, a copy of the repository.
+
+        Raises UserError where the hub cannot be reached or files are missing.
+        """
         if given is not None:
             return self._copies(given)
         from huggingface_hub import HfApi, constants
         from huggingface_hub.hf_api import RepoFile
 
         found: list[Input] = []
-        try:  # the first request fails at once where there is no network; the next ones are tried for half a minute
+        try:  # without a network, this first request fails at once; later ones are retried for half a minute
             HfApi().dataset_info(self.repo, revision=self.revision, expand=["sha"])
             for split, pattern in self.splits.items():
                 where = str(PurePosixPath(pattern).parent)
@@ -120,18 +123,18 @@ class HubFiles:
         return found
 
     def _split(self, name: str) -> str | None:
-        """The split of a file; not given where there is only one, out of which validation is taken."""
+        """Return the split of a file; None where there is only one split, from which validation text is taken."""
         return name if len(self.splits) > 1 else None
 
 
 def local(path: Path, split: str | None = None) -> Input:
-    """A file on this machine."""
+    """Return a local file as an input."""
     about = path.stat()
     return Input(str(path), about.st_size, lambda folder: path, split, str(about.st_mtime_ns))
 
 
 def standard_input() -> Input:
-    """What is typed or piped in, kept in a file, since it cannot be read twice."""
+    """Return standard input as an input. It is kept in a file, because it cannot be read twice."""
 
     def fetch(folder: Path) -> Path:
         path = folder / "standard_input.txt"
@@ -153,7 +156,7 @@ def _shakespeare(given: Path | None) -> list[Input]:
     if (found := sha256(given)) != SHAKESPEARE_SHA256:
         raise UserError(
             f"{given} is not the tiny Shakespeare text (SHA-256 {found[:12]}…, not {SHAKESPEARE_SHA256[:12]}…); "
-            f"prepare it as a text of your own: gpt2 prepare {given}"
+            f"prepare it by its path instead: gpt2 prepare {given}"
         )
     return [local(given)]
 
@@ -167,19 +170,19 @@ def _download_shakespeare(folder: Path) -> Path:
 
 
 def _python_standard_library(given: Path | None) -> list[Input]:
-    """Every module of the running Python's standard library but tests and tables of characters, by path."""
+    """Return the modules of the running Python's standard library by path, without tests and character tables."""
     if given is not None:
         raise UserError("pystdlib is found on this machine and takes no --from")
     root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data", "encodings"}
-    files = [p for p in root.rglob("*.py") if not left_out & set(p.relative_to(root).parts)]
+    omitted = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data", "encodings"}
+    files = [p for p in root.rglob("*.py") if not omitted & set(p.relative_to(root).parts)]
     if not files:
         raise UserError(f"there is no Python source in {root}; prepare a text of your own: gpt2 prepare FILE")
     return [local(path) for path in sorted(files, key=lambda p: p.relative_to(root).as_posix())]
 
 
 def _fineweb(repo: str, revision: str, sample: str, size: int, llmc: str, npy: str) -> Corpus:
-    """FineWeb as llm.c and build-nanogpt take it: the first of the shards of 100M tokens is for validation."""
+    """Return FineWeb as llm.c and build-nanogpt use it: the first shard of 100M tokens is for validation."""
     files = HubFiles(repo, revision, size, {"train": f"sample/{sample}/*.parquet"})
     settings = {"val_tokens": 100_000_000}
     return Corpus(files.inputs, settings=settings, settings_of={"llmc": {"name": llmc}, "npy": {"name": npy}})

@@ -1,4 +1,4 @@
-"""A dataset: a folder with token files and the `dataset.json` that `prepare` wrote, or files of another project's."""
+"""Datasets: folders with token files and the `dataset.json` of `prepare`, or token files of other projects."""
 
 import difflib
 import hashlib
@@ -11,37 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data import corpora
-from gpt2.data.nanogpt_meta import read_meta
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
+from gpt2.formats.tokenizer_files import read_meta
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
-"""How every project marks a file's split: train.bin, fineweb_val_000000.bin, edufineweb_train_000001.npy."""
+"""Marks the split in a file's name, as in train.bin, fineweb_val_000000.bin or edufineweb_train_000001.npy."""
 SUFFIXES = (".bin", ".npy")
 GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Token splits and the tokenizer that made them."""
+    """A dataset holds the tokens of its splits, and the tokenizer that made them."""
 
     path: Path
     splits: dict[str, Tokens]
     """`train` and `val`, or one of them."""
     tokenizer: Tokenizer
     fingerprint: dict[str, str]
-    """Of each split: SHA-256 of its files as they were prepared, or its length where that was not recorded; and under
-    `train_content` and `val_content` a hash of the ids that are there now, for which large splits are sampled."""
+    """Hash of each split's files as they were prepared, or its length where none is recorded. Under
+    `train_content` and `val_content`, a hash of the current ids, for which large splits are sampled."""
 
     def split(self, name: str, block_size: int) -> Tokens:
-        """The tokens of `train` or `val`. Raises UserError where they do not fill one block and its targets."""
+        """Return the tokens of `train` or `val`. Raises UserError where they do not fill a block and its targets."""
         if name not in self.splits:
             raise UserError(
-                f"{self.path} has no {name} tokens, only {' and '.join(self.splits)}; a file's name says its split, "
-                f"as in {name}.bin or shard_{name}_000000.npy"
+                f"{self.path} has no {name} tokens, only {' and '.join(self.splits)}; the split is part of a file's "
+                f"name, as in {name}.bin or shard_{name}_000000.npy"
             )
         tokens = self.splits[name]
         if len(tokens) <= block_size:
@@ -52,7 +52,7 @@ class Dataset:
         return tokens
 
     def require_tokenizer(self, description: dict[str, Any], whose: str) -> None:
-        """Raise UserError unless a `to_json` description is that of this dataset's tokenizer."""
+        """Raise UserError unless the `to_json` description of a tokenizer is that of this dataset's."""
         if description != self.tokenizer.to_json():
             raise UserError(
                 f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
@@ -60,7 +60,7 @@ class Dataset:
             )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:
-        """Raise UserError where a model with `vocab_size` rows lacks ids of this dataset's tokenizer."""
+        """Raise UserError where a model with `vocab_size` embedding rows lacks ids of this dataset's tokenizer."""
         if vocab_size < self.tokenizer.vocab_size:
             raise UserError(
                 f"{self.path} uses {self.tokenizer.vocab_size} token ids, and {whose} has only {vocab_size} rows for "
@@ -69,10 +69,10 @@ class Dataset:
 
 
 def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] = lambda line: None) -> Dataset:
-    """Open the dataset `name`: a folder, a token file, a glob of them, or a corpus, which is prepared if it must be.
+    """Open the dataset `name`: a folder, a token file, a glob of token files, or a corpus.
 
-    A relative name is looked for here and under `data_dir`. `note` receives a line when something takes time. Raises
-    UserError for what is no dataset or damaged.
+    A corpus is prepared if necessary. A relative name is looked up in the current folder and in `data_dir`. `note`
+    receives a line before work that takes time. Raises UserError where there is no such dataset, or it is damaged.
     """
     if (found := find_dataset(name, data_dir)) is not None:
         return found
@@ -81,7 +81,7 @@ def open_dataset(name: str, data_dir: str = "data", note: Callable[[str], None] 
 
 
 def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
-    """The dataset that `open_dataset` opens; None for a corpus that is not prepared. Raises UserError."""
+    """Open the dataset `name` like `open_dataset`, but return None for a corpus that is not prepared yet."""
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
     in_data_dir = Path(data_dir) / name
@@ -102,7 +102,7 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Whether there is something to open; a folder of texts may have the name of the dataset made of them."""
+    """Return whether a folder holds a dataset; a folder of texts may have the name of the dataset made from them."""
     return (folder / DESCRIPTION).exists() or (folder / STAGING).exists() or bool(_shards(folder))
 
 
@@ -111,12 +111,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _open_folder(folder: Path) -> Dataset:
-    """A folder that `prepare` made, or one with shards of another project's."""
+    """Open a folder that `prepare` made, or one with shards of another project."""
     described = _described(folder)
     if described is not None:
         files = [folder / name for name in described.files]
     elif (folder / STAGING).exists():
-        raise UserError(f"{folder} is not whole: its preparation was interrupted; run the same gpt2 prepare again")
+        raise UserError(f"{folder} is incomplete: its preparation was interrupted; run the same gpt2 prepare again")
     else:
         files = _shards(folder)
     if not files:
@@ -128,17 +128,17 @@ def _open_folder(folder: Path) -> Dataset:
 
 
 def _open_files(path: Path, files: list[Path]) -> Dataset:
-    """Shards whose splits a dataset.json says, or their names; a file that says none is for training."""
+    """Open shards. A dataset.json or the file's name determines the split; without either it is `train`."""
     folder = files[0].parent
     described = _described(folder)
     known = described.files if described else {}
     shards: dict[str, list[Shard]] = {}
     for file in files:
-        shard, said = open_shard(file), SPLIT_NAME.findall(file.name)
-        split = known[file.name].split if file.name in known else said[-1] if said else "train"
+        shard, marks = open_shard(file), SPLIT_NAME.findall(file.name)
+        split = known[file.name].split if file.name in known else marks[-1] if marks else "train"
         if file.name in known and shard.count != known[file.name].tokens:
             raise UserError(
-                f"{file} has {shard.count} tokens where {DESCRIPTION} says {known[file.name].tokens}; "
+                f"{file} has {shard.count} tokens where {DESCRIPTION} records {known[file.name].tokens}; "
                 "it is damaged: prepare the dataset again"
             )
         shards.setdefault(split, []).append(shard)
@@ -150,14 +150,14 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
     elif foreign := next((s.path for tokens in splits.values() for s in tokens.shards if s.is_llama3), None):
         raise UserError(f"{foreign} holds tokens of Llama 3; prepare its text for GPT-2 with gpt2 prepare")
     else:
-        tokenizer = gpt2_tokenizer()  # as nanoGPT, llm.c and build-nanogpt have it
+        tokenizer = gpt2_tokenizer()  # which nanoGPT, llm.c and build-nanogpt use
     contents = {f"{name}_content": check_ids(tokens, tokenizer.vocab_size) for name, tokens in splits.items()}
     fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()} | contents
     return Dataset(path, splits, tokenizer, fingerprint)
 
 
 def _fingerprint(tokens: Tokens, known: Mapping[str, "DescribedFile"]) -> str:
-    """SHA-256 of a split's only file, or of the SHA-256s of its files; its length where they are not known."""
+    """Return the SHA-256 of a split's only file, or of the SHA-256s of its files; its length where none is known."""
     hashes = [known[shard.path.name].sha256 for shard in tokens.shards if shard.path.name in known]
     if len(hashes) < len(tokens.shards):
         return f"{len(tokens)} tokens"
@@ -166,7 +166,7 @@ def _fingerprint(tokens: Tokens, known: Mapping[str, "DescribedFile"]) -> str:
 
 @dataclass(frozen=True)
 class DescribedFile:
-    """What dataset.json says of a file."""
+    """Describes a file as dataset.json does."""
 
     split: str
     tokens: int
@@ -175,15 +175,15 @@ class DescribedFile:
 
 @dataclass(frozen=True)
 class Description:
-    """What a dataset.json says."""
+    """Holds the content of a dataset.json."""
 
     tokenizer: Tokenizer
     files: dict[str, DescribedFile]
-    """By name."""
+    """Files by name."""
 
 
 def _described(folder: Path) -> Description | None:
-    """The dataset.json of a folder; None where there is none. Raises UserError for a damaged one."""
+    """Read the dataset.json of a folder; None where there is none. Raises UserError for a damaged one."""
     path = folder / DESCRIPTION
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Text to tokens on all cores, in the order of the text."""
+"""Tokenisation on all cores, in the order of the text."""
 
 import itertools
 import multiprocessing
@@ -21,40 +21,43 @@ from gpt2.errors import UserError
 from gpt2.tokenizers import Tokenizer, from_json
 
 BATCH = 1 << 20
-"""Characters that go to a worker at a time, about."""
+"""Approximate number of characters that a worker receives at a time."""
 WORTH_A_POOL = 8
-"""Batches; less text is encoded sooner than the workers have started."""
+"""Number of batches from which on workers are started; less text is encoded before they would be ready."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pieces in their order with the split each goes to, and how far the text is read with them."""
+    """A batch is a sequence of pieces with their splits, and the mark in the text after the last of them."""
 
     pieces: Sequence[tuple[str, Piece]]
     mark: Mark
 
 
 def encode_batch(tokenizer: Tokenizer, pieces: Sequence[tuple[str, Piece]], eot: str) -> dict[str, np.ndarray]:
-    """The tokens of each split's pieces, with end-of-text `first`, `last` or `none` in every document."""
-    parts: dict[str, list[np.ndarray]] = {}
+    """Return the tokens of each split's pieces, uint16 or uint32 (tokens,).
+
+    `eot` determines where every document gets its end-of-text token: `first`, `last` or `none`.
+    """
+    encoded: dict[str, list[np.ndarray]] = {}
     end = np.array([] if eot == "none" or tokenizer.eot is None else [tokenizer.eot], dtype=np.uint32)
     for split, piece in pieces:
-        mine = parts.setdefault(split, [])
+        arrays = encoded.setdefault(split, [])
         if piece.starts and eot == "first":
-            mine.append(end)
-        mine.append(tokenizer.encode_array(piece.text))
+            arrays.append(end)
+        arrays.append(tokenizer.encode_array(piece.text))
         if piece.ends and eot == "last":
-            mine.append(end)
+            arrays.append(end)
     smallest = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    return {split: np.concatenate(mine).astype(smallest) for split, mine in parts.items()}
+    return {split: np.concatenate(arrays).astype(smallest) for split, arrays in encoded.items()}
 
 
 def encode(
     batches: Iterable[Batch], tokenizer: Tokenizer, eot: str, workers: int
 ) -> Generator[tuple[Batch, dict[str, np.ndarray]]]:
-    """The batches, each with its tokens, in their order; what is held in memory is bounded.
+    """Yield the batches in their order, each with its tokens by split. The memory in use is bounded.
 
-    The work is done by `workers` processes where there is enough of it. Raises UserError where one of them dies.
+    `workers` processes do the work if there is enough of it. Raises UserError where one of them dies.
     """
     batches = iter(batches)
     few = list(itertools.islice(batches, WORTH_A_POOL)) if workers > 1 else []
@@ -67,7 +70,7 @@ def encode(
     waiting: deque[tuple[Batch, Future[dict[str, np.ndarray]]]] = deque()
     try:
         for batch in itertools.chain(few, batches):
-            with _deaf():  # so that workers, which begin here, ignore Ctrl-C: the first process tells them
+            with _ignoring_interrupts():  # workers, which start here, ignore Ctrl-C: the main process stops them
                 waiting.append((batch, pool.submit(_work, batch.pieces)))
             if len(waiting) > 2 * workers:
                 first, future = waiting.popleft()
@@ -81,15 +84,15 @@ def encode(
             'that calls prepare() with workers needs `if __name__ == "__main__":`)'
         ) from None
     finally:
-        with _deaf():  # whoever is impatient would leave workers that wait for ever
+        with _ignoring_interrupts():  # a second Ctrl-C would leave workers that wait forever
             pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C does nothing meanwhile, in this process and in those that it starts."""
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C in the meantime, in this process and in processes that it starts."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's business
+        yield  # only the main thread handles signals
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -99,7 +102,7 @@ def _deaf() -> Iterator[None]:
 
 
 _worker: tuple[Tokenizer, str]
-"""Of a worker process: its tokenizer, which is too large to come with each batch, and where end-of-text goes."""
+"""Tokenizer and position of end-of-text in a worker process; the tokenizer is too large to send with each batch."""
 
 
 def _start_worker(description: dict[str, Any], eot: str) -> None:
@@ -109,7 +112,7 @@ def _start_worker(description: dict[str, Any], eot: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""What is in a dataset: counted in one pass over its tokens, a stretch at a time."""
+"""Statistics of a dataset, counted over its tokens in chunks of bounded size."""
 
 import hashlib
 import itertools
@@ -15,9 +15,9 @@ from gpt2.errors import UserError
 from gpt2.tokenizers import Tokenizer, decode
 
 STRETCH = 1 << 20
-"""Tokens looked at together."""
+"""Number of tokens per chunk."""
 BLOCK = 64
-"""Tokens compared with each other where no end-of-text divides documents."""
+"""Number of tokens per block; blocks are compared where no end-of-text token separates documents."""
 EXCERPTS = 10
 EXCERPT_TOKENS = 48
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "longest": 1.0}
@@ -25,55 +25,59 @@ QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "longest": 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds."""
+    """Describes one split."""
 
     formats: list[str]
-    """Of its files: whose format, and what a token is there."""
+    """Formats and dtypes of its files, such as `nanogpt uint16`."""
     files: int
     tokens: int
     documents: int | None
-    """Stretches between end-of-text tokens; None where there is no such token."""
+    """Number of documents between end-of-text tokens; None where there is no such token."""
     tokens_per_document: dict[str, float]
-    """Shortest, quantiles, mean and longest."""
+    """Shortest, longest and mean number of tokens, and quantiles."""
     eot_rate: float
-    """End-of-text tokens, as a share of all."""
+    """Share of end-of-text tokens among all tokens."""
     largest_id: int
     unused_ids: int
-    """Ids of the tokenizer that never occur."""
+    """Number of ids of the tokenizer that never occur."""
     duplicates: int
-    """Documents (blocks of 64 tokens, where there are none) that occurred before in this split."""
+    """Number of documents that occurred before in this split; without end-of-text tokens, of blocks of 64 tokens."""
     excerpts: list[str]
     lengths: np.ndarray = field(repr=False)
-    """Tokens of each document, int64."""
+    """Number of tokens of each document, int64 (documents,)."""
     counts: np.ndarray = field(repr=False)
-    """How often each id occurs, int64 (vocab_size,)."""
+    """Number of occurrences of each id, int64 (vocab_size,)."""
     hashes: np.ndarray = field(repr=False)
-    """Of each document or block, uint64."""
+    """Hash of each document or block, uint64."""
 
     def figures(self) -> dict[str, Any]:
-        """All that is a number or text."""
+        """Return all fields that are numbers or text."""
         return {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a dataset holds."""
+    """Describes a dataset."""
 
     path: str
     tokenizer: str
     vocab_size: int
     splits: dict[str, SplitReport]
     overlap: int | None
-    """Documents or blocks of the validation split that the training split has too; None with one split only."""
+    """Number of documents or blocks of `val` that also occur in `train`; None for a single split."""
 
     def figures(self) -> dict[str, Any]:
-        """All that is a number or text, for JSON."""
+        """Return all fields that are numbers or text, for JSON."""
         return {**vars(self), "splits": {name: split.figures() for name, split in self.splits.items()}}
 
 
 def inspect(dataset: Dataset, progress: Callable[[int, int, int], None] = lambda *_: None) -> DatasetReport:
-    """Count everything in `dataset`. `progress` receives the tokens read, those to read, and the former again."""
-    total = 2 * sum(len(tokens) for tokens in dataset.splits.values())  # each is looked at twice
+    """Return the statistics of `dataset`.
+
+    `progress` receives the number of tokens read, the number to read, and the former again. Raises UserError for an
+    id outside the vocabulary.
+    """
+    total = 2 * sum(len(tokens) for tokens in dataset.splits.values())  # each is read twice
     read = itertools.count(STRETCH, STRETCH)
 
     def seen() -> None:
@@ -91,12 +95,12 @@ def inspect(dataset: Dataset, progress: Callable[[int, int, int], None] = lambda
 def _inspect_split(tokens: Tokens, tokenizer: Tokenizer, seen: Callable[[], None]) -> SplitReport:
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     for stretch in _stretches(tokens, seen):
-        if (largest := int(stretch.max())) >= len(counts):  # opening looks at part of a large dataset only
+        if (largest := int(stretch.max())) >= len(counts):  # opening a large dataset checks only a sample of it
             raise UserError(f"the data holds token id {largest}, but the vocabulary has {len(counts)} ids")
         counts += np.bincount(stretch.astype(np.int64), minlength=len(counts))
     eot = tokenizer.eot if tokenizer.eot is not None and counts[tokenizer.eot] else None
     stretches = _stretches(tokens, seen)
-    measured, hashed = array("q"), array("Q")  # there may be a hundred million
+    measured, hashed = array("q"), array("Q")  # compact, since there may be a hundred million
     for length, value in _documents(stretches, eot) if eot is not None else _blocks(stretches):
         measured.append(length)
         hashed.append(value)
@@ -127,16 +131,16 @@ def _stretches(tokens: Tokens, seen: Callable[[], None]) -> Iterator[np.ndarray]
 
 
 def _documents(stretches: Iterable[np.ndarray], eot: int) -> Iterator[tuple[int, int]]:
-    """Length and hash of what lies between end-of-text tokens, whether they begin documents or end them."""
+    """Yield length and hash of each document; end-of-text tokens may begin documents or end them."""
     document = _Digest()
     for stretch in stretches:
         begun, *rest = np.split(stretch, np.flatnonzero(stretch == eot))
         document.add(begun)
-        for part in rest:
+        for piece in rest:
             if document.length:
                 yield document.length, document.hash()
             document = _Digest()
-            document.add(part[1:])  # without the end-of-text before it
+            document.add(piece[1:])  # without the end-of-text before it
     if document.length:
         yield document.length, document.hash()
 
@@ -150,7 +154,7 @@ def _blocks(stretches: Iterable[np.ndarray]) -> Iterator[tuple[int, int]]:
 
 
 class _Digest:
-    """64 bits of some tokens, the same whatever the format they are kept in."""
+    """Computes a 64-bit hash of tokens, which does not depend on their dtype."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -1,7 +1,7 @@
-"""Text to token files, in the formats of nanoGPT, llm.c and build-nanogpt, and `dataset.json` beside them.
+"""Prepares text as token files in the formats of nanoGPT, llm.c and build-nanogpt, with a `dataset.json`.
 
-One road: files → pieces of documents (`sources`) → the split each goes to (`Split`) → tokens (`encode`) → files
-(`writers`), with a journal of how far that has come (`staging`). What is held in memory does not grow with the text.
+The stages are: files → pieces of documents (`sources`) → the split of each piece (`Split`) → tokens (`encode`) →
+files (`writers`). A journal (`staging`) records the progress. The memory in use does not grow with the text.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
 from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files
 from gpt2.data.staging import Staging, digest, staging
-from gpt2.data.text import Mark, Place, Split, Text
+from gpt2.data.text import LocatedPiece, Mark, Split, Text
 from gpt2.data.tokenise import Job, tokenise
 from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
@@ -54,85 +54,92 @@ def prepare(
     note: Callable[[str], None] = lambda line: None,
     progress: Callable[[int, int, int], None] = lambda read, total, tokens: None,
 ) -> Path:
-    """Tokenise a corpus by name, or files and folders of text, into the dataset folder `out`; returns it.
+    """Tokenise a corpus by name, or files and folders of text, into the dataset folder `out`; return `out`.
 
-    tokenizer: `char`, `byte`, `gpt2` or `bpe`, which is trained here to `vocab_size` ids (4,096 unless given), or
-    one there is already. format: `nanogpt` (train.bin and val.bin, end-of-text after each of several documents),
-    `llmc` or `npy` (shards of `shard_size` tokens called after `name`, end-of-text before each document). field,
+    tokenizer: `char`, `byte`, `gpt2`, or `bpe`, which is trained on the text to `vocab_size` ids (default 4,096); or
+    an existing tokenizer. format: `nanogpt` (train.bin and val.bin, end-of-text after each of several documents), or
+    `llmc` or `npy` (shards of `shard_size` tokens named after `name`, end-of-text before each document). field,
     separator: see `sources.pieces`.
 
-    Validation gets the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the documents,
-    evenly spread, and of a few documents the end of the text, cut by characters as nanoGPT does.
+    The validation split is the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the
+    documents, evenly spread. With few documents it is the end of the text, cut by characters as in nanoGPT.
 
-    part: `(i, n)` does the i-th of n parts of the files, for `data.join`. workers: processes that encode; the result
-    does not depend on it. given: a local copy of a corpus that would be downloaded.
-
-    Killed and called again, it goes on where it was. `note` receives lines, `progress` the bytes read, those there
-    are to read, and the tokens written. Raises UserError.
+    part: `(i, n)` prepares the i-th of n partitions of the files, for `data.join`. workers: number of processes that
+    encode, on which the result does not depend. given: a local copy of a corpus that would be downloaded.
+    A call after a kill continues the work. `note` receives lines about the work; `progress` receives the number of
+    bytes read, the number to read, and the number of tokens written. Raises UserError.
     """
     corpus, inputs = find_inputs(sources, val, given, note)
-    chosen: dict[str, Any] = {"name": default_name(sources[0])}
-    if corpus:
-        chosen |= {**corpus.settings, **corpus.settings_of.get(format, {})}
-    if val_fraction is not None or val_tokens is not None:
-        chosen = {key: value for key, value in chosen.items() if key not in ("val_fraction", "val_tokens")}
     asked = {"name": name, "shard_size": shard_size, "separator": separator}
     asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
-    chosen |= {key: value for key, value in asked.items() if value is not None}
-    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
-    if vocab_size is not None and kind != "bpe":
-        raise UserError(
-            f"vocab_size={vocab_size} is of a tokenizer trained here; add --tokenizer=bpe, or leave it out"
-        )
-    if vocab_size is None:
-        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
-    _check(chosen, format, kind, inputs, part, workers)
-    is_large = corpus is not None and corpus.is_large
-    if is_large and kind in ("char", "bpe"):
-        raise UserError(f"{sources[0]} is read only once, which makes no {kind} tokenizer; name one there is already")
-
+    settings = _settings(default_name(sources[0]), corpus, format, asked)
+    kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
+    _check(settings, format, kind, inputs, part, workers)
     recipe = {
         "inputs": [(Path(i.name).name, i.size, i.split) for i in inputs],
-        "settings": [chosen, format, field],
+        "settings": [settings, format, field],
         "tokenizer": [kind, vocab_size] if isinstance(kind, str) else kind.to_json(),
     }
-    here = {"paths": [(i.name, i.version) for i in inputs], "part": part}
-    with staging(out, recipe | here, overwrite) as place:
-        if not place.is_whole:
-            has_own_pattern = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
-            text = Text(
-                inputs,
-                place.folder,
-                field,
-                chosen.get("separator"),
-                corpus.heading if corpus else None,
-                MAX_CHUNK if has_own_pattern else CHUNK,  # where text may be cut is known of GPT-2's pattern only
-                part,
-            )
-            survey = _survey(text, chosen, kind == "char", is_large, progress)
-            encoder = _make_tokenizer(kind, vocab_size, place, text, survey, progress)
-            layout = _layout(format, chosen, encoder)
-            note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+    local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part}
+    with staging(out, recipe | local_recipe, overwrite) as area:
+        if not area.is_complete:
+            heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
+            text = Text(inputs, area.folder, field, settings.get("separator"), heading, _chunk(kind), part)
+            survey = _survey(text, settings, kind == "char", is_large, progress)
+            encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
-            job = Job(place, text, survey.split, survey.is_single, encoder, layout, about)
-            try:
-                counts = tokenise(job, workers, progress)
-            except KeyboardInterrupt:
-                kept = (
-                    "the same command goes on from here"
-                    if "mark" in place.journal
-                    else "there is nothing to keep yet"
-                )
-                note(f"stopped; {kept}")
-                raise
-            for split, tokens in counts.items():
-                note(f"{split}: {tokens:,} tokens")
-        place.move_into_place()
+            layout = _layout(format, settings, encoder)
+            _run(Job(area, text, survey.split, survey.is_single, encoder, layout, about), workers, note, progress)
+        area.move_into_place()
     return out
 
 
+def _settings(name: str, corpus: Corpus | None, format: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the corpus for this format, replaced by those that the user asked for."""
+    settings: dict[str, Any] = {"name": name}
+    if corpus:
+        settings |= {**corpus.settings, **corpus.settings_of.get(format, {})}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if {"val_fraction", "val_tokens"} & given.keys():
+        settings = {key: value for key, value in settings.items() if key not in ("val_fraction", "val_tokens")}
+    return settings | given
+
+
+def _tokenizer_choice(
+    tokenizer: str | Tokenizer | None, vocab_size: int | None, corpus: Corpus | None, source: str | Path
+) -> tuple[str | Tokenizer, int]:
+    """Return the tokenizer or its kind, and the size of a vocabulary to be trained. Raises UserError."""
+    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
+    if vocab_size is not None and kind != "bpe":
+        raise UserError(f"vocab_size={vocab_size} is for a tokenizer to be trained; add --tokenizer=bpe, or omit it")
+    if corpus and corpus.is_large and kind in ("char", "bpe"):
+        raise UserError(f"{source} is read only once, too rarely to make a {kind} tokenizer; name an existing one")
+    if vocab_size is None:
+        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
+    return kind, vocab_size
+
+
+def _chunk(kind: str | Tokenizer) -> int:
+    """Return the size of pieces in characters; possible cuts are known for GPT-2's pattern only."""
+    return MAX_CHUNK if isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN else CHUNK
+
+
+def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]) -> None:
+    """Tokenise the text, and report its size and the result."""
+    text, encoder = job.text, job.tokenizer
+    note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+    try:
+        counts = tokenise(job, workers, progress)
+    except KeyboardInterrupt:
+        is_recorded = "mark" in job.staging.journal
+        note(f"stopped; {'the same command continues from here' if is_recorded else 'nothing was recorded yet'}")
+        raise
+    for split, tokens in counts.items():
+        note(f"{split}: {tokens:,} tokens")
+
+
 def default_name(source: str | Path) -> str:
-    """What the dataset of a source is called unless the user says otherwise."""
+    """Return the default name of the dataset of a source."""
     name = "" if str(source) == STANDARD_INPUT else Path(source).resolve().name
     return name.lstrip(".").split(".")[0] or "text"
 
@@ -143,15 +150,16 @@ def find_inputs(
     given: Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Corpus | None, list[Input]]:
-    """The corpus that is named, if one is, and the files of all sources in order, each once.
+    """Return the named corpus, or None, and the files of all sources in order without repetition.
 
-    Those of `val` are not among the others. Raises UserError.
+    Files of `val` are for validation alone. `given` is a local copy of a corpus; `note` receives a line about files
+    that are omitted. Raises UserError.
     """
     if not sources:
         raise UserError("nothing to read; name a corpus, or files and folders of text")
     named = [str(source) for source in sources if str(source) in CORPORA]
     if named and (len(sources) > 1 or val):
-        raise UserError(f"the corpus {named[0]} is prepared alone; leave the other sources out")
+        raise UserError(f"the corpus {named[0]} is prepared alone; omit the other sources")
     if named:
         corpus = CORPORA[named[0]]
         return corpus, corpus.inputs(given)
@@ -166,7 +174,7 @@ def find_inputs(
 
 
 def _files(source: str, note: Callable[[str], None]) -> list[Path]:
-    """Where the files of a source really are, so that each is known again."""
+    """Return the resolved paths of the files of a source, by which repetitions are recognised."""
     if source == STANDARD_INPUT:
         return [Path(source)]
     if not Path(source).exists():
@@ -181,7 +189,7 @@ def _input(path: Path, split: str | None) -> Input:
 
 
 def _check(
-    chosen: dict[str, Any],
+    settings: dict[str, Any],
     format: str,
     kind: str | Tokenizer,
     inputs: Sequence[Input],
@@ -193,7 +201,7 @@ def _check(
         raise UserError(f"no format {format!r}; choose from {', '.join(FORMATS)}")
     if isinstance(kind, str) and kind not in TOKENIZERS:
         raise UserError(f"no tokenizer {kind!r}; choose from {', '.join(TOKENIZERS)}")
-    fraction, tokens = chosen.get("val_fraction"), chosen.get("val_tokens")
+    fraction, tokens = settings.get("val_fraction"), settings.get("val_tokens")
     if any(i.split for i in inputs) + (fraction is not None) + (tokens is not None) > 1:
         raise UserError("validation text is given in two ways; keep one of --val, --val_tokens and --val_fraction")
     if fraction is not None and not 0 < fraction < 1:
@@ -202,18 +210,18 @@ def _check(
         raise UserError(f"val_tokens is {tokens}; it must be at least 1")
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
-    if chosen.get("separator") == "":
-        raise UserError("the separator is empty; leave --separator out")
-    size = chosen.get("shard_size")
+    if settings.get("separator") == "":
+        raise UserError("the separator is empty; omit --separator")
+    size = settings.get("shard_size")
     if format == "nanogpt" and size:
-        raise UserError("nanoGPT reads one file a split; leave --shard_size out, or choose --format=llmc or npy")
+        raise UserError("nanoGPT reads one file per split; omit --shard_size, or choose --format=llmc or npy")
     if size is not None and size < 0:
-        raise UserError(f"shard_size is {size}; it must be a number of tokens, or 0 for one file a split")
-    if not chosen["name"] or "/" in chosen["name"]:
-        raise UserError(f"the name {chosen['name']!r} cannot begin a file's name; give another --name")
+        raise UserError(f"shard_size is {size}; it must be a number of tokens, or 0 for one file per split")
+    if not settings["name"] or "/" in settings["name"]:
+        raise UserError(f"the name {settings['name']!r} cannot be part of a file's name; give another --name")
     i, n = part
     if not 1 <= i <= n:
-        raise UserError(f"part {i}/{n} is none; of 4 parts the first is 1/4 and the last 4/4")
+        raise UserError(f"there is no part {i}/{n}; the first of 4 parts is 1/4 and the last 4/4")
     if n > len(inputs):
         raise UserError(
             f"{len(inputs)} files cannot be shared by {n} machines; split them further, or use fewer parts"
@@ -222,60 +230,60 @@ def _check(
 
 @dataclass(frozen=True)
 class Survey:
-    """What has to be known of the text before any of it is tokenised."""
+    """Holds what must be known about the text before it is tokenised."""
 
     split: Split
     is_single: bool
-    """Whether it is one document."""
+    """Whether the text is a single document."""
     alphabet: str
-    """Its characters, where they are wanted."""
+    """Characters of the text in order, for a character tokenizer; otherwise empty."""
 
 
 def _survey(
     text: Text,
-    chosen: dict[str, Any],
+    settings: dict[str, Any],
     wants_alphabet: bool,
     is_large: bool,
     progress: Callable[[int, int, int], None],
 ) -> Survey:
-    """Read as much of the text, of all parts, as decides how it is split. Raises UserError."""
-    tokens, fraction = chosen.get("val_tokens", 0), chosen.get("val_fraction", DEFAULT_VAL_FRACTION)
+    """Read the text of all partitions, as far as needed to decide how it is split. Raises UserError."""
+    tokens, fraction = settings.get("val_tokens", 0), settings.get("val_fraction", DEFAULT_VAL_FRACTION)
     is_by_documents = not tokens and not any(i.split for i in text.inputs)
     split = Split(tokens=tokens) if tokens else Split(fraction)
     if is_large:
         return Survey(split, is_single=False, alphabet="")
     enough = math.ceil(2 / fraction) if is_by_documents else 2
     mark, alphabet = Mark(), set[str]()
-    for place, mark in _watched(text, progress):
+    for located, mark in _watched(text, progress):
         if wants_alphabet:
-            alphabet.update(place.piece.text)
+            alphabet.update(located.piece.text)
         elif mark.documents >= enough:
             break
     if is_by_documents and mark.documents < enough:
         split = Split(cut=int(mark.characters * (1 - fraction)))
-        if text.part[1] > 1:
-            raise UserError(f"{mark.documents} documents are too few to share between machines; leave --part out")
+        if text.partition[1] > 1:
+            raise UserError(f"{mark.documents} documents are too few to share between machines; omit --part")
     return Survey(split, mark.documents == 1, "".join(sorted(alphabet)))
 
 
-def _watched(text: Text, progress: Callable[[int, int, int], None]) -> Iterator[tuple[Place, Mark]]:
-    """All parts of the text, read without tokens coming of it."""
-    everything = replace(text, part=(1, 1))
+def _watched(text: Text, progress: Callable[[int, int, int], None]) -> Iterator[tuple[LocatedPiece, Mark]]:
+    """Yield the text of all partitions, and report the progress of reading it."""
+    everything = replace(text, partition=(1, 1))
     total = everything.size()
-    for place, mark in everything.read():
+    for located, mark in everything.read():
         progress(mark.read, total, 0)
-        yield place, mark
+        yield located, mark
 
 
 def _make_tokenizer(
     kind: str | Tokenizer,
     vocab_size: int,
-    place: Staging,
+    area: Staging,
     text: Text,
     survey: Survey,
     progress: Callable[[int, int, int], None],
 ) -> Tokenizer:
-    """The tokenizer that is asked for. A BPE is trained on the training text of all parts, once."""
+    """Return the requested tokenizer. A BPE is trained once, on the training text of all partitions."""
     if not isinstance(kind, str):
         return kind
     match kind:
@@ -285,19 +293,19 @@ def _make_tokenizer(
             return ByteTokenizer()
         case "gpt2":
             return gpt2_tokenizer()
-    if "tokenizer" not in place.journal:
-        assigned = itertools.chain.from_iterable(survey.split(where) for where, _ in _watched(text, progress))
+    if "tokenizer" not in area.journal:
+        assigned = itertools.chain.from_iterable(survey.split(located) for located, _ in _watched(text, progress))
         trained = train_bpe((piece.text for name, piece in assigned if name != "val"), vocab_size)
-        place.record(tokenizer=trained.to_json())
-    return from_json(place.journal["tokenizer"])
+        area.record(tokenizer=trained.to_json())
+    return from_json(area.journal["tokenizer"])
 
 
-def _layout(format: str, chosen: dict[str, Any], tokenizer: Tokenizer) -> Layout:
+def _layout(format: str, settings: dict[str, Any], tokenizer: Tokenizer) -> Layout:
     is_wide = tokenizer.vocab_size > 1 << 16
     if is_wide and format == "nanogpt":
         raise UserError(
             f"a vocabulary of {tokenizer.vocab_size} ids does not fit nanoGPT's uint16 tokens; use at most 65536, "
             "or --format=npy"
         )
-    shard_size = chosen.get("shard_size", FORMATS[format].shard_size)
-    return Layout(format, chosen["name"], shard_size, "<u4" if is_wide else "<u2")
+    shard_size = settings.get("shard_size", FORMATS[format].shard_size)
+    return Layout(format, settings["name"], shard_size, "<u4" if is_wide else "<u2")

@@ -1,4 +1,4 @@
-"""Token files on disk: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, told by what is in them."""
+"""Token files on disk: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, recognised by their content."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,37 +12,38 @@ from gpt2.errors import UserError, first_line
 
 HEADER_BYTES = 1024
 LLMC_TOKENS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
-"""Magic number and version of llm.c's shards, for GPT-2's tokens and for Llama 3's, and what a token is there."""
+"""Dtype of a token by magic number and version of llm.c's shards, for GPT-2's tokens and for Llama 3's."""
 LLMC_MAGICS = {magic for magic, _ in LLMC_TOKENS} | {20240326, 20240327, 20240328, 20240522}
 NPY_MAGIC = b"\x93NUMPY"
 NPY_DTYPES = ("<u2", "<u4", "<i4")
 MAX_CHECKED_TOKENS = 1 << 25
-CHECKED_STRETCHES = 256
+CHECKED_CHUNKS = 256
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of tokens."""
+    """A shard is one file of tokens."""
 
     path: Path
     kind: str
-    """Whose format it is: nanogpt, llmc or npy."""
+    """Format of the file: nanogpt, llmc or npy."""
     dtype: str
-    """NumPy's name of what a token is."""
+    """NumPy's name of the dtype of a token."""
     offset: int
-    """Bytes before the first token."""
+    """Number of bytes before the first token."""
     count: int
-    """Tokens."""
+    """Number of tokens in the file."""
 
     @property
     def is_llama3(self) -> bool:
-        """Whether its header says Llama 3's tokens, as far as nothing beside it says otherwise."""
+        """Return whether the header announces tokens of Llama 3. A dataset.json next to the file overrides it."""
         return self.kind == "llmc" and self.dtype == "<u4"
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The tokens from `start` up to `stop`. Raises UserError where the file has become shorter.
+        """Return the tokens from `start` up to `stop`, (stop - start,), in the dtype of the file.
 
-        Reads and does not map, so that memory stays flat over a long run.
+        The file is read and not mapped, so that memory does not grow over a long run. Raises UserError where the file
+        has become shorter.
         """
         size = np.dtype(self.dtype).itemsize
         tokens = np.fromfile(self.path, self.dtype, count=stop - start, offset=self.offset + start * size)
@@ -52,28 +53,28 @@ class Shard:
 
 
 class Tokens:
-    """The tokens of one split: shards one after the other, sliced as one long array."""
+    """Holds the tokens of one split: its shards in order, which can be sliced as one long array."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = shards
         self.lengths = [shard.count for shard in shards]
         self.ends = np.cumsum(self.lengths)
-        """Where each shard ends, counted from the first token of all."""
+        """Offset at which each shard ends, counted over all shards: int64 (shards,)."""
         self.vocab_size: int | None = None
-        """What every id that is read must lie below, once `check_ids` has set it."""
+        """Upper bound of the ids, which `check_ids` sets; every read is then checked against it."""
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, where: slice) -> np.ndarray:
-        """The tokens of a slice without a step, which may lie in several shards.
+        """Return the tokens of a slice without a step, which may extend over several shards: (stop - start,).
 
         Raises UserError for a file that has changed since it was opened: it is shorter, or holds ids that are not
-        below `vocab_size`, for which a GPU could only fail for good.
+        below `vocab_size`, with which a GPU would fail irrecoverably.
         """
         start, stop, step = where.indices(len(self))
         assert step == 1, "tokens are read in their order"
-        parts: list[np.ndarray] = []
+        pieces: list[np.ndarray] = []
         number = int(np.searchsorted(self.ends, start, side="right"))
         while start < stop:
             shard, end = self.shards[number], int(self.ends[number])
@@ -81,15 +82,15 @@ class Tokens:
             ids = shard.read(start - first, min(stop, end) - first)
             if self.vocab_size is not None:
                 require_below(ids, self.vocab_size, shard.path)
-            parts.append(ids)
+            pieces.append(ids)
             start, number = end, number + 1
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, "<u2"), *parts])
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, "<u2"), *pieces])
 
 
 def open_shard(path: Path) -> Shard:
-    """Find out what a file holds, from its first bytes and its size.
+    """Open a token file, whose format is recognised by its first bytes and its size.
 
-    Raises UserError for one that is missing, empty, truncated or holds no tokens.
+    Raises UserError where it is missing, empty or truncated, or holds no tokens.
     """
     try:
         size = path.stat().st_size
@@ -113,9 +114,7 @@ def open_shard(path: Path) -> Shard:
 def _llmc(path: Path, size: int, header: list[int]) -> Shard:
     magic, version, count = header
     if (dtype := LLMC_TOKENS.get((magic, version))) is None:
-        raise UserError(
-            f"{path} is a file of llm.c's with magic {magic} and version {version}, which holds no tokens"
-        )
+        raise UserError(f"{path} is a file of llm.c with magic {magic} and version {version}, which holds no tokens")
     expected = HEADER_BYTES + count * np.dtype(dtype).itemsize
     if size != expected or not count:
         raise UserError(
@@ -143,17 +142,17 @@ def _npy(path: Path, size: int) -> Shard:
 
 
 def check_ids(tokens: Tokens, vocab_size: int) -> str:
-    """See that all ids are below `vocab_size`, now and whenever tokens are read; returns a fingerprint of the ids.
+    """Check that all ids are below `vocab_size`, now and at every later read; return a fingerprint of the ids.
 
-    Looks at evenly spread stretches of at most 32M tokens in all, so that the time is bounded; the fingerprint is the
-    SHA-256 of these and the length, in hexadecimal. Raises UserError for a larger or negative id.
+    Now, evenly spread chunks of at most 32M tokens in all are checked, which bounds the time. The fingerprint is the
+    SHA-256 of these chunks and the length, in hexadecimal. Raises UserError for a larger or negative id.
     """
     tokens.vocab_size = vocab_size
     length = len(tokens)
     found = hashlib.sha256(str(length).encode())
-    stretch = -(-min(length, MAX_CHECKED_TOKENS) // CHECKED_STRETCHES)
-    for start in np.linspace(0, length - stretch, CHECKED_STRETCHES).astype(np.int64).tolist():
-        found.update(tokens[start : start + stretch].astype("<u4").tobytes())
+    chunk = -(-min(length, MAX_CHECKED_TOKENS) // CHECKED_CHUNKS)
+    for start in np.linspace(0, length - chunk, CHECKED_CHUNKS).astype(np.int64).tolist():
+        found.update(tokens[start : start + chunk].astype("<u4").tobytes())
     return found.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Documents out of files of any kind: text, JSON lines, Parquet, compressed or not. One piece at a time."""
+"""Reads documents from text, JSON lines and Parquet, compressed or not, one piece at a time."""
 
 import bz2
 import codecs
@@ -18,26 +18,26 @@ from gpt2.tokenizers import END_OF_TEXT
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
 STANDARD_INPUT = "/dev/stdin"
 CHUNK = 1 << 20
-"""Characters of a piece, about; a longer document comes in several."""
+"""Approximate number of characters of a piece; a longer document is read in several pieces."""
 MAX_CHUNK = 1 << 24
-"""Characters that may come without a place to cut; what has none is no text, and memory has an end."""
+"""Largest number of characters without a possible cut. More than that is not text, and memory is bounded."""
 MAX_LINE = 1 << 27
-"""Bytes of a line of JSON."""
+"""Largest number of bytes of a line of JSON."""
 LAST_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-"""Up to the last place where GPT-2's pre-split always cuts: before white space that follows something else."""
+"""Matches up to the last offset at which GPT-2's pre-split always cuts: between a character and white space."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A document, or a part of a long one."""
+    """A piece is a document, or a section of a long document."""
 
     text: str
     starts: bool = True
-    """Whether a document begins with it."""
+    """Whether a document begins with this piece."""
     ends: bool = True
-    """Whether the document ends with it."""
+    """Whether the document ends with this piece."""
     read: int = 0
-    """Bytes read of the file so far, which may be compressed."""
+    """Number of bytes read from the file so far, compressed bytes if it is compressed."""
 
 
 def _open_zst(file: BinaryIO) -> IO[bytes]:
@@ -45,7 +45,7 @@ def _open_zst(file: BinaryIO) -> IO[bytes]:
         import zstandard
     except ImportError:
         raise UserError("reading .zst needs zstandard; pip install zstandard") from None
-    return io.BufferedReader(zstandard.open(file, "rb"))  # it has no readline of its own
+    return io.BufferedReader(zstandard.open(file, "rb"))  # zstandard offers no readline
 
 
 COMPRESSED: dict[str, Callable[[Any], Any]] = {
@@ -57,9 +57,10 @@ COMPRESSED: dict[str, Callable[[Any], Any]] = {
 
 
 def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> list[Path]:
-    """The file `source` itself, or all of a folder that this module reads, by path. Raises UserError for none.
+    """Return the file `source` itself, or all files in a folder that this module reads, sorted by path.
 
-    `note` receives a line about those it does not read; they can be named one by one.
+    `note` receives a line about other files in the folder, which are omitted; they can be named one by one. Raises
+    UserError where there is nothing to read.
     """
     path = Path(source)
     if path.is_file():
@@ -71,21 +72,21 @@ def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> 
     if not files:
         raise UserError(f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet)")
     if len(files) < len(everything):
-        note(f"{path}: {len(everything) - len(files)} files of other kinds are left out")
+        note(f"{path}: {len(everything) - len(files)} files of other kinds are omitted")
     return files
 
 
 def pieces(file: Path, field: str = "text", separator: str | None = None, chunk: int = CHUNK) -> Iterator[Piece]:
-    """The documents of one file in order, each whole or in parts of about `chunk` characters.
+    """Yield the documents of one file in order, each in one piece or in pieces of about `chunk` characters.
 
-    Of `.jsonl` and `.parquet`, the text in `field` of each row. Any other file is UTF-8 text: one document, or with
-    a `separator` those that end with it; it stays in the text, but for `<|endoftext|>`, which stands for its token.
-    All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst). A part is cut off where the tokens of GPT-2's BPE
-    cannot reach across. Raises UserError for what cannot be read, with its line.
+    A document of `.jsonl` and `.parquet` is the text in `field` of a row. Any other file is UTF-8 text: one document,
+    or with a `separator` the documents that end with it. The separator stays in the text, except `<|endoftext|>`,
+    which stands for its token. All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst). Pieces are cut where no
+    token of GPT-2's BPE can extend over the cut. Raises UserError for unreadable content, with its line.
     """
     if _kind(file) == ".parquet":
         for text, read in _parquet(file, field):
-            yield from _parts(text, read, chunk)
+            yield from _pieces_of(text, read, chunk)
         return
     try:
         with file.open("rb") as raw:
@@ -93,7 +94,7 @@ def pieces(file: Path, field: str = "text", separator: str | None = None, chunk:
             if _kind(file) == ".jsonl":
                 for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE), b""), start=1):
                     if line.strip():
-                        yield from _parts(_field_of(line, field, f"{file}, line {number}"), raw.tell(), chunk)
+                        yield from _pieces_of(_field_of(line, field, f"{file}, line {number}"), raw.tell(), chunk)
             else:
                 texts = _decoded(stream, raw, file, min(chunk, CHUNK))
                 documents = _separated(texts, separator, chunk, file) if separator else _running(texts, chunk, file)
@@ -105,18 +106,18 @@ def pieces(file: Path, field: str = "text", separator: str | None = None, chunk:
 
 
 def _kind(file: Path) -> str:
-    """The suffix that tells what is inside, below that of its compression."""
+    """Return the suffix that tells the kind of content, without the suffix of the compression."""
     suffix = (Path(file.stem).suffix if _compression(file) else file.suffix).lower()
     return ".jsonl" if suffix == ".ndjson" else suffix
 
 
 def _compression(file: Path) -> Callable[[Any], Any] | None:
-    """What opens a compressed file."""
+    """Return the function that decompresses the file; None where it is not compressed."""
     return COMPRESSED.get(file.suffix.lower())
 
 
-def _parts(text: str, read: int, chunk: int) -> Iterator[Piece]:
-    """A document in memory, in parts where it is long."""
+def _pieces_of(text: str, read: int, chunk: int) -> Iterator[Piece]:
+    """Yield the pieces of a document in memory, of which there are several if it is long."""
     starts = True
     while len(text) > chunk and (cut := _last_cut(text[:chunk])):
         yield Piece(text[:cut], starts, False, read)
@@ -125,13 +126,13 @@ def _parts(text: str, read: int, chunk: int) -> Iterator[Piece]:
 
 
 def _last_cut(text: str) -> int:
-    """Where text can be cut in two without changing its tokens, as late as possible; 0 where nowhere."""
+    """Return the last offset at which text can be cut without changing its tokens; 0 where there is none."""
     found = LAST_CUT.match(text)
     return found.end() if found else 0
 
 
 def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterator[tuple[str, int]]:
-    """A stream of UTF-8 as text, `size` bytes at a time, and the bytes read of its file so far. Raises UserError."""
+    """Yield the text of a UTF-8 stream, `size` bytes at a time, and the number of bytes read. Raises UserError."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0
     while True:
@@ -141,7 +142,7 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             at = done - pending + error.start
-            raise UserError(f"{file} is not UTF-8 text (byte {at}); convert it or leave it out") from None
+            raise UserError(f"{file} is not UTF-8 text (byte {at}); convert it or omit it") from None
         yield text, raw.tell()
         if not block:
             return
@@ -149,7 +150,7 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
 
 
 def _running(texts: Iterator[tuple[str, int]], chunk: int, file: Path) -> Iterator[Piece]:
-    """The parts of one long document."""
+    """Yield the pieces of one long document."""
     held, starts, read, searched = "", True, 0, 0
     for text, read in texts:
         held += text
@@ -166,17 +167,17 @@ def _running(texts: Iterator[tuple[str, int]], chunk: int, file: Path) -> Iterat
 
 
 def _separated(texts: Iterator[tuple[str, int]], separator: str, chunk: int, file: Path) -> Iterator[Piece]:
-    """The documents of a text that end with `separator`."""
+    """Yield the documents of a text, each of which ends with `separator`."""
     held, read = "", 0
     kept = "" if separator == END_OF_TEXT else separator
     for text, read in texts:
-        *whole, held = (held + text).split(separator)
-        for document in whole:
-            yield from _parts(document + kept, read, chunk)
+        *documents, held = (held + text).split(separator)
+        for document in documents:
+            yield from _pieces_of(document + kept, read, chunk)
         if len(held) > MAX_CHUNK:
-            raise UserError(f"{file} has {len(held):,} characters without {separator!r}; leave --separator out")
+            raise UserError(f"{file} has {len(held):,} characters without {separator!r}; omit --separator")
     if held:
-        yield from _parts(held, read, chunk)
+        yield from _pieces_of(held, read, chunk)
 
 
 def _field_of(line: bytes, field: str, where: str) -> str:
@@ -185,16 +186,16 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({first_line(error)}); mend the line or leave it out") from None
+        raise UserError(f"{where}: not JSON ({first_line(error)}); fix the line or remove it") from None
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         if isinstance(row, dict) and field in row:
-            raise UserError(f"{where}: {field!r} is {_what(row[field])}, not text; leave the line out")
+            raise UserError(f"{where}: {field!r} is {_what(row[field])}, not text; remove the line")
         found = ", ".join(sorted(row)[:8]) if isinstance(row, dict) else type(row).__name__
         raise UserError(f"{where}: no text in {field!r} (it has {found}); name another with --field")
     try:
         row[field].encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {field!r} is not valid text (half a surrogate pair); leave the line out") from None
+        raise UserError(f"{where}: {field!r} is not valid text (half a surrogate pair); remove the line") from None
     return row[field]
 
 
@@ -203,7 +204,7 @@ def _what(value: object) -> str:
 
 
 def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
-    """The texts of a table, and the bytes read of its file so far."""
+    """Yield the texts of a table, and an estimate of the number of bytes read so far."""
     import pyarrow
     import pyarrow.parquet
 
@@ -217,7 +218,7 @@ def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
             for batch in table.iter_batches(batch_size=256, columns=[field]):
                 for row, value in enumerate(batch.column(0), start=rows + 1):
                     if not isinstance(text := value.as_py(), str):
-                        raise UserError(f"{file}, row {row}: {field!r} is {_what(text)}, not text; leave the row out")
+                        raise UserError(f"{file}, row {row}: {field!r} is {_what(text)}, not text; remove the row")
                     yield text, size * rows // table.metadata.num_rows
                 rows += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
@@ -225,7 +226,7 @@ def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
 
 
 def joined_at(heading: re.Pattern[str], rows: Iterator[Piece]) -> Iterator[Piece]:
-    """Rows that are lines of longer documents, each of which begins with a line that is a `heading`."""
+    """Yield rows that are single lines as pieces of documents, each of which begins with a `heading`."""
     held = None
     for row in (row for row in rows if row.text):
         starts = held is None or bool(heading.fullmatch(row.text))

@@ -1,4 +1,4 @@
-"""Where a dataset grows until it is whole: a folder inside its own, from which a killed preparation goes on."""
+"""The staging area of a dataset: a folder inside its own, in which it is prepared, and continued after a kill."""
 
 import hashlib
 import json
@@ -10,40 +10,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.nanogpt_meta import meta_bytes
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
 from gpt2.files import locked, write_bytes, write_text, writing
+from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.tokenizers import CharTokenizer, Tokenizer
 
 FORMAT = "gpt2 dataset 2"
 DESCRIPTION = "dataset.json"
 STAGING = ".new"
-"""The folder inside the dataset's."""
+"""Name of the folder inside the dataset's folder."""
 JOURNAL = "journal.json"
 LOCK = "lock"
 META = "meta.pkl"
 
 
 class Staging:
-    """The growing dataset of one recipe: files, and a journal of how far they are good."""
+    """Holds the dataset in preparation: its files, and a journal that records up to where they are valid."""
 
     def __init__(self, out: Path, recipe: dict[str, Any]) -> None:
         self.out = out
         self.folder = out / STAGING
         self.identity = digest(recipe)
-        """Of everything that the files depend on."""
+        """Hash of everything that determines the files."""
         self.journal = self._read()
 
     def _read(self) -> dict[str, Any]:
-        """The journal of this recipe; an empty one, with nothing else in the folder, where there is none."""
+        """Read the journal of this recipe. Where there is none, empty the folder and begin a journal."""
         try:
             journal = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
             if journal["identity"] == self.identity and self._has_all(journal):
                 return journal
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or one that a crash of the machine damaged
-        if self.is_whole and not (self.out / DESCRIPTION).exists():  # another dataset, killed while it was moved
+            pass  # no journal, or one that a crash of the machine damaged
+        if self.is_complete and not (self.out / DESCRIPTION).exists():  # of another recipe, killed during the move
             for name in _files_of(self.folder / DESCRIPTION):
                 (self.out / name).unlink(missing_ok=True)
         for path in self.folder.iterdir():
@@ -52,29 +52,29 @@ class Staging:
         return {"identity": self.identity}
 
     def _has_all(self, journal: dict[str, Any]) -> bool:
-        """Whether the files are as long as the journal says; those of a whole dataset may be in their places."""
+        """Return whether the files have the sizes in the journal; those of a complete dataset may have been moved."""
         states = journal.get("splits", {}).values()
         sizes = [(self.folder / name, size) for state in states for name, size in state["files"].items()]
-        return self.is_whole or all(path.stat().st_size >= size for path, size in sizes)
+        return self.is_complete or all(path.stat().st_size >= size for path, size in sizes)
 
     def record(self, **values: Any) -> None:
-        """Write values down; what they speak of must be on the disk."""
+        """Write values to the journal. The files that they describe must be on the disk already."""
         self.journal |= values
         write_text(self.folder / JOURNAL, json.dumps(self.journal))
 
     def forget(self) -> None:
-        """Keep nothing for another process to go on from."""
+        """Delete the journal, so that no process continues from it."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether only its files have to be moved to their places."""
+    def is_complete(self) -> bool:
+        """Return whether all files are written, and only have to be moved to their places."""
         return (self.folder / DESCRIPTION).is_file()
 
     def complete(
         self, files: dict[str, list[Written]], layout: Layout, tokenizer: Tokenizer, **about: Any
     ) -> dict[str, int]:
-        """All files of each split are on the disk: say what they are. Returns the tokens of each split."""
+        """Write dataset.json, once all files of each split are on the disk; return the number of tokens by split."""
         tokens = {split: sum(file.tokens for file in found) for split, found in files.items()}
         description = {
             "format": FORMAT,
@@ -91,56 +91,59 @@ class Staging:
         return tokens
 
     def move_into_place(self) -> None:
-        """Put the files where those of an older dataset may be, which go. Until the last is there, there is none."""
+        """Move the files to the dataset's folder, and remove those of an older dataset there.
+
+        The folder is not a dataset before dataset.json, the last file, is moved.
+        """
         old = self.out / DESCRIPTION
         if old.is_file():
             for name in _files_of(old):
                 (self.out / name).unlink(missing_ok=True)
             old.unlink()
-        (self.out / META).unlink(missing_ok=True)  # nanoGPT would believe it
+        (self.out / META).unlink(missing_ok=True)  # nanoGPT would use an outdated one
         for name in [*_files_of(self.folder / DESCRIPTION), META]:
-            if (path := self.folder / name).exists():  # else an earlier process has moved it, or there is none
+            if (path := self.folder / name).exists():  # otherwise an earlier process has moved it, or there is none
                 path.replace(self.out / name)
         (self.folder / DESCRIPTION).replace(old)
         shutil.rmtree(self.folder)
 
 
 def digest(recipe: dict[str, Any]) -> str:
-    """SHA-256 of what a dataset depends on."""
+    """Return the SHA-256 of a recipe, which is everything that determines a dataset."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 def _files_of(description: Path) -> list[str]:
-    """The files of a dataset, none of them outside its folder."""
+    """Return the names of the files of a dataset, none of them outside its folder."""
     try:
         files = json.loads(description.read_text(encoding="utf-8"))["files"]
         return [Path(f["name"]).name for found in files.values() for f in found]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ["train.bin", "val.bin"]  # of an older format, or damaged
+        return ["train.bin", "val.bin"]  # for an older format, or a damaged description
 
 
 @contextmanager
 def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Staging]:
-    """The place for a dataset to be `out`, for one process at a time.
+    """Yield the staging area of the dataset `out`, for one process at a time.
 
-    After an error it stays only where work is written down in it. Raises UserError where `out` is not free.
+    After an error it stays only if its journal records work. Raises UserError where `out` is not free.
     """
     if (out / DESCRIPTION).exists():
         if not overwrite:
-            raise UserError(f"{out} already holds a dataset; choose another --out, or --overwrite to make it anew")
+            raise UserError(f"{out} already holds a dataset; choose another --out, or replace it with --overwrite")
     elif out.exists() and not (out / STAGING).is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and holds no dataset; choose another --out, so that nothing in it is lost")
     folder = out / STAGING
     with writing(out):
-        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # also where `out` is a link to nothing yet
-    with locked(folder / LOCK) as mine:
-        if not mine:
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)  # `out` may be a link to a missing folder
+    with locked(folder / LOCK) as acquired:
+        if not acquired:
             raise UserError(f"{out} is being prepared by another process; wait for it, or choose another --out")
         try:
             yield Staging(out, recipe)
         except BaseException:
             if not any((folder / name).exists() for name in (JOURNAL, DESCRIPTION)):
                 shutil.rmtree(folder)
-                with suppress(OSError):  # unless there is more in it, or it is where a disk is mounted
+                with suppress(OSError):  # if it is not empty, or a mount point, it stays
                     out.rmdir()
             raise

@@ -1,4 +1,4 @@
-"""The text of a preparation in its order, and which split each piece of it goes to."""
+"""The text of a preparation in its order, and the split of each piece of it."""
 
 import re
 import threading
@@ -10,42 +10,44 @@ from gpt2.data.corpora import Input
 from gpt2.data.sources import CHUNK, Piece, joined_at, pieces
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Whose multiples fill the unit interval evenly, however many are taken."""
+"""Golden ratio, whose multiples modulo 1 are evenly spread for any number of them."""
 UNDIVIDED = "all"
-"""Of text whose tokens are divided when they are written."""
+"""Split of text whose tokens are divided between train and val when they are written."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How far reading has come."""
+    """A mark is a position in the text, up to which it has been read."""
 
     file: int = 0
     """Number of the file being read."""
     pieces: int = 0
-    """Pieces taken from it."""
+    """Number of pieces read from that file."""
     documents: int = 0
+    """Number of documents begun, in all files."""
     characters: int = 0
+    """Number of characters read, in all files."""
     read: int = 0
-    """Bytes of all files."""
+    """Number of bytes read, in all files."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A piece of text and where it is."""
+class LocatedPiece:
+    """Holds a piece of text and its location."""
 
     piece: Piece
     number: int
-    """Of its file."""
+    """Number of its file."""
     row: int
-    """Of its document in the file."""
+    """Number of its document in the file."""
     characters: int
-    """Of all text before it."""
+    """Number of characters of all text before it."""
     split: str | None
-    """The split of its file, where that has one."""
+    """Split of its file; None where the file has none."""
 
 
 class Fetching(threading.Thread):
-    """A file on its way. A daemon, so that nobody who stops the program waits for gigabytes."""
+    """Fetches a file in the background; a daemon, so that stopping the program does not wait for the download."""
 
     def __init__(self, wanted: Input, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -61,7 +63,7 @@ class Fetching(threading.Thread):
             self.error = error
 
     def result(self) -> Path:
-        """Where the file is, once it is there. Raises what fetching it raised."""
+        """Wait for the file and return its path. Raises the error with which fetching it failed."""
         self.join()
         if self.path is None:
             assert self.error is not None
@@ -71,30 +73,31 @@ class Fetching(threading.Thread):
 
 @dataclass(frozen=True)
 class Text:
-    """All the text, or one machine's part of it."""
+    """Describes all the text, or one machine's partition of it."""
 
     inputs: Sequence[Input]
     folder: Path
-    """Where files are downloaded to."""
+    """Folder for downloads."""
     field: str = "text"
     separator: str | None = None
     heading: re.Pattern[str] | None = None
     chunk: int = CHUNK
-    part: tuple[int, int] = (1, 1)
+    partition: tuple[int, int] = (1, 1)
+    """(i, n) for the i-th of n partitions of the files, counted from 1."""
 
     @property
     def numbers(self) -> range:
-        """Which of the files are this part's."""
-        i, n = self.part
+        """Return the numbers of the files of this partition."""
+        i, n = self.partition
         return range(len(self.inputs) * (i - 1) // n, len(self.inputs) * i // n)
 
     def size(self) -> int:
-        """Bytes to read in all."""
-        mine = [self.inputs[number] for number in self.numbers]
-        return sum(i.size or i.fetch(self.folder).stat().st_size for i in mine)
+        """Return the number of bytes to read in all."""
+        inputs = [self.inputs[number] for number in self.numbers]
+        return sum(i.size or i.fetch(self.folder).stat().st_size for i in inputs)
 
-    def read(self, mark: Mark | None = None) -> Iterator[tuple[Place, Mark]]:
-        """Every piece from `mark` on, in its place, and the mark behind it. Raises UserError."""
+    def read(self, mark: Mark | None = None) -> Iterator[tuple[LocatedPiece, Mark]]:
+        """Yield every piece after `mark` with its location, and the mark after it. Raises UserError."""
         mark = mark or Mark(file=self.numbers.start)
         skipped, done = mark.pieces, sum(self.inputs[n].size for n in range(self.numbers.start, mark.file))
         for number, path in self._fetched(mark.file):
@@ -104,15 +107,15 @@ class Text:
                 row += piece.starts
                 if count <= skipped:
                     continue
-                place = Place(piece, number, row, mark.characters, self.inputs[number].split)
+                located = LocatedPiece(piece, number, row, mark.characters, self.inputs[number].split)
                 documents, characters = mark.documents + piece.starts, mark.characters + len(piece.text)
                 mark = Mark(number, count, documents, characters, done + piece.read)
-                yield place, mark
+                yield located, mark
             done += self.inputs[number].size
             skipped = 0
 
     def _fetched(self, first: int) -> Iterator[tuple[int, Path]]:
-        """The files from number `first` on, each fetched while the one before it is read."""
+        """Yield the files from number `first` on; each is fetched while the file before it is read."""
         ahead = None
         for number in range(first, self.numbers.stop):
             fetching = ahead or Fetching(self.inputs[number], self.folder)
@@ -121,33 +124,34 @@ class Text:
             yield number, path
 
     def discard(self, number: int) -> None:
-        """Delete what was downloaded of a file that has been read."""
+        """Delete the download of a file that has been read."""
         if (copy := self.inputs[number].copy) is not None:
             (self.folder / copy).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which split text goes to: a function of its place alone, so that restarts and parts agree."""
+    """Assigns text to splits by its location alone, so that restarts and partitions agree."""
 
     fraction: float = 0.0
-    """Share of the documents for validation: every so-manieth."""
+    """Share of the documents that are for validation, evenly spread."""
     cut: int | None = None
-    """Characters after which all is for validation."""
+    """Number of characters after which all text is for validation; None to split by documents."""
     tokens: int = 0
-    """The first tokens are for validation."""
+    """Number of tokens at the beginning that are for validation; 0 to split by text."""
 
-    def __call__(self, place: Place) -> list[tuple[str, Piece]]:
-        piece = place.piece
-        if place.split is not None:
-            return [(place.split, piece)]
+    def __call__(self, located: LocatedPiece) -> list[tuple[str, Piece]]:
+        """Return the split of a piece, or of its two halves where the cut is inside it."""
+        piece = located.piece
+        if located.split is not None:
+            return [(located.split, piece)]
         if self.tokens:
             return [(UNDIVIDED, piece)]
         if self.cut is None:
-            offset = place.number * GOLDEN % 1  # so that files of one document each are spread as well
-            at = offset + place.row * self.fraction
+            offset = located.number * GOLDEN % 1  # so that files of one document each are spread as well
+            at = offset + located.row * self.fraction
             return [("val" if int(at + self.fraction) > int(at) else "train", piece)]
-        before = self.cut - place.characters
+        before = self.cut - located.characters
         if before >= len(piece.text):
             return [("train", piece)]
         if before <= 0:

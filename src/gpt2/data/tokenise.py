@@ -1,4 +1,4 @@
-"""A preparation under way: text to batches to tokens to files, and what is written down of it."""
+"""The main loop of a preparation: text to batches to tokens to files, with a journal of its progress."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,18 +19,18 @@ from gpt2.files import free_bytes
 from gpt2.tokenizers import Tokenizer
 
 RECORD_SECONDS = 10.0
-"""Work that a kill can cost, about."""
+"""Approximate number of seconds of work that a kill can cost."""
 PIECE_COST = 64
-"""Characters that a piece counts for besides its own, so that a batch of the shortest ones stays small too."""
+"""Characters added to the size of each piece, so that a batch of very short pieces stays small too."""
 PROBE = 4
-"""Batches after which the size of the result is estimated."""
+"""Number of batches after which the size of the result is estimated."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A preparation, once everything about it is decided."""
+    """A job is a preparation with all its settings determined."""
 
-    place: Staging
+    staging: Staging
     text: Text
     split: Split
     is_single: bool
@@ -38,60 +38,58 @@ class Job:
     tokenizer: Tokenizer
     layout: Layout
     about: dict[str, Any]
-    """What dataset.json also says."""
+    """Further entries of dataset.json."""
 
     @property
     def eot(self) -> str:
-        """Where end-of-text goes in a document: `first`, `last` or `none`."""
+        """Return the position of end-of-text in a document: `first`, `last` or `none`."""
         if FORMATS[self.layout.format].eot_first:
             return "first"
         return "none" if self.is_single else "last"
 
     @property
     def val_tokens(self) -> int:
-        """How many of the first tokens of this part are for validation."""
-        return self.split.tokens if self.text.part[0] == 1 else 0
+        """Return the number of tokens at the beginning of this partition that are for validation."""
+        return self.split.tokens if self.text.partition[0] == 1 else 0
 
     def writers(self) -> dict[str, SplitWriter]:
-        """What writes each split."""
+        """Return the writer of each split."""
         first = first_number(self.val_tokens, self.layout)
         return {
-            "train": SplitWriter(self.place.folder, self.layout, "train", first),
-            "val": SplitWriter(self.place.folder, self.layout, "val"),
+            "train": SplitWriter(self.staging.folder, self.layout, "train", first),
+            "val": SplitWriter(self.staging.folder, self.layout, "val"),
         }
 
 
 @dataclass
 class Progress:
-    """What has been written, and the mark in the text up to which that is."""
+    """Holds the state of a running preparation."""
 
     writers: dict[str, SplitWriter]
     text_bytes: dict[str, int]
+    """Number of bytes of text written as tokens, by split."""
     mark: Mark
+    """Position in the text up to which tokens are written."""
 
     @property
     def tokens(self) -> int:
+        """Return the number of tokens written."""
         return sum(writer.tokens for writer in self.writers.values())
 
 
 def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) -> dict[str, int]:
-    """Fill the staging folder with the whole dataset, from where its journal says that an earlier process came.
+    """Fill the staging folder with the complete dataset, continuing from its journal; return the tokens by split.
 
-    `progress` receives the bytes read, those there are to read, and the tokens written. Returns how many tokens each
-    split has. Raises UserError.
+    `progress` receives the number of bytes read, the number to read, and the number of tokens written. Raises
+    UserError.
     """
-    place, text = job.place, job.text
+    area, text = job.staging, job.text
     done = Progress(job.writers(), {"train": 0, "val": 0}, Mark(file=text.numbers.start))
-    if "mark" in place.journal:
-        done.mark, done.text_bytes = Mark(**place.journal["mark"]), place.journal["text_bytes"]
+    if "mark" in area.journal:
+        done.mark, done.text_bytes = Mark(**area.journal["mark"]), area.journal["text_bytes"]
         for name, writer in done.writers.items():
-            writer.restore(place.journal["splits"][name])
-    lengths = np.array(
-        [
-            0 if i == job.tokenizer.eot else len(job.tokenizer.decode_bytes([i]))
-            for i in range(job.tokenizer.vocab_size)
-        ]
-    )
+            writer.restore(area.journal["splits"][name])
+    lengths = _byte_lengths(job.tokenizer)
     total = text.size()
     encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, job.eot, workers)
     progress(done.mark.read, total, done.tokens)
@@ -114,10 +112,10 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
     except OSError as error:
         if error.errno not in SPACE_ERRORS:
             raise
-        kept = "goes on from the last that was written down" if "mark" in place.journal else "begins again"
-        where, free = error.filename or place.out, free_bytes(place.out)
+        kept = "continues from its journal" if "mark" in area.journal else "starts again"
+        where, free = error.filename or area.out, free_bytes(area.out)
         raise UserError(
-            f"the disk of {place.out} is full after {done.tokens:,} tokens; make room and run the same command "
+            f"the disk of {area.out} is full after {done.tokens:,} tokens; make room and run the same command "
             f"again: it {kept} ({where}: {error.strerror}, {free:,} bytes are free)"
         ) from None
     finally:
@@ -125,25 +123,31 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
         for writer in done.writers.values():
             writer.abandon()
     files = {name: writer.written for name, writer in done.writers.items() if writer.written}
-    if done.writers["val"].tokens < job.val_tokens or (len(files) < 2 and text.part == (1, 1)):
-        place.forget()
-        where = "the text" if text.part == (1, 1) else "the first part"
+    if done.writers["val"].tokens < job.val_tokens or (len(files) < 2 and text.partition == (1, 1)):
+        area.forget()
+        where = "the text" if text.partition == (1, 1) else "the first part"
         raise UserError(
-            f"{where} has {done.mark.characters:,} characters, too few to train and validate on; give more, or take "
+            f"{where} has {done.mark.characters:,} characters, too few to train and validate on; give more, or use "
             "less for validation"
         )
     about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
-    about |= {"part": text.part, "val_tokens": job.split.tokens}
-    return place.complete(files, job.layout, job.tokenizer, **job.about, **about)
+    about |= {"part": text.partition, "val_tokens": job.split.tokens}
+    return area.complete(files, job.layout, job.tokenizer, **job.about, **about)
+
+
+def _byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the number of bytes of text that each id stands for, int64 (vocab_size,); 0 for end-of-text."""
+    ids = range(tokenizer.vocab_size)
+    return np.array([0 if i == tokenizer.eot else len(tokenizer.decode_bytes([i])) for i in ids])
 
 
 def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
-    """The text from `start` on, in portions that are worth handing to another process."""
+    """Yield the text from `start` on, in batches that are large enough to send to another process."""
     held: list[tuple[str, Piece]] = []
     size, mark = 0, start
-    for place, mark in text.read(start):
-        held += split(place)
-        size += len(place.piece.text) + PIECE_COST
+    for located, mark in text.read(start):
+        held += split(located)
+        size += len(located.piece.text) + PIECE_COST
         if size >= BATCH:
             yield Batch(held, mark)
             held, size = [], 0
@@ -152,20 +156,20 @@ def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
 
 
 def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -> Iterator[tuple[str, np.ndarray]]:
-    """The tokens of a batch by split, where the first `val_tokens` of the undivided ones are for validation."""
+    """Yield the tokens of a batch by split; the first `val_tokens` of the undivided ones are for validation."""
     for name, ids in tokens.items():
         if name == UNDIVIDED:
-            room = max(0, val_tokens - val.tokens)
-            yield "val", ids[:room]
-            yield "train", ids[room:]
+            wanted = max(0, val_tokens - val.tokens)
+            yield "val", ids[:wanted]
+            yield "train", ids[wanted:]
         else:
             yield name, ids
 
 
 def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], done: Progress) -> None:
-    """Raise UserError where the first batches say that the disk will not hold all.
+    """Raise UserError where the estimate from the first batches does not fit the disk.
 
-    Files of other kinds than those read so far are left out: they may be compressed otherwise.
+    Files of other kinds than those read so far are omitted from it, because their compression may differ.
     """
     if not first:
         return
@@ -177,17 +181,17 @@ def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], 
     expected = tokens * alike // max(mark.read - begun.read, 1)
     copies = sorted(i.size for i in inputs.values() if i.copy)
     needed = expected * np.dtype(job.layout.dtype).itemsize + sum(copies[-2:])
-    free = free_bytes(job.place.folder)
+    free = free_bytes(job.staging.folder)
     if needed > free:
         raise UserError(
-            f"{job.place.out} needs about {needed:,} bytes for {expected:,} tokens, and {free:,} are free there; "
+            f"{job.staging.out} needs about {needed:,} bytes for {expected:,} tokens, and {free:,} are free there; "
             "make room, or choose another --out"
         )
 
 
 def _record(job: Job, done: Progress) -> None:
-    """Write down how far the files are good, and let go of what need not be read again."""
-    job.place.record(
+    """Record up to where the files are valid, and delete the downloads that need not be read again."""
+    job.staging.record(
         mark=asdict(done.mark),
         text_bytes=done.text_bytes,
         splits={name: writer.state() for name, writer in done.writers.items()},

@@ -1,4 +1,4 @@
-"""A byte-pair vocabulary of one's own, learned from files, and how it does on text it has not seen."""
+"""Trains a byte-pair vocabulary on files, and measures it on held-out text."""
 
 import itertools
 import tempfile
@@ -13,37 +13,40 @@ from gpt2.data.text import Text
 from gpt2.errors import UserError
 from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
-KEPT_OUT = 20
-"""Of so many documents, or pieces of long ones, one is not trained on; of fewer, the last part of all characters."""
+HOLD_OUT = 20
+"""One in this number of documents, or of pieces of long ones, is held out. From fewer documents, the last of this
+number of equal parts of the characters is."""
 MEASURED = 10_000_000
-"""Characters of the text kept out that are held in memory and measured, at most."""
+"""Largest number of characters of held-out text that are kept in memory and measured."""
 LONGEST = 10
-"""Tokens that the report shows."""
+"""Number of longest tokens in the report."""
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What came of training a tokenizer."""
+    """Describes a trained tokenizer."""
 
     ids: int
+    """Number of ids."""
     characters: int
-    """That were read."""
+    """Number of characters read."""
     measured_bytes: int
-    """Of the text kept out of training, on which both tokenizers are measured."""
+    """Number of bytes of the held-out text, on which both tokenizers are measured."""
     bytes_per_token: float
+    """Average number of bytes of held-out text per token."""
     gpt2_bytes_per_token: float | None
-    """None where GPT-2's vocabulary is not to be had."""
+    """The same of GPT-2's tokenizer; None where its vocabulary is not available."""
     longest_tokens: list[str]
     seconds: float
-    """That reading and training took."""
+    """Duration of reading and training."""
 
     @property
     def ratio(self) -> float | None:
-        """Bytes per token here over those of GPT-2's tokenizer."""
+        """Return the bytes per token divided by those of GPT-2's tokenizer; None where these are unknown."""
         return self.bytes_per_token / self.gpt2_bytes_per_token if self.gpt2_bytes_per_token else None
 
     def figures(self) -> dict[str, Any]:
-        """All of it as a JSON object."""
+        """Return the report as a JSON object."""
         return {**asdict(self), "ratio": self.ratio}
 
 
@@ -55,10 +58,11 @@ def train_tokenizer(
     max_characters: int = 1_000_000_000,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[BPETokenizer, TokenizerReport]:
-    """Learn a vocabulary of `vocab_size` ids, end-of-text and `specials` among them, from sources as `prepare` has.
+    """Learn a vocabulary of `vocab_size` ids, including end-of-text and `specials`, from sources as in `prepare`.
 
-    `field` is where rows of files have their text; no more than `max_characters` are read. Every twentieth document,
-    or the end of fewer, is kept out of training and measured. `note` receives lines about progress. Raises UserError.
+    `field` is the field with the text in rows of files; at most `max_characters` are read. Every twentieth document,
+    or the end of a text of fewer, is held out of training and measured. `note` receives a line if GPT-2's tokenizer
+    is not available. Raises UserError.
     """
     if max_characters < 1:
         raise UserError(f"max_characters is {max_characters}; it must be at least 1")
@@ -69,16 +73,16 @@ def train_tokenizer(
         reading = _Reading(_cut(_texts(text, max_characters)))
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
-    if not reading.trained or not reading.kept_out:
+    if not reading.trained or not reading.held_out:
         raise UserError(f"the text has {reading.characters} characters, too few to train and measure on; give more")
     if tokenizer.vocab_size < vocab_size:
         raise UserError(
             f"the text has {reading.characters} characters, enough for only {tokenizer.vocab_size} ids; give more, "
             f"or --vocab_size={tokenizer.vocab_size}"
         )
-    size = sum(len(text.encode()) for text in reading.kept_out)
+    size = sum(len(text.encode()) for text in reading.held_out)
     try:
-        gpt2 = size / _count(gpt2_tokenizer(), reading.kept_out)
+        gpt2 = size / _count(gpt2_tokenizer(), reading.held_out)
     except UserError as error:
         note(f"not compared with GPT-2's tokenizer: {error}")
         gpt2 = None
@@ -87,7 +91,7 @@ def train_tokenizer(
         ids=tokenizer.vocab_size,
         characters=reading.characters,
         measured_bytes=size,
-        bytes_per_token=size / _count(tokenizer, reading.kept_out),
+        bytes_per_token=size / _count(tokenizer, reading.held_out),
         gpt2_bytes_per_token=gpt2,
         longest_tokens=[token.decode(errors="replace") for token in longest],
         seconds=seconds,
@@ -95,9 +99,9 @@ def train_tokenizer(
 
 
 def _texts(text: Text, most: int) -> Iterator[str]:
-    """The documents, or pieces of long ones, one at a time, until `most` characters are read."""
-    for place, _ in text.read():
-        piece = place.piece.text[:most]
+    """Yield the documents, or pieces of long ones, until `most` characters are read."""
+    for located, _ in text.read():
+        piece = located.piece.text[:most]
         most -= len(piece)
         yield piece
         if not most:
@@ -105,32 +109,32 @@ def _texts(text: Text, most: int) -> Iterator[str]:
 
 
 def _cut(texts: Iterator[str]) -> int | None:
-    """How many characters are trained on where texts are fewer than `KEPT_OUT`; None where they are not."""
-    sizes = [len(text) for text in itertools.islice(texts, KEPT_OUT)]
-    return None if len(sizes) == KEPT_OUT else sum(sizes) * (KEPT_OUT - 1) // KEPT_OUT
+    """Return the number of characters to train on where there are fewer than `HOLD_OUT` texts; otherwise None."""
+    sizes = [len(text) for text in itertools.islice(texts, HOLD_OUT)]
+    return None if len(sizes) == HOLD_OUT else sum(sizes) * (HOLD_OUT - 1) // HOLD_OUT
 
 
 class _Reading:
-    """One pass over the texts, which gives those to train on and keeps the start of the others."""
+    """Passes over the texts once: yields those to train on, and keeps the beginning of the others."""
 
     def __init__(self, cut: int | None) -> None:
         self.cut = cut
         self.texts = self.characters = self.trained = 0
-        self.kept_out: list[str] = []
+        self.held_out: list[str] = []
 
     def training(self, texts: Iterable[str]) -> Iterator[str]:
-        room = MEASURED
+        space = MEASURED
         for text in texts:
             self.texts += 1
             if self.cut is None:
-                trained = 0 if self.texts % KEPT_OUT == 0 else len(text)
+                trained = 0 if self.texts % HOLD_OUT == 0 else len(text)
             else:
                 trained = max(0, self.cut - self.characters)
             self.characters += len(text)
-            head, tail = text[:trained], text[trained:][:room]
+            head, tail = text[:trained], text[trained:][:space]
             if tail:
-                self.kept_out.append(tail)
-                room -= len(tail)
+                self.held_out.append(tail)
+                space -= len(tail)
             if head:
                 self.trained += len(head)
                 yield head

@@ -1,4 +1,4 @@
-"""Token files written: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, in shards, from where writing stopped."""
+"""Writes token files: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, in shards, with restarts."""
 
 import io
 import os
@@ -16,20 +16,20 @@ from gpt2.errors import UserError
 from gpt2.files import sha256, writing
 
 MAX_LLMC_TOKENS = (1 << 31) - 1
-"""Of one file: its header counts in int32."""
+"""Largest number of tokens in one file of llm.c, whose header counts in int32."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How another project lays tokens down."""
+    """Describes the token files of another project."""
 
     suffix: str
     header: Callable[[int, str], bytes]
-    """(tokens, dtype) to what comes before the first token; its length is always the same."""
+    """Returns the header for a number of tokens and a dtype. Its length is constant."""
     eot_first: bool
-    """Whether end-of-text comes before each document; else after it."""
+    """Whether end-of-text comes before each document and not after it."""
     shard_size: int
-    """Tokens of a file unless the user says otherwise; 0 is one file a split."""
+    """Default number of tokens per file; 0 means one file per split."""
 
 
 def _llmc_header(tokens: int, dtype: str) -> bytes:
@@ -54,17 +54,18 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files of a dataset look like."""
+    """Describes the files of a dataset."""
 
     format: str
     name: str
-    """What llm.c's and build-nanogpt's file names begin with."""
+    """Beginning of the file names of llm.c and build-nanogpt."""
     shard_size: int
-    """Tokens of a file; 0 is one file a split."""
+    """Number of tokens per file; 0 means one file per split."""
     dtype: str
+    """NumPy's name of the dtype of a token."""
 
     def file_name(self, split: str, number: int) -> str:
-        """As each project calls its files."""
+        """Return the name that the project of this format gives the file."""
         suffix = FORMATS[self.format].suffix
         if self.format == "nanogpt":
             return f"{split}{suffix}"
@@ -72,13 +73,13 @@ class Layout:
 
 
 def first_number(val_tokens: int, layout: Layout) -> int:
-    """Number of the first file for training: after those of the first tokens, where they are for validation."""
+    """Return the number of the first training file, which follows the files of the first tokens for validation."""
     return -(-val_tokens // layout.shard_size) if layout.shard_size else 0
 
 
 @dataclass(frozen=True)
 class Written:
-    """A finished file."""
+    """Describes a finished file."""
 
     name: str
     tokens: int
@@ -86,7 +87,7 @@ class Written:
 
 
 class SplitWriter:
-    """Appends the tokens of one split to its files in `folder`."""
+    """Writes the tokens of one split to its files in `folder`."""
 
     def __init__(self, folder: Path, layout: Layout, split: str, first_number: int = 0) -> None:
         self.folder = folder
@@ -96,31 +97,31 @@ class SplitWriter:
         self.header = FORMATS[layout.format].header
         self.written: list[Written] = []
         self.open_tokens = 0
-        """Tokens in the file being written."""
+        """Number of tokens in the file being written."""
         self._file: IO[bytes] | None = None
 
     @property
     def tokens(self) -> int:
-        """Tokens of all files so far."""
+        """Return the number of tokens in all files so far."""
         return sum(w.tokens for w in self.written) + self.open_tokens
 
     def append(self, tokens: np.ndarray) -> bool:
-        """Write ids, of any integer dtype; returns whether a file became full."""
+        """Write ids of any integer dtype, (tokens,); return whether a file became full. Raises UserError."""
         finished = False
         size = self.layout.shard_size
         while len(tokens):
-            room = size - self.open_tokens if size else len(tokens)
-            self._write(tokens[:room])
+            space = size - self.open_tokens if size else len(tokens)
+            self._write(tokens[:space])
             if size and self.open_tokens == size:
                 self.finish()
                 finished = True
-            tokens = tokens[room:]
+            tokens = tokens[space:]
         return finished
 
     def _write(self, tokens: np.ndarray) -> None:
         if self.layout.format == "llmc" and self.open_tokens + len(tokens) > MAX_LLMC_TOKENS:
             raise UserError(
-                f"llm.c's header counts at most {MAX_LLMC_TOKENS:,} tokens a file, and {self._path().name} "
+                f"llm.c's header counts at most {MAX_LLMC_TOKENS:,} tokens per file, and {self._path().name} "
                 "has more; give --shard_size=100000000"
             )
         with writing(self._path()):
@@ -147,7 +148,7 @@ class SplitWriter:
         self.open_tokens = 0
 
     def state(self) -> dict[str, Any]:
-        """Where writing stands, as JSON, with the least sizes of the files; everything up to there is on the disk."""
+        """Return as JSON how far writing has come, after flushing to the disk, and the least size of each file."""
         if self._file is not None:
             with writing(self._path()):
                 self._file.flush()
@@ -161,7 +162,7 @@ class SplitWriter:
         return len(self.header(0, self.layout.dtype)) + tokens * np.dtype(self.layout.dtype).itemsize
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`; what was written after it is cut off."""
+        """Continue from a `state`; everything that was written after it is removed."""
         self.written = [Written(**w) for w in state["written"]]
         self.open_tokens = state["open_tokens"]
         if self.open_tokens:
@@ -171,8 +172,8 @@ class SplitWriter:
                 self._file.seek(0, os.SEEK_END)
 
     def abandon(self) -> None:
-        """Let go of the file being written, without a promise about it."""
+        """Close the file being written without completing it."""
         if self._file is not None:
-            with suppress(OSError):  # of bytes that do not go onto the disk
+            with suppress(OSError):  # from bytes that the disk does not take
                 self._file.close()
             self._file = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from gpt2.tensor_file import Part
+from gpt2.tensor_file import TensorShard
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -50,25 +50,25 @@ def is_sharded(sharded: object) -> bool:
     return hasattr(sharded, "full_tensor") or hasattr(sharded, "unshard")
 
 
-def shards_of(model: nn.Module) -> dict[str, Part]:
+def shards_of(model: nn.Module) -> dict[str, TensorShard]:
     """Return this process's shard of every parameter, by name; they share the parameters' memory."""
     if is_sharded(model):
         cast("FSDPModule", model).reshard()  # an evaluation leaves the embeddings gathered
     return {name: shard_of(parameter) for name, parameter in model.named_parameters()}
 
 
-def shard_of(tensor: Tensor) -> Part:
+def shard_of(tensor: Tensor) -> TensorShard:
     """Return this process's shard of a tensor, or all of a tensor that is not sharded.
 
     fully_shard splits the first dimension as `torch.chunk` does.
     """
     tensor = tensor.detach()
     if not is_sharded(tensor):
-        return Part(tensor, tuple(tensor.shape))
+        return TensorShard(tensor, tuple(tensor.shape))
     sharded = cast("DTensor", tensor)
     rows = sharded.to_local()
     first = min(sharded.device_mesh.get_local_rank() * -(-len(sharded) // sharded.device_mesh.size()), len(sharded))
-    return Part(rows, tuple(sharded.shape), first)
+    return TensorShard(rows, tuple(sharded.shape), first)
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
     assert isinstance(parameter, DTensor)
     local = shard_of(parameter)
-    rows = tensor[local.first : local.first + len(local.rows)].to(parameter.device, copy=True)
+    rows = tensor[local.first_row : local.first_row + len(local.values)].to(parameter.device, copy=True)
     return DTensor.from_local(
         rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gpt2.errors import UserError
 from gpt2.formats.export import fit, logits_of, probe
-from gpt2.formats.huggingface import config_values, their_tensors
+from gpt2.formats.huggingface import config_values, huggingface_tensors
 from gpt2.formats.source import Note
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT
@@ -57,7 +57,7 @@ def compare(model: GPT, note: Note) -> Comparison:
     values = {k: v for k, v in config_values(model.config).items() if k not in ("architectures", "model_type")}
     with torch.device("meta"):
         theirs: Any = GPT2LMHeadModel(GPT2Config(**values, bos_token_id=None, eos_token_id=None))
-    theirs.load_state_dict(dict(their_tensors(model)), strict=False, assign=True)
+    theirs.load_state_dict(dict(huggingface_tensors(model)), strict=False, assign=True)
     theirs.tie_weights()
     theirs.eval()
 

@@ -1,4 +1,4 @@
-"""From a model to any format: made to fit, written whole, read back and compared."""
+"""Exports of a model to any format: adapted to it, written atomically, read back and compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,38 +10,39 @@ from torch import Tensor
 
 from gpt2.errors import UserError
 from gpt2.files import check_free, publish
-from gpt2.formats import bare, gguf, huggingface, llmc, nanogpt
+from gpt2.formats import gguf, huggingface, llmc, nanogpt, safetensors_file
 from gpt2.formats.open import build, open_model
 from gpt2.formats.source import Extras, Note, Progress, Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "q8_0": 1}
-"""Of a number in each format, at least."""
+"""Number of bytes that a value of each dtype takes at least."""
 DTYPES = tuple(BYTES)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is written, and what it can hold."""
+    """Describes how a format is written, and what it can represent."""
 
     write: Callable[[GPT, Extras, Path], None]
-    """Fills a new folder or makes a file. Raises UserError."""
+    """Fills a new folder or writes a file. Raises UserError."""
     folder: bool
-    """Written as a folder, or as a file."""
+    """Whether the format is a folder and not a file."""
     dtypes: tuple[str, ...] = DTYPES[:1]
-    """Formats of its numbers."""
+    """Dtypes that its matrices can have."""
     needs_tokenizer: bool = False
+    """Whether a model without a tokenizer cannot be written."""
     bias: bool | None = True
-    """Whether its programs' models have biases; None where they may or may not."""
+    """Whether models of this format have biases; None where the file records it."""
     gelu: str | None = "tanh"
-    """The only GELU its programs compute; None where the file says which."""
+    """The only GELU that programs of this format compute; None where the file records it."""
     keeps_gelu: bool = False
-    """The file nevertheless tells us which it was."""
-    whole_vocabulary: bool = False
-    """Keeps rows beyond the tokenizer's ids."""
+    """Whether the file records the model's GELU for this program, although others ignore it."""
+    keeps_padding: bool = False
+    """Whether embedding rows beyond the tokenizer's ids are kept."""
     copies: Callable[[Progress], float] = lambda progress: 1.0
-    """How often all weights are written, in the format of the numbers that is asked for."""
+    """Returns how often all weights are written, in units of the requested dtype."""
 
 
 FORMATS = {
@@ -52,22 +53,22 @@ FORMATS = {
         bias=None,
         gelu="erf",
         keeps_gelu=True,
-        whole_vocabulary=True,
+        keeps_padding=True,
         copies=lambda progress: 3.0 if progress.optimizer else 1.0,
     ),
     "llmc": Format(llmc.write, folder=True, copies=lambda progress: 2.5),  # float32, bfloat16, the gradients
     "gguf": Format(gguf.write, folder=False, dtypes=DTYPES, needs_tokenizer=True),
-    "safetensors": Format(bare.write, False, DTYPES[:3], bias=None, gelu=None, whole_vocabulary=True),
+    "safetensors": Format(safetensors_file.write, False, DTYPES[:3], bias=None, gelu=None, keeps_padding=True),
 }
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of an export."""
+    """Holds the result of an export."""
 
     out: Path
     difference: float
-    """Largest absolute difference of a logit between the model and the file read back."""
+    """Largest absolute difference of a logit between the model and the exported file, read back."""
     scale: float
     """Largest absolute logit of the model."""
 
@@ -80,11 +81,11 @@ def export(
     dtype: str = "float32",
     batch: tuple[Tensor, Tensor] | None = None,
 ) -> Exported:
-    """Write the model of `source` as format `name` to `out`, which must not be there yet.
+    """Write the model of `source` in the format `name` to `out`, which must not exist yet.
 
-    What was written is read back before it comes into its place, so that `out` may also be a pipe or a device.
-    `batch` is what llm.c's debug state is computed for; by default random ids. `note` receives what the conversion
-    changes. Raises UserError.
+    The result is read back before it is moved to `out`, which may therefore also be a pipe or a device. llm.c's debug
+    state is computed for `batch` (inputs and targets, int64 (B, T) each), by default for random ids. `note` receives
+    a line about everything that the conversion changes. Raises UserError.
     """
     form = FORMATS[name]
     if dtype not in form.dtypes:
@@ -108,26 +109,28 @@ def export(
 
 
 def fit(model: GPT, tokenizer: Tokenizer | None, name: str, note: Note) -> GPT:
-    """The model as format `name` can hold it; `note` receives what that changes. Shares the weights it can."""
+    """Return the model as the format `name` can represent it; `note` receives a line about every change.
+
+    The returned model shares the weights that do not change.
+    """
     form, config = FORMATS[name], model.config
     if form.gelu not in (None, config.gelu):
         ids, other = probe(config, tokenizer), _changed(model, {"gelu": form.gelu})
         off = difference(logits_of(other, ids), logits_of(model, ids))
-        differ = f"logits there differ by up to {off:.2g}"
-        note(f"{name} computes the {form.gelu} GELU, this model {config.gelu}: {differ}")
+        note(f"{name} computes the {form.gelu} GELU, this model {config.gelu}: logits differ by up to {off:.2g}")
         model = model if form.keeps_gelu else other
     if form.bias and not config.bias:
-        note(f"{name} has biases always: zeros are added, which change nothing")
+        note(f"{name} always has biases: zeros are added, which change nothing")
         model = _changed(model, {"bias": True})
-    if not form.whole_vocabulary and tokenizer and tokenizer.vocab_size < config.vocab_size:
+    if not form.keeps_padding and tokenizer and tokenizer.vocab_size < config.vocab_size:
         extra = config.vocab_size - tokenizer.vocab_size
-        note(f"the last {extra} of {config.vocab_size} vocabulary rows stand for no token and are left out")
+        note(f"the last {extra} of {config.vocab_size} vocabulary rows stand for no token and are omitted")
         model = _changed(model, {"vocab_size": tokenizer.vocab_size})
     return model
 
 
 def _changed(model: GPT, changes: dict[str, Any]) -> GPT:
-    """The model with another GELU, fewer vocabulary rows, or biases of zero; it shares its other weights."""
+    """Return the model with another GELU, fewer vocabulary rows, or biases of zero; other weights are shared."""
     with torch.device("meta"):
         other = GPT(replace(model.config, **changes))
     state = {name: p.detach() for name, p in model.named_parameters()}
@@ -138,18 +141,18 @@ def _changed(model: GPT, changes: dict[str, Any]) -> GPT:
 
 
 def probe(config: GPTConfig, tokenizer: Tokenizer | None) -> Tensor:
-    """Random token ids to compare models with, int64 (2, T), T at most 64."""
+    """Return random token ids for a comparison of models, int64 (2, T) with T at most 64."""
     vocab_size = min(config.vocab_size, tokenizer.vocab_size if tokenizer else config.vocab_size)
     return torch.randint(vocab_size, (2, min(64, config.block_size)), generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def logits_of(model: GPT, ids: Tensor) -> Tensor:
-    """Logits of every position, (B, T, V)."""
+    """Return the logits of every position, (B, T, V), for token ids (B, T)."""
     return model.head(model.hidden(ids))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference of two tensors of logits over the vocabulary both have."""
+    """Return the largest absolute difference of two tensors of logits over the vocabulary that both have."""
     width = min(found.size(-1), expected.size(-1))
     return (found[..., :width] - expected[..., :width]).abs().max().item()

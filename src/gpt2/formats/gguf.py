@@ -1,4 +1,4 @@
-"""llama.cpp's GGUF of a GPT-2, in both directions."""
+"""llama.cpp's GGUF files of a GPT-2, read and written."""
 
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,15 +9,14 @@ from torch import Tensor
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import gguf_file
-from gpt2.formats.gguf_file import Outgoing, TensorInfo
-from gpt2.formats.source import Extras, Source, Stored
-from gpt2.formats.state_dict import described_config, our_names
-from gpt2.formats.vocabulary import BYTE_OF, all_tokens, from_tokens, merges, printable
+from gpt2.formats.gguf_file import TensorInfo, TensorToWrite
+from gpt2.formats.source import Extras, Source, StoredTensor, checked_config, to_our_names
+from gpt2.formats.tokenizer_files import BYTE_OF, from_tokens
+from gpt2.formats.tokenizer_writer import all_tokens, merges, printable
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import END_OF_TEXT, GPT2_PATTERN, BPETokenizer, CharTokenizer, Tokenizer
 
-# Our names and theirs; {} is the layer.
-NAMES = {
+TENSOR_NAMES = {
     "wte": "token_embd",
     "wpe": "position_embd",
     "h.{}.ln_1": "blk.{}.attn_norm",
@@ -29,30 +28,28 @@ NAMES = {
     "ln_f": "output_norm",
     "lm_head": "output",
 }
-OURS = {theirs: ours for ours, theirs in NAMES.items()}
-SIZES = {
+"""Our names of modules, and llama.cpp's; {} is the number of the layer."""
+OUR_NAMES = {gguf: ours for ours, gguf in TENSOR_NAMES.items()}
+METADATA_KEYS = {
     "block_size": "gpt2.context_length",
     "n_layer": "gpt2.block_count",
     "n_head": "gpt2.attention.head_count",
     "n_embd": "gpt2.embedding_length",
 }
+"""Fields of GPTConfig, and the keys of the metadata for them. The vocabulary's size is the shape of the embedding."""
 EPSILON = "gpt2.attention.layer_norm_epsilon"
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 30, "q8_0": 8}
-"""ggml's numbers of the formats a tensor may have."""
+"""Dtypes that a tensor may have, and ggml's numbers for them."""
 FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
-"""llama.cpp's numbers for a file mostly of that format."""
+"""llama.cpp's numbers for files whose matrices have that dtype."""
 Q8_BLOCK = 32
-"""Numbers that share a scale in q8_0; with it they take 34 bytes."""
+"""Number of values that share a scale in q8_0; a block takes 34 bytes."""
 NORMAL, CONTROL = 1, 3
-"""Types of token."""
-
-
-def is_gguf(start: bytes) -> bool:
-    return start.startswith(gguf_file.MAGIC)
+"""llama.cpp's numbers for types of tokens."""
 
 
 def open_file(path: Path) -> Source:
-    """A GPT-2 in float32, float16, bfloat16 or q8_0. Raises UserError."""
+    """Open a GPT-2 in float32, float16, bfloat16 or q8_0. Raises UserError."""
     try:
         metadata, infos = gguf_file.read_header(path)
     except ValueError as error:  # UnicodeDecodeError among them
@@ -61,13 +58,13 @@ def open_file(path: Path) -> Source:
         kind = kind.decode(errors="replace")[:40] if isinstance(kind, bytes) else "model of no kind"
         raise UserError(f"{path} holds a {kind}, not a gpt2")
     epsilon = metadata.get(EPSILON, 1e-5)
-    if not isinstance(epsilon, float) or abs(epsilon - 1e-5) > 1e-9:  # it is a float32 there
+    if not isinstance(epsilon, float) or abs(epsilon - 1e-5) > 1e-9:  # stored as float32
         raise UserError(f"{path} says {EPSILON}={str(epsilon)[:40]}, which is not GPT-2 as built here (1e-05)")
     size = path.stat().st_size
-    tensors = our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
+    tensors = to_our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
     wte = tensors.get("transformer.wte.weight")
-    values = {ours: metadata.get(theirs) for ours, theirs in SIZES.items()}
-    config = described_config({**values, "vocab_size": wte.shape[0] if wte and wte.shape else None}, path)
+    values = {field: metadata.get(key) for field, key in METADATA_KEYS.items()}
+    config = checked_config({**values, "vocab_size": wte.shape[0] if wte and wte.shape else None}, path)
 
     def find_tokenizer() -> Tokenizer | None:
         try:
@@ -79,23 +76,21 @@ def open_file(path: Path) -> Source:
 
 
 def _our_name(name: str, path: Path) -> str:
-    part, _, kind = name.rpartition(".")
-    words = part.split(".")
+    module, _, kind = name.rpartition(".")
+    words = module.split(".")
     layer = words[1] if words[0] == "blk" and len(words) == 3 and words[1].isdecimal() else ""
-    ours = OURS.get(f"blk.{{}}.{words[2]}" if layer else part)
+    ours = OUR_NAMES.get(f"blk.{{}}.{words[2]}" if layer else module)
     if ours is None or kind not in ("weight", "bias"):
         raise UserError(f"{path} holds a tensor {name[:80]!r}, which GPT-2 does not have")
     return f"{ours.format(layer)}.{kind}"
 
 
-def _stored(info: TensorInfo, path: Path, size: int) -> Stored:
+def _stored(info: TensorInfo, path: Path, size: int) -> StoredTensor:
     count = 1
     for n in info.shape:
         count *= n
     if info.kind not in KINDS.values():
-        raise UserError(
-            f"{path} holds {info.name[:80]} in ggml's format {info.kind}; only {', '.join(KINDS)} are read"
-        )
+        raise UserError(f"{path} holds {info.name[:80]} in ggml's type {info.kind}; only {', '.join(KINDS)} are read")
     quantised = info.kind == KINDS["q8_0"]
     if quantised and (not info.shape or info.shape[-1] % Q8_BLOCK):
         raise UserError(f"{path} is damaged: {info.name[:80]} has rows that are no multiple of {Q8_BLOCK}")
@@ -110,11 +105,11 @@ def _stored(info: TensorInfo, path: Path, size: int) -> Stored:
         dtype = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}[info.kind]
         return data.view(dtype).view(info.shape)
 
-    return Stored(info.shape, read)
+    return StoredTensor(info.shape, read)
 
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer in the metadata, where it is byte-level. Control tokens that end the list are special."""
+    """Return the tokenizer in the metadata if it is byte-level. Control tokens at the end of the list are special."""
     if metadata["tokenizer.ggml.model"] != b"gpt2" or metadata.get("tokenizer.ggml.pre", b"gpt-2") != b"gpt-2":
         return None
     eot = metadata.get("tokenizer.ggml.eos_token_id")
@@ -129,50 +124,51 @@ def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
 def write(model: GPT, extras: Extras, path: Path) -> None:
     """Write a model that has biases and computes the tanh GELU, with its tokenizer.
 
-    Vectors and positions stay float32, as llama.cpp wants them. Raises UserError
-    for a width that q8_0 does not divide.
+    Vectors and position embeddings stay float32, as llama.cpp requires. Raises UserError where n_embd is not a
+    multiple of the block size of q8_0.
     """
     config, dtype = model.config, extras.dtype
     assert extras.tokenizer is not None
     if extras.tokenizer.eot is None:
         ending = extras.tokenizer.decode_bytes([min(11, config.vocab_size - 1)]).decode(errors="replace")
         extras.note(
-            f"llama.cpp takes id 11 ({ending!r}) for the end of a text, as there is no other: use --ignore-eos"
+            f"llama.cpp takes id 11 ({ending!r}) for the end of a text, because there is no end-of-text: use "
+            "--ignore-eos"
         )
     if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.pattern != GPT2_PATTERN:
         extras.note(
-            "llama.cpp splits text by GPT-2's pattern, this tokenizer by another: its tokens may differ there"
+            "llama.cpp splits text by GPT-2's pattern and this tokenizer by another, so that tokens may differ"
         )
     if dtype == "q8_0" and config.n_embd % Q8_BLOCK:
         raise UserError(f"n_embd={config.n_embd} is no multiple of {Q8_BLOCK}, as q8_0 needs; use --dtype=float16")
-    outgoing = []
-    for ours, parameter in model.named_parameters():
-        kept = parameter.dim() < 2 or ours == "transformer.wpe.weight"
-        outgoing.append(_outgoing(_their_name(ours), parameter.detach(), "float32" if kept else dtype))
-    gguf_file.write(path, _metadata(config, extras.tokenizer, dtype, extras.name), outgoing)
+    tensors = []
+    for name, parameter in model.named_parameters():
+        is_float32 = parameter.dim() < 2 or name == "transformer.wpe.weight"
+        tensors.append(_to_write(_gguf_name(name), parameter.detach(), "float32" if is_float32 else dtype))
+    gguf_file.write(path, _metadata(config, extras.tokenizer, dtype, extras.name), tensors)
 
 
-def _their_name(ours: str) -> str:
-    part, _, kind = ours.removeprefix("transformer.").rpartition(".")
-    words = part.split(".")
+def _gguf_name(name: str) -> str:
+    module, _, kind = name.removeprefix("transformer.").rpartition(".")
+    words = module.split(".")
     layer = words[1] if words[0] == "h" else ""
     if layer:
         words[1] = "{}"
-    return f"{NAMES['.'.join(words)].format(layer)}.{kind}"
+    return f"{TENSOR_NAMES['.'.join(words)].format(layer)}.{kind}"
 
 
-def _outgoing(name: str, tensor: Tensor, dtype: str) -> Outgoing:
+def _to_write(name: str, tensor: Tensor, dtype: str) -> TensorToWrite:
     def write(file: BinaryIO) -> None:
-        for rows in tensor.split(1024):  # so that a copy never holds more than these
+        for rows in tensor.split(1024):  # bounds the memory of the converted copy
             converted = _to_q8(rows) if dtype == "q8_0" else rows.to(getattr(torch, dtype)).contiguous()
             file.write(converted.view(-1).view(torch.uint8).numpy().data)
 
     bytes_of = {"float32": 4, "float16": 2, "bfloat16": 2, "q8_0": 1 + 2 / Q8_BLOCK}
-    return Outgoing(name, tuple(tensor.shape), KINDS[dtype], int(tensor.numel() * bytes_of[dtype]), write)
+    return TensorToWrite(name, tuple(tensor.shape), KINDS[dtype], int(tensor.numel() * bytes_of[dtype]), write)
 
 
 def _to_q8(rows: Tensor) -> Tensor:
-    """Blocks of 32 numbers as a float16 scale and 32 int8, as ggml's reference rounds them. uint8 (blocks, 34)."""
+    """Return blocks of 32 numbers as a float16 scale and 32 int8 each, rounded as in ggml: uint8 (blocks, 34)."""
     blocks = rows.reshape(-1, Q8_BLOCK)
     scale = blocks.abs().amax(dim=1, keepdim=True) / 127
     scaled = blocks * torch.where(scale == 0, 0.0, 1 / scale)
@@ -197,7 +193,7 @@ def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) ->
         "general.name": name,
         "general.file_type": FILE_TYPES[dtype],
         "general.quantization_version": 2,
-        **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+        **{key: getattr(config, field) for field, key in METADATA_KEYS.items()},
         "gpt2.feed_forward_length": 4 * config.n_embd,
         EPSILON: 1e-5,
         "tokenizer.ggml.model": "gpt2",
@@ -213,7 +209,7 @@ def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) ->
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
-    """The pairs llama.cpp joins. A character of several bytes is joined from them, front to back."""
+    """Return the pairs that llama.cpp merges. A character of several bytes is merged byte by byte, front to back."""
     match tokenizer:
         case BPETokenizer():
             return merges(tokenizer)

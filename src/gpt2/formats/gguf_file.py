@@ -1,4 +1,8 @@
-"""The GGUF container (version 3): typed metadata, then tensors. ggml-org/ggml, docs/gguf.md."""
+"""The GGUF container (version 3): typed metadata, then tensors. Specification: ggml-org/ggml, docs/gguf.md.
+
+The reader is written by hand because the one in llama.cpp's package `gguf` loops on absurd lengths, which damaged
+files have; here every length is checked against the file first. The writer has 50 lines and saves users that package.
+"""
 
 import mmap
 import struct
@@ -12,7 +16,7 @@ import numpy as np
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-MOST_DIMENSIONS = 4
+MAX_DIMENSIONS = 4
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {
     0: "<u1",
@@ -27,34 +31,36 @@ SCALARS = {
     11: "<i8",
     12: "<f8",
 }
-"""Type numbers of metadata, and what they are in NumPy."""
+"""Type numbers of metadata, and NumPy's names for these types."""
 UINT32, INT32, FLOAT32 = 4, 5, 6
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in the file."""
+    """Describes a tensor in the file."""
 
     name: str
     shape: tuple[int, ...]
-    """Outermost dimension first, as PyTorch has it; the file has them reversed."""
+    """Shape with the outermost dimension first, as in PyTorch; the file has the reverse order."""
     kind: int
-    """ggml's number of its format."""
+    """ggml's number of the dtype."""
     offset: int
-    """From the start of the file, in bytes."""
+    """Offset from the start of the file, in bytes."""
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
-    """The metadata and the tensors' places.
+    """Return the metadata, and the tensors with their offsets.
 
-    Strings come as bytes, arrays as lists of bytes or NumPy arrays. Every length is checked against the file
-    before anything is made of it. Raises ValueError for what is damaged.
+    Strings are returned as bytes, arrays as lists of bytes or NumPy arrays. Every length is checked against the size
+    of the file before memory is reserved for it. Raises ValueError for a damaged file.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return _Reader(data).header()
 
 
 class _Reader:
+    """Reads a header from front to back; no length may exceed the bytes that are left."""
+
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
@@ -75,60 +81,63 @@ class _Reader:
             return np.frombuffer(self.take(np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])[0].item()
         if kind == STRING:
             return self.string()
-        if kind != ARRAY or depth > MOST_DIMENSIONS:
+        if kind != ARRAY or depth > MAX_DIMENSIONS:
             raise ValueError(f"metadata of type {kind}")
         kind, count = self.integer(4), self.integer(8)
         if kind in SCALARS:
             return np.frombuffer(self.take(count * np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])
-        self.reserve(count, 8)
+        self.check_fits(count, 8)
         return [self.value(kind, depth + 1) for _ in range(count)]
 
-    def reserve(self, count: int, size: int) -> None:
-        """Refuse a count of things of at least `size` bytes that the rest of the file cannot hold."""
+    def check_fits(self, count: int, size: int) -> None:
+        """Raise ValueError where the rest of the file cannot hold `count` entries of at least `size` bytes."""
         if count * size > len(self.data) - self.at:
-            raise ValueError(f"it says {count} where it has {len(self.data) - self.at} bytes left")
+            raise ValueError(f"it announces {count} entries where {len(self.data) - self.at} bytes are left")
 
     def header(self) -> tuple[dict[str, Any], list[TensorInfo]]:
         if self.take(4) != MAGIC or self.integer(4) not in VERSIONS:
             raise ValueError("it is no GGUF of version 2 or 3")
         tensors, pairs = self.integer(8), self.integer(8)
-        self.reserve(pairs, 13)
+        self.check_fits(pairs, 13)
         metadata: dict[str, Any] = {}
         for _ in range(pairs):
             key = self.string().decode()
             metadata[key] = self.value(self.integer(4))
-        self.reserve(tensors, 24)
-        places = [self.tensor() for _ in range(tensors)]
+        self.check_fits(tensors, 24)
+        entries = [self.tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
             raise ValueError(f"an alignment of {alignment!r}")
         start = -(-self.at // alignment) * alignment
-        return metadata, [TensorInfo(name, shape, kind, start + offset) for name, shape, kind, offset in places]
+        return metadata, [TensorInfo(name, shape, kind, start + offset) for name, shape, kind, offset in entries]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.string().decode(), self.integer(4)
-        if dimensions > MOST_DIMENSIONS:
+        if dimensions > MAX_DIMENSIONS:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         shape = tuple(self.integer(8) for _ in range(dimensions))[::-1]
         return name, shape, self.integer(4), self.integer(8)
 
 
 @dataclass(frozen=True)
-class Outgoing:
-    """A tensor to be written."""
+class TensorToWrite:
+    """Describes a tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
+    """ggml's number of the dtype."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
     write: Callable[[BinaryIO], None]
+    """Writes these bytes to a file."""
 
 
-def write(path: Path, metadata: dict[str, Any], tensors: list[Outgoing]) -> None:
-    """Write a file of version 3; tensors are made one at a time.
+def write(path: Path, metadata: dict[str, Any], tensors: list[TensorToWrite]) -> None:
+    """Write a file of version 3, calling for one tensor at a time.
 
-    Metadata may be bool, int (as uint32), float (as float32), str, a list of str or bytes, or of int (as int32).
+    A value of the metadata may be a bool, an int (written as uint32), a float (as float32), a str, a list of str or
+    bytes, or a list of int (as int32).
     """
     infos, offset = b"", 0
     for t in tensors:
@@ -155,7 +164,7 @@ def _string(text: str | bytes) -> bytes:
 
 
 def _typed(value: Any) -> bytes:
-    """A metadata value behind its type."""
+    """Return the bytes of a metadata value, preceded by its type."""
     match value:
         case bool():
             return struct.pack("<I?", BOOL, value)

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT2LMHeadModel: its folder, in both directions, and its hub."""
+"""Hugging Face's GPT2LMHeadModel: folders read and written, and models downloaded from the hub."""
 
 import json
 import re
@@ -10,19 +10,27 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats import huggingface_tokenizer, torch_file
-from gpt2.formats.bare import stored_tensors
-from gpt2.formats.source import Extras, Source, Stored
-from gpt2.formats.state_dict import TRANSPOSED, described_config, our_names
+from gpt2.formats import torch_file
+from gpt2.formats.safetensors_file import read_tensors
+from gpt2.formats.source import TRANSPOSED, Extras, Source, StoredTensor, checked_config, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
+from gpt2.formats.tokenizer_writer import write_huggingface
 from gpt2.model import GPT, GPTConfig
 from gpt2.tensor_file import write_tensors
 
-OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
-"""Where the weights may be, the first that is there taken: in one file or in several, by age."""
+# The tables from Hugging Face's config.json to GPTConfig. The parameters have the same names here and there.
+CONFIG_KEYS = {
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+"""Fields of GPTConfig, and Hugging Face's keys for them."""
+DEFAULTS = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
+"""Values of keys that a config.json omits."""
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
-# Switches of HF's GPT-2 that change the network, and the only values that are the GPT-2 built here.
+"""Values of `activation_function`, and the `gelu` of GPTConfig for each."""
 REQUIRED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -30,32 +38,27 @@ REQUIRED = {
     "tie_word_embeddings": True,
     "layer_norm_epsilon": 1e-5,
 }
-SIZES = {
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-}
-DEFAULTS = {"n_positions": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768}
-
-
-def is_folder(path: Path) -> bool:
-    return (path / "config.json").is_file()
+"""Keys that change the network, and the only value of each for which it is the GPT-2 built here."""
+OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+"""Names of the files of weights, one or several per model. The first pattern that matches is used."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+"""Names of the files of a tokenizer."""
 
 
 def is_hub_name(name: str) -> bool:
+    """Return whether the name can be that of a model on the hub."""
     return name in OFFICIAL or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def open_hub(name: str) -> Source:
-    """A model of the hub, downloaded to its cache. Raises UserError when that cannot be done."""
+    """Download a model of the hub to its cache and open it. Raises UserError where that fails."""
     from huggingface_hub import constants, snapshot_download
 
-    described = ["config.json", *huggingface_tokenizer.FILES]
+    described = ["config.json", *TOKENIZER]
     try:
         folder = Path(snapshot_download(name, allow_patterns=described))
-        _read_config(folder)  # before gigabytes of something else are fetched
+        _read_config(folder)  # before gigabytes are downloaded in vain
         for weights in WEIGHTS:
             if _weight_files(folder) is None:
                 snapshot_download(name, allow_patterns=[*described, weights])
@@ -70,11 +73,14 @@ def open_hub(name: str) -> Source:
 
 
 def open_folder(path: Path, origin: str | None = None) -> Source:
-    """A folder that `save_pretrained` wrote. Raises UserError for settings that are not GPT-2 as built here."""
+    """Open a folder that `save_pretrained` wrote. Raises UserError for settings that are not GPT-2 as built here.
+
+    `origin` is the name of the source for messages; by default the path.
+    """
     config = _read_config(path)
     if (files := _weight_files(path)) is None:
         raise UserError(f"{path} has no model.safetensors; save the model with transformers' save_pretrained")
-    tensors = our_names(_stored(files), path)
+    tensors = to_our_names(_stored(files), path)
     return Source(config, tensors, find_tokenizer(files[0], config.vocab_size), origin or str(path))
 
 
@@ -102,24 +108,24 @@ def _config(values: dict[str, Any], where: Path) -> GPTConfig:
     activation = values.get("activation_function", "gelu_new")
     if activation not in GELU:
         raise UserError(f"{where} says activation_function={activation!r}; choose from {', '.join(GELU)}")
-    shape = {ours: values[theirs] for ours, theirs in SIZES.items()}
-    return described_config({**shape, "gelu": GELU[activation]}, where)
+    shape = {field: values[key] for field, key in CONFIG_KEYS.items()}
+    return checked_config({**shape, "gelu": GELU[activation]}, where)
 
 
-def _stored(files: list[Path]) -> Iterator[tuple[str, Stored]]:
+def _stored(files: list[Path]) -> Iterator[tuple[str, StoredTensor]]:
     for file in files:
         if file.suffix == ".safetensors":
-            yield from stored_tensors(file)[0].items()
+            yield from read_tensors(file)[0].items()
         else:
-            yield from torch_file.stored(torch_file.load(file), file)
+            yield from torch_file.state_dict(torch_file.load(file), file)
 
 
 def config_values(config: GPTConfig) -> dict[str, Any]:
-    """`config.json` of a model with biases, but for its tokens and dtype."""
+    """Return `config.json` of a model with biases, without the entries for its special tokens and dtype."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        **{theirs: getattr(config, ours) for ours, theirs in SIZES.items()},
+        **{key: getattr(config, field) for field, key in CONFIG_KEYS.items()},
         "n_ctx": config.block_size,
         "n_inner": None,
         "activation_function": "gelu_new" if config.gelu == "tanh" else "gelu",
@@ -132,24 +138,27 @@ def config_values(config: GPTConfig) -> dict[str, Any]:
     }
 
 
-def their_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """The parameters as GPT2LMHeadModel has them."""
+def huggingface_tensors(model: GPT) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters under the names and in the shapes of GPT2LMHeadModel."""
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
         yield name, tensor.t() if name.endswith(TRANSPOSED) else tensor
 
 
 def write(model: GPT, extras: Extras, folder: Path) -> None:
-    """Fill `folder` with what `AutoModelForCausalLM` and `AutoTokenizer` load. The model must have biases."""
+    """Fill `folder` with the files that `AutoModelForCausalLM` and `AutoTokenizer` load.
+
+    The model must have biases.
+    """
     dtype = getattr(torch, extras.dtype)
-    tensors = {name: t.to(dtype) for name, t in their_tensors(model)}
+    tensors = {name: t.to(dtype) for name, t in huggingface_tensors(model)}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    end = extras.tokenizer.eot if extras.tokenizer else None
-    ends = {"bos_token_id": end, "eos_token_id": end}
-    _dump(folder / "config.json", {**config_values(model.config), **ends, "torch_dtype": extras.dtype})
-    _dump(folder / "generation_config.json", {**ends, "use_cache": True})
+    eot = extras.tokenizer.eot if extras.tokenizer else None
+    special_ids = {"bos_token_id": eot, "eos_token_id": eot}
+    _dump(folder / "config.json", {**config_values(model.config), **special_ids, "torch_dtype": extras.dtype})
+    _dump(folder / "generation_config.json", {**special_ids, "use_cache": True})
     if extras.tokenizer is not None:
-        huggingface_tokenizer.write(extras.tokenizer, folder, model.config.block_size)
+        write_huggingface(extras.tokenizer, folder, model.config.block_size)
 
 
 def _dump(path: Path, values: dict[str, Any]) -> None:

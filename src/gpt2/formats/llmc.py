@@ -1,4 +1,4 @@
-"""llm.c's files: the model in float32 and bfloat16, the debug state its tests compare with, the tokenizer."""
+"""llm.c's files: the model in float32 and bfloat16, the debug state with which its tests compare, the tokenizer."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,22 +8,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.accounting import BLOCK, num_params, parameter_shapes
+from gpt2.accounting import num_params, parameter_shapes
 from gpt2.errors import UserError
 from gpt2.files import publish
-from gpt2.formats.source import Extras, Source, Stored
+from gpt2.formats.source import Extras, Source, StoredTensor
 from gpt2.formats.tokenizer_files import find_tokenizer
-from gpt2.formats.vocabulary import all_tokens, llmc_bytes
+from gpt2.formats.tokenizer_writer import write_llmc
 from gpt2.model import GPT, PRESETS, GPTConfig
-from gpt2.tokenizers import BPETokenizer, Tokenizer
+from gpt2.tokenizers import BPETokenizer
 
+TENSOR_ORDER = (
+    "wte.weight",
+    "wpe.weight",
+    "h.{}.ln_1.weight",
+    "h.{}.ln_1.bias",
+    "h.{}.attn.c_attn.weight",
+    "h.{}.attn.c_attn.bias",
+    "h.{}.attn.c_proj.weight",
+    "h.{}.attn.c_proj.bias",
+    "h.{}.ln_2.weight",
+    "h.{}.ln_2.bias",
+    "h.{}.mlp.c_fc.weight",
+    "h.{}.mlp.c_fc.bias",
+    "h.{}.mlp.c_proj.weight",
+    "h.{}.mlp.c_proj.bias",
+    "ln_f.weight",
+    "ln_f.bias",
+)
+"""Our names of the tensors in the order of a file, which has no names. A name with {} stands for all layers."""
 HEADER_BYTES = 1024
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
 STATE_VERSION = 2
 DTYPES = {3: torch.float32, 5: torch.bfloat16}
-"""Version of a model file: the format of all its numbers."""
+"""Versions of a model file, and the dtype of its numbers in each."""
 ROWS, COLUMNS = 4, 64
-"""Shape of llm.c's usual batch for the debug state."""
+"""Shape (B, T) of llm.c's usual batch for the debug state."""
 OTHER_MAGICS = {
     STATE_MAGIC: "a debug state",
     20240328: "a tokenizer",
@@ -33,26 +52,20 @@ OTHER_MAGICS = {
     20240801: "tokens for Llama 3",
     20240803: "a Llama 3 model",
 }
+MAGICS = frozenset({MODEL_MAGIC, *OTHER_MAGICS})
+"""First numbers of all of llm.c's files."""
 SIZE_NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 
 
-def is_llmc(start: bytes, size: int) -> bool:
-    """Whether a file that begins with `start` is one of llm.c's."""
-    return size >= HEADER_BYTES and int.from_bytes(start[:4], "little") in {MODEL_MAGIC, *OTHER_MAGICS}
-
-
-def is_folder(folder: Path) -> bool:
-    return _model_in(folder) is not None
-
-
 def open_folder(folder: Path) -> Source:
-    """The one model in a folder, in float32 where it is there in both formats. Raises UserError."""
-    path = _model_in(folder)
+    """Open the only model in a folder, in float32 if it is stored in both dtypes. Raises UserError."""
+    path = model_in(folder)
     assert path is not None
     return open_file(path)
 
 
-def _model_in(folder: Path) -> Path | None:
+def model_in(folder: Path) -> Path | None:
+    """Return the file of the only model in a folder; None where there is none or more than one."""
     found: dict[int, list[Path]] = {version: [] for version in DTYPES}
     for path in sorted(folder.glob("*.bin")):
         with path.open("rb") as file:
@@ -64,21 +77,19 @@ def _model_in(folder: Path) -> Path | None:
 
 
 def padded(vocab_size: int) -> int:
-    """Rows of the token embedding in a file."""
+    """Return the number of rows that the token embedding has in a file."""
     return -(-vocab_size // 128) * 128
 
 
 def file_order(config: GPTConfig) -> Iterator[str]:
-    """Our parameter names in the order of the file: one kind of a block's tensor after the other, all layers each."""
-    yield from ("transformer.wte.weight", "transformer.wpe.weight")
-    for module in BLOCK:
-        for part in ("weight", "bias"):
-            yield from (f"transformer.h.{layer}.{module}.{part}" for layer in range(config.n_layer))
-    yield from ("transformer.ln_f.weight", "transformer.ln_f.bias")
+    """Yield our parameter names in the order of the file."""
+    for name in TENSOR_ORDER:
+        layers = range(config.n_layer) if "{}" in name else (None,)
+        yield from (f"transformer.{name.format(layer)}" for layer in layers)
 
 
 def open_file(path: Path) -> Source:
-    """A model file of version 3 or 5. Raises UserError."""
+    """Open a model file of version 3 or 5. Raises UserError."""
     header = np.fromfile(path, dtype="<i4", count=256).tolist()
     magic, version, block_size, vocab_size, n_layer, n_head, n_embd, rows = header[:8]
     if magic != MODEL_MAGIC:
@@ -91,7 +102,7 @@ def open_file(path: Path) -> Source:
         raise UserError(f"{path} describes no GPT-2: {error}") from None
     dtype = DTYPES[version]
     if not vocab_size <= rows:
-        raise UserError(f"{path} says {vocab_size} tokens and {rows} rows for them; it is damaged")
+        raise UserError(f"{path} has {rows} embedding rows for {vocab_size} tokens; it is damaged")
     expected = HEADER_BYTES + dtype.itemsize * (num_params(config) + (rows - vocab_size) * n_embd)
     if path.stat().st_size != expected:
         raise UserError(f"{path} has {path.stat().st_size} bytes where its header asks for {expected}; it is damaged")
@@ -103,7 +114,7 @@ def open_file(path: Path) -> Source:
         tensors[name] = _stored(path, offset, shapes[name], dtype)
         offset += dtype.itemsize * (rows * n_embd if name == "transformer.wte.weight" else _count(shapes[name]))
     padding = _stored(path, HEADER_BYTES + dtype.itemsize * vocab_size * n_embd, (rows - vocab_size, n_embd), dtype)
-    notes = (f"{path}: left out {rows - vocab_size} padding rows that are not zero",) if padding.read().any() else ()
+    notes = (f"{path}: omitted {rows - vocab_size} padding rows that are not zero",) if padding.read().any() else ()
     origin = f"{path} (llm.c, {str(dtype).removeprefix('torch.')})"
     return Source(config, tensors, find_tokenizer(path, vocab_size), origin, notes)
 
@@ -112,12 +123,12 @@ def _count(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape))
 
 
-def _stored(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
+def _stored(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
     def read() -> Tensor:
         numbers = np.fromfile(path, dtype=f"<i{dtype.itemsize}", count=_count(shape), offset=offset)
         return torch.from_numpy(numbers).view(dtype).view(shape)
 
-    return Stored(shape, read)
+    return StoredTensor(shape, read)
 
 
 def _header(*words: int) -> bytes:
@@ -127,12 +138,12 @@ def _header(*words: int) -> bytes:
 
 
 def _write_numbers(file: BinaryIO, tensor: Tensor) -> None:
-    """The tensor's numbers, little-endian and in row-major order."""
+    """Write the numbers of a tensor, little-endian and in row-major order."""
     file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _write_tensors(file: BinaryIO, config: GPTConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Parameters or their gradients in the order of the file, the token embedding padded with zero rows."""
+    """Write parameters or gradients, given in the order of the file; the token embedding gets padding of zeros."""
     for name, tensor in tensors:
         _write_numbers(file, tensor)
         if name == "transformer.wte.weight":
@@ -141,7 +152,7 @@ def _write_tensors(file: BinaryIO, config: GPTConfig, tensors: Iterable[tuple[st
 
 
 def stem(config: GPTConfig) -> str:
-    """What llm.c would call the model: `gpt2_124M`, or `gpt2_d6` by depth for a size that has no name."""
+    """Return llm.c's name of the model: `gpt2_124M`, or by depth `gpt2_d6` for a size that has no name."""
     shape = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
     size = next((label for name, label in SIZE_NAMES.items() if PRESETS[name] == shape), f"d{config.n_layer}")
     return f"gpt2_{size}"
@@ -159,7 +170,10 @@ def write_model(model: GPT, path: Path, dtype: torch.dtype) -> None:
 
 
 def write_state(model: GPT, x: Tensor, y: Tensor, path: Path) -> None:
-    """Write what llm.c's tests compare with: a batch (int64 (B, T) each), its logits, loss and gradients, float32."""
+    """Write the debug state with which llm.c's test programs compare their results.
+
+    It holds the inputs `x` and targets `y` (int64 (B, T) each), and logits, loss and gradients in float32.
+    """
     model.zero_grad(set_to_none=True)
     logits, loss = model(x, y)
     assert loss is not None
@@ -175,34 +189,22 @@ def write_state(model: GPT, x: Tensor, y: Tensor, path: Path) -> None:
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """A parameter's gradient on the CPU."""
+    """Return the gradient of a parameter, in float32 on the CPU."""
     assert parameter.grad is not None
     return parameter.grad.float().cpu()
 
 
-def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write the vocabulary llm.c decodes with. Raises UserError for a token it cannot hold.
-
-    Where there is no end-of-text, samples start from a newline, or from id 0.
-    """
-    tokens = all_tokens(tokenizer)
-    if any(len(t) > 255 for t in tokens):
-        raise UserError(f"a token of {max(map(len, tokens))} bytes does not fit llm.c's tokenizer file (255 at most)")
-    start = tokens.index(b"\n") if b"\n" in tokens else 0
-    path.write_bytes(llmc_bytes(tokens, start if tokenizer.eot is None else tokenizer.eot))
-
-
 def write(model: GPT, extras: Extras, folder: Path) -> None:
-    """Fill `folder` with the four files of llm.c's `--write_tensors`. Raises UserError."""
+    """Fill `folder` with the four files that llm.c's `--write_tensors` writes. Raises UserError."""
     name = stem(model.config)
     if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.specials:
         extras.note(
-            f"llm.c's tokenizer file does not say which tokens are special: {', '.join(extras.tokenizer.specials)} "
-            "are ordinary ones for who reads it"
+            "llm.c's tokenizer file does not record which tokens are special: "
+            f"{', '.join(extras.tokenizer.specials)} become ordinary tokens there"
         )
     if extras.tokenizer is not None:
         with publish(folder / "gpt2_tokenizer.bin") as path:
-            write_tokenizer(extras.tokenizer, path)
+            write_llmc(extras.tokenizer, path)
     with publish(folder / f"{name}.bin") as path:
         write_model(model, path, torch.float32)
     with publish(folder / f"{name}_bf16.bin") as path:
@@ -213,6 +215,6 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
 
 
 def random_batch(vocab_size: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Random inputs and their targets, int64 (rows, columns) each."""
+    """Return random inputs and their targets, int64 (rows, columns) each."""
     ids = torch.randint(vocab_size, (rows, columns + 1), generator=torch.Generator().manual_seed(0))
     return ids[:, :-1], ids[:, 1:]

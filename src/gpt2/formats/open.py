@@ -1,4 +1,4 @@
-"""`MODEL` on a command line: any path or name, recognised by what it holds."""
+"""Opens the `MODEL` of a command line: any path or name, recognised by its content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,34 +9,61 @@ from safetensors import SafetensorError
 
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
-from gpt2.formats import bare, gguf, huggingface, llmc, nanogpt, native, torch_file
-from gpt2.formats.source import Source, Stored
+from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder, safetensors_file
+from gpt2.formats.source import Source, StoredTensor
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 
-FOLDERS = (
-    (native.is_checkpoint, native.open_checkpoint),
-    (native.is_run, native.open_run),
-    (huggingface.is_folder, huggingface.open_folder),
-    (lambda path: (path / "ckpt.pt").is_file(), lambda path: nanogpt.open_file(path / "ckpt.pt")),
-    (llmc.is_folder, llmc.open_folder),
-)
-FILES = (
-    # told by their first bytes and their size
-    (lambda start, size: torch_file.is_torch_file(start), nanogpt.open_file),
-    (lambda start, size: gguf.is_gguf(start), gguf.open_file),
-    (llmc.is_llmc, llmc.open_file),
-    (bare.is_safetensors, bare.open_file),
-)
+TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""First bytes of PyTorch's files: a zip archive, or before PyTorch 1.6 a pickle of their magic number."""
 KINDS = "run, checkpoint, Hugging Face folder, nanoGPT or build-nanogpt checkpoint, llm.c .bin, GGUF or .safetensors"
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() and (folder / "state.json").is_file()
+
+
+def _is_run(folder: Path) -> bool:
+    if not (folder / "checkpoints").is_dir():
+        return False
+    return (folder / "config.toml").is_file() or bool(run_folder.saved_steps(folder))
+
+
+def _is_huggingface(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    return len(start) >= 9 and int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
+
+
+def _is_llmc(start: bytes, size: int) -> bool:
+    return size >= llmc.HEADER_BYTES and int.from_bytes(start[:4], "little") in llmc.MAGICS
+
+
+# Folders are recognised by the files in them, and the first match counts.
+FOLDERS = (
+    (_is_checkpoint, run_folder.open_checkpoint),
+    (_is_run, run_folder.open_run),
+    (_is_huggingface, huggingface.open_folder),
+    (lambda folder: (folder / "ckpt.pt").is_file(), lambda folder: nanogpt.open_file(folder / "ckpt.pt")),
+    (lambda folder: llmc.model_in(folder) is not None, llmc.open_folder),
+)
+# Files are recognised by their first bytes and their size, and the first match counts.
+FILES = (
+    (lambda start, size: start.startswith(TORCH_STARTS), nanogpt.open_file),
+    (lambda start, size: start.startswith(b"GGUF"), gguf.open_file),
+    (_is_llmc, llmc.open_file),
+    (_is_safetensors, safetensors_file.open_file),
+)
 
 
 def open_model(name: str, tokenizer: str | None = None) -> Source:
     """Open a run folder, a checkpoint, a model file of any known format, or a model of Hugging Face's hub.
 
-    `tokenizer` names one to use instead of the model's own. Raises UserError for what is none of these, or is
-    damaged.
+    `tokenizer` names one to use instead of the model's own. Raises UserError where the name is none of these, or the
+    file is damaged.
     """
     source = _open(name)
     if tokenizer is None:
@@ -51,9 +78,9 @@ def open_model(name: str, tokenizer: str | None = None) -> Source:
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, or the folder of a dataset or a model.
+    """Return the tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, or the folder of a dataset or a model.
 
-    Raises UserError for what is none of these.
+    Raises UserError where the name is none of these.
     """
     is_model = any(recognises(Path(name)) for recognises, _ in FOLDERS)
     return _open(name).tokenizer if is_model else open_tokenizer(name)
@@ -61,8 +88,8 @@ def named_tokenizer(name: str) -> Tokenizer:
 
 def _open(name: str) -> Source:
     path = Path(name)
-    if path.name in ("model.safetensors", "pytorch_model.bin") and huggingface.is_folder(path.parent):
-        path = path.parent  # config.json beside it knows what the weights alone do not tell
+    if path.name in ("model.safetensors", "pytorch_model.bin") and _is_huggingface(path.parent):
+        path = path.parent  # its config.json holds more than the weights alone
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(64)
@@ -80,26 +107,19 @@ def _open(name: str) -> Source:
 
 
 def build(source: Source, **config_changes: Any) -> GPT:
-    """The float32 model of an opened file, with fields of its configuration that are no shapes changed.
+    """Build the float32 model of an opened file.
 
-    Tensors are read one at a time and leave the source as they come, so that it builds one model only. Raises
-    UserError where they are damaged or not those of the configuration; that is looked at before anything is read.
+    `config_changes` replace fields of its configuration that do not change shapes. Tensors are read one at a time,
+    and each is released once it is copied, so that memory holds the model and one more tensor. Models built from
+    the same source share nothing. All shapes are checked before anything is read; raises UserError where they do not
+    fit the configuration, and where the file is damaged.
     """
-    assert source.tensors, "a source builds one model"
-    tensors = source.tensors
-    seen = set()
-    for name, shape in parameter_shapes(source.config):
-        _check(source, name, tensors.get(name), shape)
-        seen.add(name)
-    for name in tensors.keys() - seen:
-        _check(source, name, tensors[name], None)
+    _check_shapes(source)
     with torch.device("meta"):
         model = GPT(replace(source.config, **config_changes))
-    state = {}
     try:
-        for name in seen:
-            # a copy, because the file may be mapped, and a trainer may write over it at any time
-            state[name] = tensors.pop(name).read().to(torch.float32, copy=True)
+        # Always a copy: the file may be mapped into memory, and a trainer may overwrite it at any time.
+        state = {name: t.read().to(torch.float32, copy=True) for name, t in source.tensors.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"the weights of {source.origin} cannot be read ({first_line(error)}); fetch them again"
@@ -108,8 +128,19 @@ def build(source: Source, **config_changes: Any) -> GPT:
     return model.requires_grad_()
 
 
-def _check(source: Source, name: str, tensor: Stored | None, wanted: tuple[int, ...] | None) -> None:
-    """Raise UserError unless a parameter is there with the shape the configuration gives it."""
+def _check_shapes(source: Source) -> None:
+    """Raise UserError unless the tensors are exactly the parameters of the configuration."""
+    known = set()
+    for name, shape in parameter_shapes(
+        source.config
+    ):  # stops at the first that is missing, even if n_layer is absurd
+        _check_shape(source, name, source.tensors.get(name), shape)
+        known.add(name)
+    for name in source.tensors.keys() - known:
+        _check_shape(source, name, source.tensors[name], None)
+
+
+def _check_shape(source: Source, name: str, tensor: StoredTensor | None, wanted: tuple[int, ...] | None) -> None:
     found = None if tensor is None else tensor.shape
     if found != wanted:
         raise UserError(

@@ -1,9 +1,11 @@
-"""What every format gives when it opens a model file."""
+"""The classes that every format's reader gives and every writer takes, and the rules that state dicts share."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt2.errors import UserError
@@ -12,83 +14,91 @@ from gpt2.tokenizers import Tokenizer
 
 Note = Callable[[str], None]
 
+PREFIXES = ("_orig_mod.", "module.", "transformer.")
+"""Prefixes of parameter names: torch.compile's, DDP's, and the one that OpenAI's originals on the hub lack."""
+MASKS = (".attn.bias", ".attn.masked_bias")
+"""Endings of names that are causal masks and not parameters."""
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""Matrices that Hugging Face's Conv1D stores as (in, out), where nn.Linear has (out, in)."""
+
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor that is still in its file."""
+class StoredTensor:
+    """A tensor that stays in its file until it is read."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-    """Gives the tensor, in the floating-point format of the file."""
+    """Returns the tensor in the floating-point dtype of the file. Can be called again."""
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Stored":
+    def of(cls, tensor: Tensor) -> "StoredTensor":
+        """Return the stored form of a tensor in memory, which it shares."""
         return cls(tuple(tensor.shape), lambda: tensor)
 
-    def transposed(self) -> "Stored":
-        """The same matrix with its dimensions exchanged."""
-        return Stored(self.shape[::-1], lambda: self.read().t().contiguous())
+    def transposed(self) -> "StoredTensor":
+        """Return the matrix with its two dimensions exchanged."""
+        return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous())
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a file knows of the training its model is from."""
+    """Describes the training from which a model comes, as far as its file knows it."""
 
     step: int = 0
-    """Optimizer updates made."""
+    """Number of optimizer steps made."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The trainer's settings under its own names, which are ours or nanoGPT's."""
+    """Settings of the trainer, under the names that this program or nanoGPT gives them."""
     optimizer: Callable[[], dict[str, Tensor]] | None = None
-    """Reads AdamW's state under the names of `optim.optimizers.named_state`; None where the file has none. Raises
-    UserError where it is not the model's."""
+    """Reads AdamW's state, under the names of `optim.optimizers.named_state`; None where the file has none. Raises
+    UserError where the state does not fit the model."""
     best_val_loss: float | None = None
-    """Lowest validation loss so far, where it is known."""
+    """Lowest validation loss so far, if it is known."""
 
-    def moments(self, note: Note) -> dict[str, Tensor]:
-        """AdamW's state, or nothing where there is none or it cannot be read, which `note` is told."""
+    def optimizer_state(self, note: Note) -> dict[str, Tensor]:
+        """Return AdamW's state; where it is missing or unreadable, report that to `note` and return nothing."""
         if self.optimizer is None:
-            note("there is no optimizer state with the weights: AdamW starts with its memory empty")
+            note("there is no optimizer state with the weights: AdamW starts with an empty state")
             return {}
         try:
             return self.optimizer()
         except UserError as error:
-            note(f"{error}: AdamW starts with its memory empty")
+            note(f"{error}: AdamW starts with an empty state")
             return {}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model in a file, opened and understood but not yet built."""
+    """A model file that is opened and understood, from which models can be built."""
 
     config: GPTConfig
-    tensors: dict[str, Stored]
-    """Under our parameter names and in our shapes. Building the model empties it, so as to hold nothing twice."""
+    tensors: dict[str, StoredTensor]
+    """Parameters under our names and in our shapes."""
     find_tokenizer: Callable[[], Tokenizer | None]
-    """Gives the tokenizer, or None where neither the file nor what lies beside it tells which it is."""
+    """Returns the tokenizer, or None where neither the file nor its folder determines one."""
     origin: str
-    """Where it came from, for people."""
+    """Name of the source for messages."""
     notes: tuple[str, ...] = ()
-    """What was assumed in reading it, for people."""
+    """Assumptions made while reading, one line each, to be reported to the user."""
     progress: Progress = Progress()
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises UserError where it is not known, cannot be read or has ids the model lacks."""
+        """Return the tokenizer. Raises UserError if it is unknown, unreadable or has ids that the model lacks."""
         if (found := self.find_tokenizer()) is None:
             raise UserError(
-                f"{self.origin} brings no tokenizer; put its meta.pkl or tokenizer.json beside it, or name one with "
+                f"{self.origin} brings no tokenizer; put its meta.pkl or tokenizer.json next to it, or name one with "
                 "--tokenizer (gpt2, byte, or the folder of a dataset or a model)"
             )
         if found.vocab_size > self.config.vocab_size:
             raise UserError(
-                f"the tokenizer of {self.origin} has {found.vocab_size} ids, and the model rows for only "
+                f"the tokenizer of {self.origin} has {found.vocab_size} ids, but the model has only "
                 f"{self.config.vocab_size}; name another with --tokenizer"
             )
         return found
 
     @property
     def known_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer for what can do without: None where `tokenizer` raises."""
+        """Return the tokenizer, or None where `tokenizer` raises: for callers that can work without one."""
         try:
             return self.tokenizer
         except UserError:
@@ -97,14 +107,84 @@ class Source:
 
 @dataclass(frozen=True)
 class Extras:
-    """What goes into a file besides the model, as far as its format has room for it."""
+    """Holds what an exported file contains in addition to the weights, as far as its format allows."""
 
     tokenizer: Tokenizer | None
     name: str
+    """Name of the model, for formats that record one."""
     dtype: str
-    """Of the matrices: float32, bfloat16, float16 or q8_0."""
+    """Dtype of the matrices: float32, bfloat16, float16 or q8_0."""
     note: Note
-    """Receives what the file cannot say and its user must know."""
+    """Receives a line about everything that the format cannot represent."""
     batch: tuple[Tensor, Tensor] | None = None
-    """Inputs and targets for llm.c's debug state, int64 (B, T). Default: random ids."""
+    """Inputs and targets of llm.c's debug state, int64 (B, T) each. Default: random ids."""
     progress: Progress = Progress()
+
+
+def to_our_names(tensors: Iterable[tuple[str, StoredTensor]], where: object) -> dict[str, StoredTensor]:
+    """Return the parameters among `tensors` under our names and in our shapes.
+
+    Prefixes are unified, masks dropped, and the matrices of Conv1D, which the shape of `c_attn` reveals, transposed.
+    The head is dropped too; raises UserError where it differs from the token embedding.
+    """
+    found: dict[str, StoredTensor] = {}
+    head: StoredTensor | None = None
+    for key, tensor in tensors:
+        while key.startswith(PREFIXES):
+            key = key.split(".", 1)[1]
+        if key == "lm_head.weight":
+            head = tensor
+        elif not key.endswith(MASKS):
+            found[f"transformer.{key}"] = tensor
+    embedding = found.get("transformer.wte.weight")
+    if head and embedding and not _equal(head, embedding):
+        raise UserError(f"{where} has an lm_head.weight of its own; GPT-2's head is its token embedding")
+    c_attn = found.get("transformer.h.0.attn.c_attn.weight")
+    if c_attn and len(c_attn.shape) == 2 and c_attn.shape[1] == 3 * c_attn.shape[0]:
+        found = {k: t.transposed() if k.endswith(TRANSPOSED) else t for k, t in found.items()}
+    return found
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two tensors have the same values in the coarser of their dtypes."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.read(), other.read()
+    if a.data_ptr() == b.data_ptr():
+        return True
+    coarser = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(a.to(coarser).nan_to_num(), b.to(coarser).nan_to_num())
+
+
+def checked_config(values: Any, where: object) -> GPTConfig:
+    """Return the configuration with the fields in the mapping `values`. Raises UserError for an invalid one."""
+    kinds = {f.name: type(f.default) for f in fields(GPTConfig)}
+    for name, value in dict(values).items():
+        if type(value) is not kinds.get(name) and not (kinds.get(name) is float and type(value) is int):
+            raise UserError(f"{where} describes no GPT-2: {str(name)[:40]}={str(value)[:40]!r}")
+    try:
+        return GPTConfig(**values)
+    except UserError as error:
+        raise UserError(f"{where} describes no GPT-2: {error}") from None
+
+
+def infer_config(tensors: dict[str, StoredTensor], where: object) -> tuple[GPTConfig, str]:
+    """Return the configuration that the shapes of `tensors` (our names) imply, and a line with the assumptions.
+
+    Raises UserError where the shapes are not those of a GPT-2.
+    """
+    wte, wpe = tensors.get("transformer.wte.weight"), tensors.get("transformer.wpe.weight")
+    layers = {int(m[1]) for key in tensors if (m := re.fullmatch(r"transformer\.h\.(\d{1,6})\..*", key))}
+    if wte is None or wpe is None or not layers or len(wte.shape) != 2 or len(wpe.shape) != 2:
+        raise UserError(f"{where} holds no GPT-2: it lacks wte.weight, wpe.weight or blocks")
+    n_embd = wte.shape[1]
+    n_head = n_embd // 64 if n_embd % 64 == 0 else 1
+    config = GPTConfig(
+        block_size=wpe.shape[0],
+        vocab_size=wte.shape[0],
+        n_layer=len(layers),
+        n_head=n_head,
+        n_embd=n_embd,
+        bias="transformer.ln_f.bias" in tensors,
+    )
+    return config, f"{where} does not record its heads and GELU: assuming n_head={n_head} and tanh"

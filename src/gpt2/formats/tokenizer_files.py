@@ -1,39 +1,60 @@
-"""Tokenizers from the files that lie beside a model, or that a user names."""
+"""Tokenizers read from the files next to a model, or from a file or folder that a user names.
+
+Hugging Face, llm.c, llama.cpp and nanoGPT all store a list of tokens; `from_tokens` recognises the tokenizer that has
+them. The files are written by `tokenizer_writer`.
+"""
 
 import functools
+import hashlib
+import io
 import json
+import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpt2.data.nanogpt_meta import read_meta
 from gpt2.errors import UserError, first_line
-from gpt2.formats import huggingface_tokenizer
-from gpt2.formats.vocabulary import LLMC_MAGIC, from_tokens
-from gpt2.tokenizers import END_OF_TEXT, ByteTokenizer, Tokenizer, from_json, gpt2_tokenizer
+from gpt2.tokenizers import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    byte_of_character,
+    from_json,
+    gpt2_tokenizer,
+)
 
+FILES = ("dataset.json", "meta.pkl", "tokenizer.json", "vocab.json", "gpt2_tokenizer.bin")
+"""Files of a folder that hold a tokenizer, in the order in which they are looked for."""
 GPT2_SIZES = (50257, 50304)
-"""GPT-2's vocabulary, and rounded up to a multiple of 64 as nanoGPT and build-nanogpt train it."""
+"""Size of GPT-2's vocabulary, and that size rounded up to a multiple of 64 as nanoGPT and build-nanogpt train it."""
+GPT2_SHA256 = "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
+"""SHA-256 of llm.c's tokenizer file for GPT-2's vocabulary."""
+LLMC_MAGIC, LLMC_VERSION = 20240328, 2
+BYTE_OF = byte_of_character()
 
 
 def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Callable[[], Tokenizer | None]:
-    """Looks, when asked, for the tokenizer of a model file that has none inside.
+    """Return a function that looks for the tokenizer of a model file that has none inside.
 
-    Beside it lies nanoGPT's meta.pkl, Hugging Face's files or llm.c's; or it is where nanoGPT keeps `dataset`;
-    or it is GPT-2's, by the size of the vocabulary.
+    It looks next to the file for nanoGPT's meta.pkl, Hugging Face's files or llm.c's, and in the folder where nanoGPT
+    keeps `dataset`. Otherwise a vocabulary of GPT-2's size means GPT-2's tokenizer.
     """
 
     @functools.cache
     def find() -> Tokenizer | None:
-        folder = model.absolute().parent  # not resolved: in the hub's cache the files are links to elsewhere
+        folder = model.absolute().parent  # not resolved: in the hub's cache the files are links to another folder
         if isinstance(dataset, str) and re.fullmatch(r"[\w.-]{1,100}", dataset):
             meta = folder.parent / "data" / dataset / "meta.pkl"
             if meta.is_file():
                 return read_meta(meta)
         found = _in_folder(folder)
-        # nanoGPT gives its models as many rows as there are characters; other tokenizers' rows may be rounded up
+        # nanoGPT's models have one embedding row per character; for other tokenizers the number may be rounded up
         if found and (found.vocab_size == vocab_size or (found.kind != "char" and found.vocab_size < vocab_size)):
             return found
         return gpt2_tokenizer() if vocab_size in GPT2_SIZES else None
@@ -42,7 +63,10 @@ def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Call
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer a user names: `gpt2`, `byte`, a file, or a folder of a dataset or a model. Raises UserError."""
+    """Open the tokenizer a user names: `gpt2`, `byte`, a file, or a folder of a dataset or a model.
+
+    Raises UserError where the name is none of these.
+    """
     if name == "gpt2":
         return gpt2_tokenizer()
     if name == "byte":
@@ -59,9 +83,6 @@ def open_tokenizer(name: str) -> Tokenizer:
     return found
 
 
-FILES = ("dataset.json", "meta.pkl", "tokenizer.json", "vocab.json", "gpt2_tokenizer.bin")
-
-
 def _in_folder(folder: Path) -> Tokenizer | None:
     for name in FILES:
         if (folder / name).is_file():
@@ -70,7 +91,7 @@ def _in_folder(folder: Path) -> Tokenizer | None:
 
 
 def _from_file(path: Path) -> Tokenizer | None:
-    """The tokenizer in a file of any of these kinds; None for another file. Raises UserError for a damaged one."""
+    """Read the tokenizer in a file of these kinds; None for another file. Raises UserError for a damaged one."""
     try:
         if path.suffix == ".pkl":
             return read_meta(path)
@@ -82,8 +103,8 @@ def _from_file(path: Path) -> Tokenizer | None:
                 return from_json(values["tokenizer"])
             if path.name == "vocab.json":
                 merges = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-                return huggingface_tokenizer.from_vocab_and_merges(values, [m for m in merges if m])
-            return huggingface_tokenizer.from_tokenizer_json(values)
+                return _from_vocab_and_merges(values, [m for m in merges if m])
+            return _from_tokenizer_json(values)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} holds no tokenizer that can be read here ({first_line(error)}); name another with --tokenizer"
@@ -91,8 +112,109 @@ def _from_file(path: Path) -> Tokenizer | None:
     return None
 
 
+def from_tokens(
+    tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PATTERN, specials: Sequence[str] = ()
+) -> Tokenizer | None:
+    """Return the tokenizer with these tokens, followed by these special tokens; None where no kind fits.
+
+    A byte-level BPE is recognised by having all 256 bytes, and its merges are taken to be in the order of its ids.
+    Raises UserError for special tokens that could be confused with other tokens.
+    """
+    rest = [t for i, t in enumerate(tokens) if i != eot]
+    if len(set(rest)) < len(rest) or (eot is not None and tokens[eot] != END_OF_TEXT.encode()):
+        return None
+    if eot == 256 and not specials and rest == [bytes([b]) for b in range(256)]:
+        return ByteTokenizer()
+    if eot is not None and {bytes([b]) for b in range(256)} <= set(rest):
+        is_gpt2 = len(tokens) == 50257 and max(map(len, tokens)) < 256
+        is_gpt2 = is_gpt2 and hashlib.sha256(llmc_bytes(tokens, eot)).hexdigest() == GPT2_SHA256
+        kind = "gpt2" if is_gpt2 else "bpe"
+        return BPETokenizer(rest, pattern, kind, None if eot == len(rest) else eot, specials)
+    characters = [t.decode("utf-8", errors="ignore") for t in rest]
+    if eot is None and not specials and all(len(c) == 1 for c in characters):
+        return CharTokenizer("".join(characters))
+    return None
+
+
+def _from_tokenizer_json(values: dict[str, Any]) -> Tokenizer:
+    """Read Hugging Face's `tokenizer.json`. Raises ValueError for a kind that this program does not have."""
+    model, added_tokens = values["model"], values.get("added_tokens") or []
+    added = {t["content"]: t["id"] for t in added_tokens}
+    for token in added_tokens:
+        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
+            raise ValueError(f"its special token {token['content']} depends on the text next to it")
+    if values.get("normalizer"):
+        raise ValueError("it changes the text before splitting it")
+    if model["type"] == "WordLevel" and not added:
+        vocab = {i: token for token, i in model["vocab"].items()}
+        return _recognised(from_tokens([vocab[i].encode() for i in range(len(vocab))], None))
+    if model["type"] != "BPE":
+        raise ValueError(f"a {model['type']} model")
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return _byte_level(model["vocab"], merges, _pattern(values["pre_tokenizer"]), added)
+
+
+def _pattern(pre_tokenizer: dict[str, Any]) -> str:
+    """Return the pattern by which a byte-level pre-tokenizer splits text."""
+    match pre_tokenizer:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return GPT2_PATTERN  # also without its regex, which matters only where there are merges
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        }:
+            return pattern
+    raise ValueError("it does not split text as GPT-2 does")
+
+
+def _from_vocab_and_merges(vocab: dict[str, int], merges: list[str]) -> Tokenizer:
+    """Read the older pair of files, `vocab.json` and the lines of `merges.txt`. Raises ValueError, KeyError."""
+    return _byte_level(vocab, merges, GPT2_PATTERN, {END_OF_TEXT: vocab[END_OF_TEXT]})
+
+
+def _byte_level(vocab: dict[str, int], merges: list[str], pattern: str, added: dict[str, int]) -> Tokenizer:
+    """Return a byte-level BPE. Raises ValueError where its merges do not make its tokens in the order of the ids."""
+    if END_OF_TEXT not in added:
+        raise ValueError(f"its special tokens are {', '.join(sorted(added)) or 'none'}, without {END_OF_TEXT}")
+    eot = added[END_OF_TEXT]
+    specials = sorted(added.keys() - {END_OF_TEXT}, key=added.__getitem__)
+    by_id = {i: token for token, i in vocab.items() if token not in added}
+    for i, special in enumerate(specials, start=len(by_id) + 1):
+        if added[special] != i:
+            raise ValueError(f"its special token {special} has the id {added[special]}, not {i} after all others")
+    tokens = [
+        END_OF_TEXT.encode() if i == eot else bytes(BYTE_OF[c] for c in by_id[i]) for i in range(len(by_id) + 1)
+    ]
+    joined = [m.replace(" ", "") for m in merges]
+    if joined != [by_id[i] for i in sorted(by_id) if len(by_id[i]) > 1]:
+        raise ValueError("its merges are not in the order of its ids")
+    try:
+        return _recognised(from_tokens(tokens, eot, pattern, specials))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _recognised(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise ValueError("its tokens are neither bytes, characters nor byte-pairs")
+    return tokenizer
+
+
+def llmc_bytes(tokens: Sequence[bytes], eot: int) -> bytes:
+    """Return llm.c's tokenizer file: a header of 256 int32, then the length and the bytes of each token.
+
+    Raises ValueError for a token of more than 255 bytes, which the format cannot hold.
+    """
+    header = np.zeros(256, dtype="<i4")
+    header[:4] = LLMC_MAGIC, LLMC_VERSION, len(tokens), eot
+    return header.tobytes() + b"".join(bytes([len(t)]) + t for t in tokens)
+
+
 def _from_llmc(data: bytes) -> Tokenizer | None:
-    """llm.c's tokenizer file, version 1 or 2. Raises ValueError, IndexError."""
+    """Read llm.c's tokenizer file, version 1 or 2. Raises ValueError, IndexError."""
     header = np.frombuffer(data[:1024], dtype="<i4")
     if header[0] != LLMC_MAGIC or header[1] not in (1, 2):
         return None
@@ -103,5 +225,24 @@ def _from_llmc(data: bytes) -> Tokenizer | None:
         at += 1 + data[at]
     if at != len(data):
         raise ValueError(f"{len(data)} bytes where its tokens end at {at}")
-    # A character model has no end-of-text; the file then names the token its samples start from.
+    # A character model has no end-of-text; the file then names the token from which llm.c starts its samples.
     return from_tokens(tokens, eot if 0 <= eot < count and tokens[eot] == END_OF_TEXT.encode() else None)
+
+
+def read_meta(path: Path) -> CharTokenizer:
+    """Read the tokenizer in nanoGPT's `meta.pkl`. Raises UserError for any other pickle, and executes none of it."""
+    try:
+        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
+        if not len(set(characters)) == len(characters) == meta["vocab_size"]:
+            raise ValueError("its entries are not one character each")
+        return CharTokenizer(characters)
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads containers, text and numbers; it refuses whatever names a class or function, without executing it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain values are admitted")

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without executing any of it."""
+"""Files written by `torch.save`, read without executing anything in them."""
 
 import mmap
 import pickle
@@ -12,27 +12,19 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.source import Stored
-from gpt2.formats.state_dict import NOT_PARAMETERS
-
-ZIP = b"PK\x03\x04"
-LEGACY = b"\x80\x02\x8a\x0a"
-"""How files of PyTorch before 1.6 begin: a pickle of their magic number."""
+from gpt2.formats.source import MASKS, StoredTensor
 
 
 class PickledConfig:
-    """Stands in for the dataclass that build-nanogpt's script pickles into its checkpoints."""
-
-
-def is_torch_file(start: bytes) -> bool:
-    return start.startswith((ZIP, LEGACY))
+    """Replaces the dataclass that build-nanogpt's script pickles into its checkpoints."""
 
 
 def load(path: Path) -> Any:
-    """The object in the file; its tensors stay on disk until they are used, where its age allows that.
+    """Return the object in the file.
 
-    Only tensors, plain values and build-nanogpt's configuration class are admitted. Raises UserError for anything
-    else, by name and without executing it, and for damaged files.
+    Its tensors stay on the disk until they are used; only those of a file from before PyTorch 1.6, which cannot be
+    mapped, are read into memory at once. Only tensors, plain values and build-nanogpt's configuration class are
+    admitted. Raises UserError for anything else, by name and without executing it, and for damaged files.
     """
     try:
         is_zip = zipfile.is_zipfile(path)
@@ -54,25 +46,25 @@ def load(path: Path) -> Any:
 
 
 def save(values: object, path: Path) -> None:
-    """Write what `load` reads. Raises OSError where the disk does not take it."""
+    """Write a file that `load` reads. Raises OSError where the disk does not take it."""
     try:
         with path.open("wb") as file:
             torch.save(values, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # PyTorch's writer hides it behind one of its own
+        if isinstance(error.__context__, OSError):  # PyTorch's writer hides the system's error behind its own
             raise error.__context__ from None
         raise
 
 
 def _refuse_inflation(path: Path) -> None:
-    """Raise UserError where the file would unpack to more than itself; `torch.save` does not compress."""
+    """Raise UserError where the file would unpack to more than its own size; `torch.save` does not compress."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise UserError(f"{path} unpacks to more bytes than it has; torch.save writes no such file")
 
 
 def _refuse_bytearrays(path: Path, is_zip: bool) -> None:
-    """Raise UserError where the pickle names `bytearray`: PyTorch admits it, and it can claim memory without end."""
+    """Raise UserError where the pickle names `bytearray`: PyTorch admits it, and it can claim unlimited memory."""
     if is_zip:
         with zipfile.ZipFile(path) as archive:
             found = any(b"bytearray" in archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
@@ -83,18 +75,18 @@ def _refuse_bytearrays(path: Path, is_zip: bool) -> None:
         raise UserError(f"{path} asks to run builtins.bytearray, which no model needs; do not trust this file")
 
 
-def stored(values: Any, where: object) -> list[tuple[str, Stored]]:
-    """The tensors of a state dict. Raises UserError for what is none."""
+def state_dict(values: Any, where: object) -> list[tuple[str, StoredTensor]]:
+    """Return the tensors of a state dict with their names. Raises UserError where `values` is not a state dict."""
     if not isinstance(values, Mapping) or not values:
         raise UserError(f"{where} holds no weights")
     for name, tensor in values.items():
-        if not isinstance(name, str) or not (name.endswith(NOT_PARAMETERS) or is_whole(tensor)):
+        if not isinstance(name, str) or not (name.endswith(MASKS) or is_dense(tensor)):
             raise UserError(f"{where} holds {str(name)[:80]!r}, which is no tensor of weights")
-    return [(name, Stored.of(tensor)) for name, tensor in values.items() if not name.endswith(NOT_PARAMETERS)]
+    return [(name, StoredTensor.of(tensor)) for name, tensor in values.items() if not name.endswith(MASKS)]
 
 
-def is_whole(tensor: object) -> bool:
-    """Whether it is a dense floating-point tensor all of whose elements are in the file."""
+def is_dense(tensor: object) -> bool:
+    """Return whether the object is a dense floating-point tensor whose elements are all in the file."""
     return (
         isinstance(tensor, Tensor)
         and tensor.layout == torch.strided

@@ -1,4 +1,4 @@
-"""A model of any format as a run of ours, which can be sampled, resumed and exported."""
+"""Imports a model of any format as a run of this program, which can be sampled, resumed and exported."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,23 +8,23 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.files import check_free, publish, write_text
-from gpt2.formats.layout import folder_of
 from gpt2.formats.open import build
+from gpt2.formats.run_folder import folder_of
 from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
 from gpt2.training.weights import MODEL_SETTINGS
 
-# Settings of another trainer that say where it ran, and not how it trained.
-ELSEWHERE = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
+# Settings of another trainer that describe its environment and not its training.
+ENVIRONMENT = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
 
 
 def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Path:
-    """Make a run folder of the model, its tokenizer and what is known of its training; returns its checkpoint.
+    """Make a run folder from the model, its tokenizer and what is known of its training; return its checkpoint.
 
-    The folder appears when it is whole. `note` receives what was assumed or is missing. Raises UserError, also where
-    `out_dir` is not free.
+    The folder appears when it is complete. `note` receives a line about everything that was assumed or is missing.
+    Raises UserError, also where `out_dir` is not free.
     """
     check_free(out_dir, folder=True)
     for line in source.notes:
@@ -41,29 +41,29 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     try:
         config = TrainConfig(**known).resolved()
     except UserError as error:
-        note(f"its settings do not fit together here ({error}): the run has the defaults")
+        note(f"its settings do not fit together ({error}): the run has the defaults")
         config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
     optimizers = make_optimizers(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
-    load_named_state(optimizers, progress.moments(note))
+    load_named_state(optimizers, progress.optimizer_state(note))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    needed = sum(part.rows.nbytes for part in (*taken.weights.values(), *taken.optimizer_state.values()))
+    needed = sum(shard.values.nbytes for shard in (*taken.weights.values(), *taken.optimizer_state.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
         try:
             checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))
         except UserError as error:
-            raise error.__cause__ or error from None  # the system's error, which `publish` reports of `out_dir`
+            raise error.__cause__ or error from None  # the system's error, which `publish` reports for `out_dir`
         write_text(temporary / "config.toml", dump_toml(settings))
     return taken.folder
 
 
 def _understood(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are also ours and of the type ours take."""
+    """Return the settings that exist in TrainConfig and have the type that it requires."""
     result = {}
     for name, value in settings.items():
-        if name in TrainConfig.__dataclass_fields__ and name not in ELSEWHERE:
+        if name in TrainConfig.__dataclass_fields__ and name not in ENVIRONMENT:
             try:
                 result[name] = checked(name, value)
             except UserError:

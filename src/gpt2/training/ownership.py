@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats.layout import best_file
+from gpt2.formats.run_folder import best_file
 from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC
 from gpt2.runlog.records import FILE as LOG
 from gpt2.runlog.trackers import TENSORBOARD_SUFFIX

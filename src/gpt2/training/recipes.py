@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.layout import folder_of, read_description, read_saved
+from gpt2.formats.run_folder import folder_of, read_description, read_saved
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 

@@ -6,7 +6,7 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
-from gpt2.formats.layout import saved_steps
+from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import require_room
 

@@ -14,7 +14,7 @@ import torch
 from gpt2 import checkpoint
 from gpt2.checkpoint import Snapshot
 from gpt2.distributed.world import World
-from gpt2.tensor_file import Part
+from gpt2.tensor_file import TensorShard
 
 LOW_PRIORITY = 10
 """Priority of the thread that writes in the background, as nice(1) counts."""
@@ -79,14 +79,14 @@ class Saver:
         self.thread = threading.Thread(target=write_in_background, daemon=True)
         self.thread.start()
 
-    def _copied(self, shards: dict[str, Part]) -> dict[str, Part]:
+    def _copied(self, shards: dict[str, TensorShard]) -> dict[str, TensorShard]:
         """Return copies of the shards in the saver's own memory."""
         copied = {}
         for name, shard in shards.items():
-            rows = shard.rows
+            rows = shard.values
             if name not in self.copies:  # parameters and optimizer state have different names
                 self.copies[name] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
-            copied[name] = replace(shard, rows=self.copies[name].copy_(rows, non_blocking=True))
+            copied[name] = replace(shard, values=self.copies[name].copy_(rows, non_blocking=True))
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied

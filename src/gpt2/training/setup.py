@@ -18,7 +18,7 @@ from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError
 from gpt2.evaluate.choices import Task, check_fits
 from gpt2.evaluate.hellaswag import read_tasks, validation_file
-from gpt2.formats.layout import read_description
+from gpt2.formats.run_folder import read_description
 from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats.layout import read_description, saved_steps
+from gpt2.formats.run_folder import read_description, saved_steps
 from gpt2.training.session import Session
 
 MIN_LOSSES, MAX_LOSSES = 32, 128

@@ -7,8 +7,8 @@ import torch
 
 from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
-from gpt2.formats.layout import read_description
 from gpt2.formats.open import build, open_model
+from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.training.config import TrainConfig

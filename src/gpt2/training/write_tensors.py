@@ -7,7 +7,7 @@ from gpt2.errors import Log
 from gpt2.formats import llmc
 from gpt2.formats.export import fit
 from gpt2.formats.open import build
-from gpt2.formats.source import Extras, Source, Stored
+from gpt2.formats.source import Extras, Source, StoredTensor
 from gpt2.training.run import Run
 
 
@@ -18,7 +18,9 @@ def write_tensors(run: Run, log: Log) -> None:
     without a document mask, which llm.c does not have.
     """
     config = run.model.config
-    tensors = {name: Stored.of(p.detach().cpu()) for name, p in run.model.named_parameters()}
+    tensors = {
+        name: StoredTensor(tuple(p.shape), lambda p=p: p.detach().cpu()) for name, p in run.model.named_parameters()
+    }
     model = build(Source(config, tensors, lambda: run.tokenizer, str(run.out_dir))).eval()
     model = fit(model, run.tokenizer, "llmc", log)
     columns = min(llmc.COLUMNS, config.block_size)

@@ -1,4 +1,4 @@
-"""A model in one `.safetensors` file; ours carry configuration and tokenizer in their metadata."""
+"""A model in one `.safetensors` file. The files that this program writes also hold configuration and tokenizer."""
 
 import json
 from dataclasses import asdict
@@ -8,24 +8,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.source import Extras, Source, Stored
-from gpt2.formats.state_dict import described_config, guess_config, our_names
+from gpt2.formats.source import Extras, Source, StoredTensor, checked_config, infer_config, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
 from gpt2.tensor_file import write_tensors
 from gpt2.tokenizers import Tokenizer, from_json
 
 FLOATS = ("F32", "F16", "BF16", "F64")
+"""Dtypes of parameters, under safetensors' names."""
 MASKS = ("BOOL", "U8")
+"""Dtypes of causal masks, which some files hold in addition."""
+ENTRY = "gpt2"
+"""Key of the metadata under which this program stores configuration and tokenizer as JSON."""
 
 
-def is_safetensors(start: bytes, size: int) -> bool:
-    """Whether a file of `size` bytes that begins with `start` is one."""
-    return len(start) >= 9 and int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{"
-
-
-def stored_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file, and its metadata. Raises UserError for a damaged one."""
+def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Return the tensors of a file by name, and its metadata. Raises UserError for a damaged file."""
     try:
         file = safe_open(path, framework="pt")
         tensors = {}
@@ -35,22 +33,22 @@ def stored_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                 raise UserError(
                     f"{path} holds {key[:80]!r} as {view.get_dtype()}; weights are floating-point numbers"
                 )
-            tensors[key] = Stored(tuple(view.get_shape()), lambda key=key: file.get_tensor(key))
+            tensors[key] = StoredTensor(tuple(view.get_shape()), lambda key=key: file.get_tensor(key))
         return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); fetch it again") from None
 
 
 def open_file(path: Path) -> Source:
-    """A bare `.safetensors`. Raises UserError."""
-    tensors, metadata = stored_tensors(path)
-    tensors = our_names(tensors.items(), path)
-    if "gpt2" not in metadata:
-        config, assumed = guess_config(tensors, path)
+    """Open a `.safetensors` file of its own, without a folder that describes it. Raises UserError."""
+    tensors, metadata = read_tensors(path)
+    tensors = to_our_names(tensors.items(), path)
+    if ENTRY not in metadata:
+        config, assumed = infer_config(tensors, path)
         return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (assumed,))
     try:
-        described = json.loads(metadata["gpt2"])
-        config, tokenizer = described_config(described["config"], path), described.get("tokenizer")
+        described = json.loads(metadata[ENTRY])
+        config, tokenizer = checked_config(described["config"], path), described.get("tokenizer")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has metadata that cannot be read ({first_line(error)})") from None
     find = (lambda: from_json(tokenizer)) if tokenizer else find_tokenizer(path, config.vocab_size)
@@ -58,16 +56,16 @@ def open_file(path: Path) -> Source:
 
 
 def metadata(config: GPTConfig, tokenizer: Tokenizer | None = None) -> dict[str, str]:
-    """What tells a bare file's readers its configuration, and with a tokenizer makes it complete.
+    """Return the metadata from which `open_file` restores the configuration and, if given, the tokenizer.
 
-    One entry, because safetensors writes several in no fixed order.
+    There is a single entry, because safetensors writes several in no fixed order.
     """
     values = {"config": asdict(config)} | ({"tokenizer": tokenizer.to_json()} if tokenizer else {})
-    return {"gpt2": json.dumps(values)}
+    return {ENTRY: json.dumps(values)}
 
 
 def write(model: GPT, extras: Extras, path: Path) -> None:
-    """Write a file that is complete in itself."""
+    """Write a file from which `open_file` restores model, configuration and tokenizer."""
     dtype = getattr(torch, extras.dtype)
     tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     write_tensors(path, tensors, metadata(model.config, extras.tokenizer))

@@ -1,0 +1,147 @@
+"""The folder of a run: where its checkpoints are, and how a model is read from it.
+
+`torch` is imported only where a model is opened, because the command line asks for a run's checkpoints before that.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gpt2.errors import UserError
+from gpt2.files import manifest_problem
+from gpt2.tokenizers import from_json
+
+if TYPE_CHECKING:
+    from gpt2.formats.source import Source
+
+FORMAT = "gpt2 checkpoint 1"
+"""Version of the format, which `state.json` records."""
+MAX_TRIES = 100
+"""Largest number of lists of checkpoints that are tried. A run changes the list at most once per step."""
+LOOKS, PAUSE = 3, 0.02
+"""A list counts as settled when it stays the same for this number of looks, with a pause of seconds between them."""
+T = TypeVar("T")
+
+
+class UnusableCheckpoint(UserError):
+    """A checkpoint is damaged, or its run has removed it."""
+
+
+def folder_of(out_dir: Path, step: int) -> Path:
+    """Return the folder in which a run keeps its checkpoint of `step`."""
+    return out_dir / "checkpoints" / f"step_{step:07d}"
+
+
+def saved_steps(out_dir: Path) -> list[int]:
+    """Return the steps that have a checkpoint folder, newest first, without checking that these are intact."""
+    folders = (out_dir / "checkpoints").glob("step_*")
+    return sorted((int(f.name[5:]) for f in folders if re.fullmatch(r"step_\d{7,}", f.name)), reverse=True)
+
+
+def read_saved(out_dir: Path, read: Callable[[list[int]], T | None]) -> T | None:
+    """Return what `read` makes of the steps that have a checkpoint, newest first; None where it makes nothing.
+
+    A run that trains may remove a checkpoint between listing and reading. `read` is therefore called again with the
+    new list when the list has changed.
+    """
+    for _ in range(MAX_TRIES):
+        steps = saved_steps(out_dir)
+        if (found := read(steps)) is not None:
+            return found
+        if _is_settled(out_dir, steps):
+            break
+    return None
+
+
+def _is_settled(out_dir: Path, steps: list[int]) -> bool:
+    for _ in range(LOOKS):
+        if saved_steps(out_dir) != steps:
+            return False
+        time.sleep(PAUSE)
+    return True
+
+
+def best_file(out_dir: Path) -> Path:
+    """Return the file in which a run records its checkpoint with the lowest validation loss."""
+    return out_dir / "checkpoints" / "best.json"
+
+
+def best_step(out_dir: Path) -> int | None:
+    """Return the step of the checkpoint with the lowest validation loss; None where that is not known."""
+    try:
+        return int(json.loads(best_file(out_dir).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_description(checkpoint: Path) -> dict[str, Any]:
+    """Return `state.json` of an intact checkpoint. Raises UserError for a checkpoint of another version."""
+    description = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if description["format"] != FORMAT:
+        raise UserError(f"{checkpoint} has format {description['format']!r}; this version reads {FORMAT!r}")
+    return description
+
+
+def open_run(path: Path) -> "Source":
+    """Open the best checkpoint of a run by validation loss, or its latest where none is known to be the best.
+
+    Damaged checkpoints are skipped. The run may train on meanwhile. Raises UserError where no intact one is left.
+    """
+    if (source := read_saved(path, lambda steps: _first_usable(path, steps))) is None:
+        raise UserError(f"{path} holds no intact checkpoint; train it first, or name another model")
+    return source
+
+
+def _first_usable(path: Path, steps: list[int]) -> "Source | None":
+    """Open the best checkpoint of a run, or else the first intact one; return None if one was just removed."""
+    best = best_step(path)
+    for step in sorted(steps, key=lambda step: step != best):
+        folder = folder_of(path, step)
+        try:
+            return open_checkpoint(folder)
+        except UnusableCheckpoint:
+            if not folder.exists():
+                return None
+    return None
+
+
+def open_checkpoint(path: Path) -> "Source":
+    """Open a checkpoint folder. Its files stay open, so that the run may remove them meanwhile.
+
+    Raises UnusableCheckpoint when it is damaged or was removed, and UserError for one of another version.
+    """
+    try:
+        if (problem := manifest_problem(path)) is None:
+            return _read(path)
+    except (OSError, RuntimeError, UserError):  # PyTorch raises RuntimeError for a missing file
+        if path.exists():
+            raise
+        problem = ""
+    if not path.exists():
+        raise UnusableCheckpoint(f"checkpoint {path} was removed by its run; name the run, or another checkpoint")
+    raise UnusableCheckpoint(f"checkpoint {path} is damaged ({problem}); use another one in {path.parent}")
+
+
+def _read(path: Path) -> "Source":
+    from gpt2.formats.safetensors_file import read_tensors
+    from gpt2.formats.source import Progress, Source, checked_config
+
+    description = read_description(path)
+    tensors, _ = read_tensors(path / "model.safetensors")
+    tokenizer = from_json(description["tokenizer"])
+    optimizer, _ = read_tensors(path / "optimizer.safetensors")
+    return Source(
+        config=checked_config(description["model"], path),
+        tensors=tensors,
+        find_tokenizer=lambda: tokenizer,
+        origin=f"{path} (step {description['step']})",
+        progress=Progress(
+            step=description["step"],
+            settings=description.get("train", {}),
+            best_val_loss=description.get("best_val_loss"),
+            optimizer=(lambda: {name: t.read() for name, t in optimizer.items()}) if optimizer else None,
+        ),
+    )
