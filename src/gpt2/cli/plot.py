@@ -29,7 +29,7 @@ def plot(
         Weight of what came before in the moving average of the training loss, below 1; 0 is off. The loss itself
         stays behind it, faint. Default: by the number of updates.
     """
-    from gpt2.runlog.plots import plot_runs
+    from gpt2.report.picture import plot_runs
 
     plot_runs(runs, out, x, smooth)
     note(f"wrote {out}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
-from gpt2.runlog.peer_logs import find_log, is_a_peers, stream_any
+from gpt2.runlog.other_logs import find_log, is_another_programs, stream_any
 from gpt2.runlog.records import FILE, finished_lines, parse, positioned
 from gpt2.runlog.thinned import Thinned
 
@@ -206,8 +206,15 @@ def time_unit(longest: float) -> tuple[float, str]:
 
 
 def flops_per_token(settings: dict[str, Any]) -> int:
-    """FLOPs a token of the model that a run's settings describe. Raises KeyError where they do not say its shape."""
+    """Return the FLOPs per token of the model that a run's settings describe. Raises KeyError without its shape."""
     from gpt2.accounting import flops_per_token  # here, with PyTorch behind it
-    from gpt2.model import GPTConfig
 
-    return flops_per_token(GPTConfig(**{name: settings[name] for name in SHAPE}))
+    return flops_per_token(model_of(settings))
+
+
+def model_of(settings: dict[str, Any]) -> "GPTConfig":
+    """Return the configuration of the model that a run's settings describe. Raises KeyError without its shape."""
+    shape = {name: settings[name] for name in SHAPE}
+    from gpt2.model import GPTConfig  # here, with PyTorch behind it
+
+    return GPTConfig(**shape)

@@ -73,7 +73,7 @@ class Verdict:
 
 def references() -> list[Reference]:
     """All that are known here."""
-    files = sorted(resources.files("gpt2.runlog").joinpath("references").iterdir(), key=lambda file: file.name)
+    files = sorted(resources.files("gpt2.report").joinpath("references").iterdir(), key=lambda file: file.name)
     return [parse(file.read_text(encoding="utf-8")) for file in files if file.name.endswith(".toml")]
 
 
