@@ -12,7 +12,7 @@ PACKAGE = Path(gpt2.__file__).parent
 FLOORS = [
     {"errors", "streams", "files"},
     {"model", "accounting", "device", "tokenizers", "head_loss", "distributed", "tensor_file"},
-    {"data", "optim", "formats", "generation", "runlog"},
+    {"data", "optim", "formats", "generation", "runlog", "report"},
     {"evaluate", "checkpoint"},
     {"training"},
     {"bench"},

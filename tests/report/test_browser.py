@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from logs import HOSTILE, long_run, write_log
 
-from gpt2.runlog.live import served
-from gpt2.runlog.report import report_on
-from gpt2.runlog.report_page import page
+from gpt2.report.figures import report_on
+from gpt2.report.live import served
+from gpt2.report.page import page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -59,7 +59,7 @@ def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
     run = write_log(folder / f"a-run-{'with-a-long-name-' * 6}", long_run(1000), 'n_layer = 12\ndataset = "d"\n')
-    (folder / "report.html").write_text(page(report_on(run), {"n_layer": 12}))
+    (folder / "report.html").write_text(page([report_on(run)], {"n_layer": 12}))
     return (folder / "report.html").as_uri()
 
 

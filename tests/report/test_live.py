@@ -14,9 +14,9 @@ import pytest
 from logs import long_run, write_log
 
 from gpt2.errors import UserError
-from gpt2.runlog import local_server
+from gpt2.report import local_server
+from gpt2.report.live import LiveReport, served
 from gpt2.runlog.curves import Follower
-from gpt2.runlog.live import LiveReport, served
 from gpt2.runlog.records import read_log
 
 
@@ -44,8 +44,8 @@ def test_the_page_follows_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 def test_a_log_is_read_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, now = write_log(tmp_path / "run", long_run(10)), [0.0]
-    monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: now[0])
-    live = LiveReport(run, {})
+    monkeypatch.setattr("gpt2.report.live.time.monotonic", lambda: now[0])
+    live = LiveReport([run], {})
     first = live.body()
     now[0] = 100.0
     assert live.body() is first
@@ -83,8 +83,8 @@ def test_what_is_read_on_is_what_is_read_at_once(tmp_path: Path) -> None:
 def test_a_long_log_is_read_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock takes a second here, and so one at the log two."""
     ticks = iter(range(1000))
-    monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: float(next(ticks)))
-    live, contents = LiveReport(write_log(tmp_path / "run", long_run(1)), {}), []
+    monkeypatch.setattr("gpt2.report.live.time.monotonic", lambda: float(next(ticks)))
+    live, contents = LiveReport([write_log(tmp_path / "run", long_run(1))], {}), []
     for step in range(2, 102):
         contents.append(live.body())
         write_log(tmp_path / "run", long_run(step))

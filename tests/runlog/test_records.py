@@ -81,7 +81,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     text = f'{{"event": "start", "step": 0}}\n{line}\n{{"event": "train", "step": 4}}\n'
     (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"log\.jsonl, line 2 is no record; remove that line"):
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2 is not a record; remove that line"):
         read_log(tmp_path)
 
 

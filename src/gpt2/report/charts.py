@@ -166,7 +166,9 @@ def curves_of(
     settled = last / 25 if long_enough else 0  # the fall at the start would flatten all the rest
     band, levels = _reference(reports, drawers, axis)
     loss = [line for d in drawers for line in [*d.smoothed("loss"), d.evaluated("val", "validation", "val_loss")]]
-    charts = [Chart("Loss, nats per token", loss, log=True, fit_from=settled, band=band, levels=levels, x_title=x_title)]
+    charts = [
+        Chart("Loss, nats per token", loss, log=True, fit_from=settled, band=band, levels=levels, x_title=x_title)
+    ]
     tasks = [
         line
         for d in drawers
@@ -177,7 +179,7 @@ def curves_of(
     norm = [line for d in drawers for line in d.smoothed("grad_norm")]
     charts += [
         Chart("Learning rate", [d.course("train", "lr") for d in drawers], from_zero=True, x_title=x_title),
-        Chart("Gradient norm before clipping", norm, log=True, x_title=x_title),
+        Chart("Gradient norm", norm, log=True, x_title=x_title),
         Chart(
             "Tokens per second",
             [d.course("train", "tokens_per_second") for d in drawers],

@@ -49,15 +49,14 @@ def _card(number: int, report: RunReport) -> str:
     figures = "".join(
         f"<div><dt>{explained(name)}</dt><dd>{escape(value)}<small>{explained(remark)}</small></dd></div>"
         for name, (value, remark) in headline.items()
-        if name not in ("best", "tokens")
+        if name != "tokens"
     )
     facts = "".join(f"<li>{explained(fact)}</li>" for fact in report.facts())
     verdict = report.verdict
     sentence = "" if verdict.reference is None else f"<p class=none>{escape(verdict.sentence)}</p>"
     name = f"<h2><i class={of_series(number)}></i>{escape(report.name)}</h2>"
-    return (
-        f"<article>{name}{status(report)}<dl class=tiles>{figures}</dl><ul class=facts>{facts}</ul>{sentence}</article>"
-    )
+    content = f"<dl class=tiles>{figures}</dl><ul class=facts>{facts}</ul>{sentence}"
+    return f"<article>{name}{status(report)}{content}</article>"
 
 
 def _evaluations(reports: Sequence[RunReport]) -> str:
@@ -70,14 +69,15 @@ def _evaluations(reports: Sequence[RunReport]) -> str:
     rows = []
     for step in reversed(shown):
         values = [run.get(step) for run in losses]
-        lowest = min(value for value in values if value is not None)
+        measured = [value for value in values if value is not None]
+        lowest = min(measured) if len(measured) > 1 else None
         cells = "".join(
-            f"<td{' class=best' if value == lowest else ''}>{'–' if value is None else format(value, '.4f')}</td>"
+            f"<td{' class=best' if value is not None and value == lowest else ''}>{'–' if value is None else format(value, '.4f')}</td>"
             for value in values
         )
         rows.append(f"<tr><th scope=row>{step:,}</th>{cells}</tr>")
     made = table(["step", *(r.name for r in reports)], rows)
-    return f"<h2>Validation loss</h2>{made}<p class=none>The lowest at each step is marked.</p>{remark}"
+    return f"<h2>Validation loss</h2>{made}<p class=none>The lowest of several at a step is marked.</p>{remark}"
 
 
 def _time(reports: Sequence[RunReport]) -> str:
@@ -95,7 +95,11 @@ def _time(reports: Sequence[RunReport]) -> str:
         cells = ""
         for r in reports:
             spent = dict(r.phases).get(name)
-            share = "–" if spent is None else f"{seconds(spent)}<small> {spent / sum(dict(r.phases).values()):.1%}</small>"
+            share = (
+                "–"
+                if spent is None
+                else f"{seconds(spent)}<small> {spent / sum(dict(r.phases).values()):.1%}</small>"
+            )
             cells += f"<td>{share}</td>"
         rows.append(f"<tr><th scope=row><i class={of_series(numbers[name])}></i>{name}</th>{cells}</tr>")
     return f"<h2>Where the time went</h2>{bars}{table(['phase', *(r.name for r in reports)], rows)}"

@@ -24,11 +24,12 @@ def page(report: DatasetReport) -> str:
     overlap = "" if report.overlap is None else f"{report.overlap:,} documents or blocks of val are in train too."
     total = sum(split.tokens for split in report.splits.values())
     facts = [f"{about(total)} tokens", f"{report.tokenizer} tokenizer", f"{report.vocab_size:,} ids"]
-    excerpts = "".join(
-        f"<h2>Excerpts of {escape(name)}</h2>" + "".join(f"<pre class=card>{escape(text)}</pre>" for text in split.excerpts)
-        for name, split in report.splits.items()
-    )
+    excerpts = {
+        f"excerpts-{i}": f"<h2>Excerpts of {escape(name)}</h2>{_texts(split.excerpts)}"
+        for i, (name, split) in enumerate(report.splits.items())
+    }
     charts = "".join(figures({"steps": curves}) for curves in (_lengths(report), _ranks(report)) if curves)
+    charts = f"<div class='charts two several'>{charts}</div>"
     head = f"<h1>{escape(report.path)}</h1><ul class=facts>{''.join(f'<li>{escape(f)}</li>' for f in facts)}</ul>"
     one_text = "" if _lengths(report) else "<p class=none>No end-of-text token: each split is one long text.</p>"
     return frame(
@@ -36,11 +37,15 @@ def page(report: DatasetReport) -> str:
         sections(
             {
                 "head": f"{head}{table(['', *names], rows)}<p class=none>{overlap}</p>",
-                "curves": f"<h2>Documents and ids</h2>{colours(names)}<div class='charts two several'>{charts}</div>{one_text}",
-                "excerpts": excerpts,
+                "curves": f"<h2>Documents and ids</h2>{colours(names)}{charts}{one_text}",
+                **excerpts,
             }
         ),
     )
+
+
+def _texts(excerpts: list[str]) -> str:
+    return "".join(f"<pre class=card>{escape(text)}</pre>" for text in excerpts)
 
 
 def _rows(splits: list[SplitReport]) -> list[tuple[str, list[str]]]:

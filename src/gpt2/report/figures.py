@@ -62,7 +62,9 @@ class RunReport:
     @cached_property
     def verdict(self) -> Verdict:
         """Return how the run compares with a reference of its kind."""
-        return judge(self.records    @cached_property
+        return judge(self.records, self.settings)
+
+    @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """Return one entry for each step that was evaluated: `step`, and the values of MEASURED that it has."""
         found: dict[int, dict[str, Any]] = {}

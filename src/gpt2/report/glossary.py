@@ -6,13 +6,13 @@ from html import escape
 TERMS = {
     "nats per token": "The cross-entropy of the next token, with natural logarithms. Divided by 0.693 it is bits per "
     "token; e to the power of it is the perplexity.",
-    "MFU": "Model FLOPs utilisation: the share of the device's peak rate that the model's own arithmetic uses, forward "
-    "and backward (Chowdhery et al. 2022, appendix B).",
-    "Gradient norm": "The length of the gradient of all parameters together, before clipping. A sudden rise announces "
-    "an unstable run.",
+    "MFU": "Model FLOPs utilisation: the share of the device's peak rate that the model's own arithmetic uses "
+    "(forward and backward) (Chowdhery et al. 2022, appendix B).",
+    "Gradient norm": "The length of the gradient of all parameters together, before clipping. A sudden rise is a "
+    "sign of an unstable run.",
     "per step": "Tokens of one optimizer step: batch size × context length × gradient accumulation × processes.",
-    "acc norm": "The share of HellaSwag's tasks whose right ending has the lowest loss per token. Chance is 0.25; acc "
-    "compares the sums over all tokens instead.",
+    "acc norm": "The share of HellaSwag's tasks whose right ending has the lowest loss per token. Chance is 0.25. "
+    "acc compares the sums over all tokens instead.",
     "HellaSwag": "10,042 tasks, each with four endings of a text, one of which is right (Zellers et al. 2019).",
     "epochs": "How often each training token was seen, on average.",
     "peak memory": "The most memory that the main process had: of tensors on its GPU, or resident without a GPU.",

@@ -16,7 +16,7 @@ from gpt2.report.page import body, title_of
 from gpt2.runlog.curves import Follower, name_of
 
 REST = 20
-"""After a page is made, none is made for this number of times as long, so that watching a long run costs it little."""
+"""The server rests this number of times as long as it took to make a page: watching a long run costs it little."""
 LAST_LOOK_SECONDS = 5.0
 """An open page asks more often than this, and so learns how its run ended before the server ends."""
 
@@ -61,11 +61,15 @@ class LiveReport:
         """Return the content of the page now; that of an empty run until there is a log."""
         with self.lock:
             began = self.asked_at = time.monotonic()
-            if began >= self.not_before and any([run.look() for run in self.followed]):
+            if began >= self.not_before and self._look():
                 self.content = body([run.report for run in self.followed], self.defaults)
                 self.not_before = time.monotonic() + REST * (time.monotonic() - began)
             self.was_asked.set()
             return self.content
+
+    def _look(self) -> bool:
+        """Look at every run; returns whether a report changed."""
+        return True in [run.look() for run in self.followed]
 
     def page(self) -> str:
         """Return the complete page."""
@@ -74,7 +78,7 @@ class LiveReport:
     def wait_for_last_look(self) -> None:
         """Wait until an open page has asked for the end of its run, if a run has ended since it asked last."""
         with self.lock:
-            has_ended = any([run.look() and run.report.state != "open" for run in self.followed])
+            has_ended = self._look() and any(run.report.state != "open" for run in self.followed)
             if not has_ended or time.monotonic() - self.asked_at > LAST_LOOK_SECONDS:
                 return
             self.content = body([run.report for run in self.followed], self.defaults)

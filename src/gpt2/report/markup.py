@@ -55,12 +55,12 @@ def sections(contents: dict[str, str]) -> str:
 def curves(axes: dict[str, Curves], runs: Sequence[str] = ()) -> str:
     """Return the section of curves, with a switch where there are several x axes, and the colours of `runs`."""
     radios = "".join(
-        f"<label><input type=radio name=x value={axis}{' checked' if i == 0 else ''}>{axis}</label>"
+        f"<label><input type=radio name=x value={axis}{' checked' if i == 0 else ''} />{axis}</label>"
         for i, axis in enumerate(axes)
     )
     switch = f"<fieldset class=axes hidden><legend>x axis</legend>{radios}</fieldset>" if len(axes) > 1 else ""
-    several = " several" if runs else ""
-    return f"<div class=bar><h2>Curves</h2>{switch}</div>{colours(runs)}<div class='charts{several}'>{figures(axes)}</div>"
+    head = f"<div class=bar><h2>Curves</h2>{switch}</div>{colours(runs)}"
+    return f"{head}<div class='charts{' several' if runs else ''}'>{figures(axes)}</div>"
 
 
 def colours(names: Sequence[str]) -> str:
@@ -91,7 +91,9 @@ def table(heads: Sequence[str], rows: Sequence[str]) -> str:
 
 def pairs(entries: Sequence[tuple[str, str]]) -> str:
     """Return names and values, in columns where the page is wide."""
-    return f"<dl class=pairs>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in entries)}</dl>"
+    return (
+        f"<dl class=pairs>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in entries)}</dl>"
+    )
 
 
 def shares(entries: Sequence[tuple[int, float]]) -> str:
@@ -99,8 +101,8 @@ def shares(entries: Sequence[tuple[int, float]]) -> str:
     total = sum(size for _, size in entries)
     ends = [sum(size for _, size in entries[:i]) for i in range(len(entries) + 1)]
     bars = "".join(
-        f'<rect x="{1000 * a / total:.1f}" width="{1000 * (b - a) / total:.1f}" height=10 class={of_series(number)} />'
-        for (number, _), (a, b) in zip(entries, pairwise(ends), strict=True)
+        f'<rect x="{1000 * a / total:.1f}" width="{1000 * (b - a) / total:.1f}" height=10 class={of_series(n)} />'
+        for (n, _), (a, b) in zip(entries, pairwise(ends), strict=True)
     )
     return f"<svg class=split viewBox='0 0 1000 10' preserveAspectRatio=none aria-hidden=true>{bars}</svg>"
 

@@ -56,7 +56,8 @@ def plot_runs(
     loss, *others = curves.charts
     small = others[-3:]
     top = [loss.title, loss.title, others[0].title if len(others) > 3 else loss.title]
-    panels = figure.subplot_mosaic([top, [chart.title for chart in small]], height_ratios=[3, 2])
+    mosaic: Any = [top, [chart.title for chart in small]]
+    panels = figure.subplot_mosaic(mosaic, height_ratios=[3, 2])
     for chart in curves.charts:
         draw(panels[chart.title], chart, curves, palette)
     _legend(panels[loss.title], loss, palette)
@@ -117,7 +118,7 @@ def _set_up(axes: "Axes", chart: Chart, lines: list[Line], last: float, palette:
     """Set the titles, scales and ticks of axes."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    axes.set_title(chart.marked_title, loc="left", fontsize=10, fontweight="semibold", color=palette.text)
+    axes.set_title(chart.marked_title, loc="left", fontsize=10, fontweight="bold", color=palette.text)
     axes.set_xlabel(chart.marked_x_title, fontsize=8.5, color=palette.quiet)
     axes.set_facecolor(palette.card)
     axes.grid(axis="y", color=palette.grid, linewidth=0.8)

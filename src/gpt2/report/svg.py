@@ -51,7 +51,9 @@ def svg(chart: Chart, last: float, seen: Seen | None = None, others: Mapping[str
     switched = "".join(f"<template data-x={axis}>{content}</template>" for axis, content in (others or {}).items())
     if switched:
         switched += f"<template data-x=steps>{plot(chart, last)}</template>"
-    return f"<figure><figcaption>{title}</figcaption>{_legend(chart, lines, seen)}{plot(chart, last)}{switched}</figure>"
+    return (
+        f"<figure><figcaption>{title}</figcaption>{_legend(chart, lines, seen)}{plot(chart, last)}{switched}</figure>"
+    )
 
 
 def plot(chart: Chart, last: float) -> str:
@@ -75,7 +77,9 @@ def plot(chart: Chart, last: float) -> str:
         "x": [x.low, x.high],
         "title": chart.x_title,
         "log": chart.x_log,
-        "lines": [[f"{line.run} {line.name}".strip(), _class(line), _rounded(line.xs), _rounded(line.ys)] for line in lines],
+        "lines": [
+            [f"{line.run} {line.name}".strip(), _class(line), _rounded(line.xs), _rounded(line.ys)] for line in lines
+        ],
     }
     latest = ", ".join(f"{line.name} {line.ys[-1]:.4g}" for line in lines)
     label = f"{chart.title}: {latest} at {chart.x_title} {lines[0].xs[-1]:,.6g}. Arrow keys read values."
