@@ -79,6 +79,43 @@ def test_the_page_fits_its_window_and_draws_its_curves(opened, report_file: str,
     assert tab.evaluate("parseFloat(getComputedStyle(document.querySelector('.plot .y')).fontSize)") >= 11
 
 
+def test_several_runs_fit_a_phone(opened, tmp_path: Path) -> None:
+    runs = [write_log(tmp_path / f"{n}-{'long-name-' * 8}", long_run(200), "") for n in range(4)]
+    (tmp_path / "report.html").write_text(page([report_on(run) for run in runs], {}))
+    tab = opened((tmp_path / "report.html").as_uri(), PHONE)
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    strokes = {
+        tab.evaluate(f"getComputedStyle(document.querySelector('.plot .train.s{n}')).stroke") for n in range(4)
+    }
+    assert len(strokes) == 4
+
+
+def test_the_x_axis_can_be_switched(opened, report_file: str) -> None:
+    """The run has 1000 tokens and half a second per step."""
+    tab = opened(report_file)
+    lines = tab.locator(".plot path.train").count()
+    for axis, title, last in (
+        ("tokens", "tokens", "1,000,000"),
+        ("time", "minutes of training", ""),
+        ("steps", "step", "1,000"),
+    ):
+        tab.locator(".axes label", has_text=axis).click()
+        assert tab.locator(".plot .xtitle").all_inner_texts() == [title] * 5
+        tab.locator(".plot").first.focus()
+        tab.keyboard.press("End")
+        assert tab.locator(".tip").inner_text().startswith(f"{title} {last}")
+        assert tab.locator(".plot path.train").count() == lines
+
+
+def test_a_term_is_explained_where_it_has_the_focus(opened, report_file: str) -> None:
+    tab = opened(report_file, PHONE)
+    term = tab.locator("dfn", has_text="MFU").first
+    shown = "getComputedStyle(document.querySelector('dl dfn:focus') ?? document.body, '::after').content"
+    assert tab.evaluate(shown) == "none"
+    term.focus()
+    assert "FLOPs" in tab.evaluate(shown)
+
+
 def luminance(color: str) -> float:
     """Of an opaque rgb(r, g, b), relative, by WCAG 2."""
     parts = [int(part) / 255 for part in color.removeprefix("rgb(").removesuffix(")").split(",")]

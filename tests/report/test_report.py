@@ -79,6 +79,21 @@ def test_incidents_are_told() -> None:
     assert goes_on.state == "open"
 
 
+def test_facts_are_those_of_the_log_and_else_of_the_settings() -> None:
+    """By hand: V·C + T·C + L·(12C² + 2C) + C = 28 + 32 + 2·(192 + 8) + 4 = 464 parameters without biases."""
+    start = {"event": "resume", "step": 0, "time": 1.8e9, "tokens": 0, "device": "a GPU", "torch": "2.13.0"}
+    step = {"event": "train", "step": 1, "tokens": 500, "memory": 3 << 29}
+    shape = {"vocab_size": 7, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 4, "bias": False}
+    logged = {"version": "1.2", "parameters": 124_439_808, "train_tokens": 1000, "processes": 8}
+    assert RunReport("r", [start | logged, step], shape).facts() == [
+        "124M parameters", "500 tokens, 0.5 epochs", "8 × a GPU", "peak memory 1.5 GiB",
+        "started 2027-01-15 08:00 UTC", "gpt2 1.2", "PyTorch 2.13.0",
+    ]  # fmt: skip
+    older = RunReport("r", [start | {"data": {"train": "250 tokens"}}, step], shape).facts()
+    assert older[:3] == ["464 parameters", "500 tokens, 2 epochs", "a GPU"]
+    assert RunReport("r", [step | {"memory": None}], {}).facts() == ["500 tokens"]
+
+
 class Checked(HTMLParser):
     """Fails on an element that is not closed where it must be, and on what would be fetched from elsewhere."""
 
@@ -139,6 +154,32 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     assert html.count("Nothing recorded yet.") == 4
     assert "No evaluation yet." in html
     checked(body([RunReport("r", [], {})], DEFAULTS))
+
+
+def test_several_runs_have_one_page(tmp_path: Path) -> None:
+    runs = [
+        write_log(tmp_path / f"<{n}>", long_run(100 * n, 50), f"learning_rate = 0.{n}\nseed = 1\n") for n in (1, 2)
+    ]
+    html = page([report_on(run) for run in runs], DEFAULTS)
+    parser = checked(html)
+    assert parser.seen.count("article") == 2
+    assert html.count('<path class="val s1"') == 6  # loss and HellaSwag, over three axes
+    differing = html.split("<h2>Settings that differ</h2>")[1].split("</table>")[0]
+    assert "<td>0.1</td><td>0.2</td>" in differing
+    assert "seed" not in differing
+    steps = html.split("<h2>Validation loss</h2>")[1].split("</table>")[0]
+    assert steps.count("<tr>") == 1 + 5  # 0 to 200
+    assert steps.count("<td>–</td>") == 2  # the first run ends at 100
+    assert "&lt;1&gt;" in steps
+
+
+def test_an_axis_that_a_log_lacks_is_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "main.log").write_text("s:0 tel:9.125\ns:0 trl:8.5 lr:0.1 norm:1\n")
+    html = page([report_on(tmp_path)], DEFAULTS)
+    checked(html)
+    assert "type=radio" not in html
+    whole = page([report_on(write_log(tmp_path / "run", long_run(10)))], DEFAULTS)
+    assert all(f"value={axis}" in whole for axis in ("steps", "tokens", "time"))
 
 
 def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path: Path) -> None:

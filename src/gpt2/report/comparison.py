@@ -71,10 +71,10 @@ def _evaluations(reports: Sequence[RunReport]) -> str:
         values = [run.get(step) for run in losses]
         measured = [value for value in values if value is not None]
         lowest = min(measured) if len(measured) > 1 else None
-        cells = "".join(
-            f"<td{' class=best' if value is not None and value == lowest else ''}>{'–' if value is None else format(value, '.4f')}</td>"
-            for value in values
-        )
+        cells = ""
+        for value in values:
+            best = " class=best" if value is not None and value == lowest else ""
+            cells += f"<td{best}>{'–' if value is None else format(value, '.4f')}</td>"
         rows.append(f"<tr><th scope=row>{step:,}</th>{cells}</tr>")
     made = table(["step", *(r.name for r in reports)], rows)
     return f"<h2>Validation loss</h2>{made}<p class=none>The lowest of several at a step is marked.</p>{remark}"

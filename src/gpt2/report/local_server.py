@@ -15,7 +15,7 @@ HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
 """Host names that a request may have: any other name that leads to this server belongs to another site."""
 MOST_CONNECTIONS = 16
-"""Number of connections open at a time; a further one is closed at once. Each takes a file descriptor and a thread."""
+"""Number of connections open at a time; a further one is closed at once. Each takes a descriptor and a thread."""
 MOST_SECONDS = 10.0
 """Seconds for a request to arrive, and again for its answer to be sent."""
 MOST_BYTES = 1 << 15
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.handle_one_request()
 
     def receive(self) -> bytes:
-        """Return what the client sends up to the empty line that ends its headers, or a little more than MOST_BYTES."""
+        """Return what the client sends up to the empty line after its headers, or a little more than MOST_BYTES."""
         head = bytearray()
         while len(head) <= MOST_BYTES and (received := self.connection.recv(4096)):
             head += received

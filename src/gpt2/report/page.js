@@ -70,13 +70,21 @@ document.addEventListener("keydown", (event) => {
 
 document.addEventListener("focusout", (event) => event.target.matches?.(".plot") && hide(event.target));
 
-// The chosen x axis: each figure has its drawings in templates.
+// Shows the chosen x axis. Each figure has its other drawings in templates; the first one is put into one too.
 function chooseAxis(root, axis) {
   const radio = root.querySelector(`input[name=x][value=${axis}]`);
   if (!radio) return;
   radio.checked = true;
-  for (const template of root.querySelectorAll(`template[data-x=${axis}]`)) {
-    template.parentElement.querySelector(".plot").replaceWith(template.content.cloneNode(true));
+  for (const figure of root.querySelectorAll("figure:has(template)")) {
+    const plot = figure.querySelector(".plot");
+    if (!figure.querySelector("template[data-x=steps]")) {
+      const template = document.createElement("template");
+      template.dataset.x = "steps";
+      hide(plot);
+      template.content.append(plot.cloneNode(true));
+      figure.append(template);
+    }
+    plot.replaceWith(figure.querySelector(`template[data-x=${axis}]`).content.cloneNode(true));
   }
 }
 

@@ -49,8 +49,6 @@ def svg(chart: Chart, last: float, seen: Seen | None = None, others: Mapping[str
     if not lines:
         return f"<figure><figcaption>{title}</figcaption><p class=none>Nothing recorded yet.</p></figure>"
     switched = "".join(f"<template data-x={axis}>{content}</template>" for axis, content in (others or {}).items())
-    if switched:
-        switched += f"<template data-x=steps>{plot(chart, last)}</template>"
     return (
         f"<figure><figcaption>{title}</figcaption>{_legend(chart, lines, seen)}{plot(chart, last)}{switched}</figure>"
     )
