@@ -14,7 +14,7 @@ from gpt2.report.picture import plot_positions, plot_runs
 
 @pytest.mark.parametrize("palette", [style.LIGHT, style.DARK], ids=["light", "dark"])
 def test_pictures_have_the_colours_of_pages(palette: style.Palette, tmp_path: Path) -> None:
-    run = write_log(tmp_path / "run", long_run(100))
+    run = write_log(tmp_path / "a$run_{$", long_run(100))
     plot_runs([run], tmp_path / "a.svg", dark=palette is style.DARK)
     picture, html = (tmp_path / "a.svg").read_text(), page([report_on(run)], {})
     for name in ("card", "quiet", "grid", "train", "val", "third"):
@@ -39,10 +39,10 @@ def test_every_series_stands_out(palette: style.Palette) -> None:
 
 
 def test_the_loss_by_position_is_drawn(tmp_path: Path) -> None:
-    plot_positions([None, 3.0, 2.5, 2.25], "a model", tmp_path / "a.svg", dark=True)
+    plot_positions([None, 3.0, 2.5, 2.25], "a $model_{", tmp_path / "a.svg", dark=True)
     picture = (tmp_path / "a.svg").read_text()
-    assert "<!-- a model -->" in picture
-    assert "position in the context (log scale)" in picture
+    assert "<!-- a $model_{ -->" in picture
+    assert "number of earlier tokens (log scale)" in picture
 
 
 @pytest.mark.parametrize(("size", "text"), [(3 << 29, "1.5 GiB"), (327 << 20, "327 MiB"), (1000, "0.000954 MiB")])

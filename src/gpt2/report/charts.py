@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from gpt2.errors import UserError
 from gpt2.report.figures import RunReport
 from gpt2.report.style import Kind
-from gpt2.runlog.curves import counts, extremes, place, series, smooth, smoothing_for, thin, time_unit
+from gpt2.runlog.curves import axis_position, counts, extremes, series, smooth, smoothing_for, thin, time_unit
 
 LEAST = 1e-60
 """A logarithmic axis has only greater values: the smallest floats have no ratio to others."""
@@ -151,7 +151,7 @@ def curves_of(
     smoothing: weight of the earlier values in the moving average of the training loss; 0 is none, None chooses it by
     the run's length. Raises UserError where a run's log or settings do not have what the axis takes.
     """
-    at = [place(r.records, axis, r.settings, r.name) for r in reports]
+    at = [axis_position(r.records, axis, r.settings, r.name) for r in reports]
     last = max((to(r.step) for to, r in zip(at, reports, strict=True)), default=0.0)
     unit, x_title = 1.0, TITLES.get(axis, "")
     if axis == "time":

@@ -120,9 +120,9 @@ function replace(text) {
   const fresh = new DOMParser().parseFromString(`<main>${text}</main>`, "text/html").querySelector("main");
   const selected = getSelection().isCollapsed ? null : getSelection().anchorNode;
   const main = document.querySelector("main");
-  [...fresh.children].forEach((section, place) => {
+  [...fresh.children].forEach((section, index) => {
     const old = document.getElementById(section.id);
-    if (!old) return main.insertBefore(section, main.children[place] ?? null);
+    if (!old) return main.insertBefore(section, main.children[index] ?? null);
     if (old.dataset.received === section.innerHTML || old.contains(selected) || old.querySelector(".tip")) return;
     const received = section.innerHTML, axis = old.querySelector("input[name=x]:checked")?.value;
     enableAxes(section);

@@ -70,10 +70,12 @@ def plot_positions(by_position: Sequence[float | None], title: str, out: Path, *
     """Draw the loss in nats per token against the number of earlier tokens. None stands for no prediction."""
     points = [(float(position), loss) for position, loss in enumerate(by_position, start=1) if loss is not None]
     line = Line("loss", "train", [x for x, _ in points], [y for _, y in points])
-    chart = Chart("Loss, nats per token", [line], x_title="position in the context", x_log=True)
+    chart = Chart("Loss, nats per token", [line], x_title="number of earlier tokens", x_log=True)
     palette = DARK if dark else LIGHT
     figure = _figure(palette, (8, 5))
-    figure.suptitle(title, fontsize=9, color=palette.quiet, x=0.02, ha="left")
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0.01, 0.01, 0.97, 0.97))
+    figure.suptitle(title, fontsize=9, color=palette.quiet, x=0.02, ha="left", parse_math=False)
     draw(figure.subplots(), chart, Curves([chart], len(by_position)), palette)
     save(figure, out)
 
@@ -157,14 +159,16 @@ def _header(figure: "Figure", reports: Sequence[RunReport], palette: Palette) ->
         if len(reports) > 1:
             figure.text(left, at, "●", color=colour, fontsize=10, va="center")
             left += 0.016
-        figure.text(left, at, report.name, color=colour, fontsize=12, fontweight="bold", va="center")
+        figure.text(
+            left, at, report.name, color=colour, fontsize=12, fontweight="bold", va="center", parse_math=False
+        )
         losses = []
         if report.last and report.best:
             last, best = report.last["val_loss"], report.best["val_loss"]
             losses = [f"val {last:.4f} (best {best:.4f} at step {report.best['step']:,})"]
         facts = " · ".join([*losses, *report.facts()])
         below = at - 0.92 * LINE_HEIGHT / height
-        figure.text(left, below, facts, color=palette.quiet, fontsize=8.5, va="center")
+        figure.text(left, below, facts, color=palette.quiet, fontsize=8.5, va="center", parse_math=False)
     return (0.2 + LINE_HEIGHT * 2 * len(reports)) / height
 
 
@@ -195,7 +199,8 @@ def _name_tasks(axes: "Axes", chart: Chart, reports: Sequence[RunReport], palett
     handles = []
     for handle, line in zip(axes.lines[len(chart.levels) :], chart.drawn(BUCKETS), strict=True):
         run = line.run or reports[0].name
-        handle.set_label(f"{run} {line.name} (last {line.ys[-1]:.4f})")
+        label = f"{run} {line.name} (last {line.ys[-1]:.4f})"
+        handle.set_label(label.replace("$", r"\$"))  # else it begins a formula
         handles.append(handle)
     for handle, (name, value) in zip(axes.lines, chart.levels, strict=False):
         handle.set_label(f"{name} {value:.4g}")

@@ -22,7 +22,7 @@ SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
 """The settings from which the number of parameters and FLOPs follow."""
 LEAST_RATE = 1e-6
 """Tokens per second below which a rate means nothing."""
-WHOLE_NUMBERS = (
+INTEGERS = (
     *SHAPE[:-1], "max_iters", "batch_size", "total_batch_size", "gradient_accumulation_steps", "eval_iters",
 )  # fmt: skip
 """Settings that reports calculate with, which must be integers."""
@@ -119,7 +119,7 @@ def settings_of(run: Path) -> dict[str, Any]:
         settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {name: value for name, value in settings.items() if name not in WHOLE_NUMBERS or type(value) is int}
+    return {name: value for name, value in settings.items() if name not in INTEGERS or type(value) is int}
 
 
 def name_of(run: Path) -> str:
@@ -202,7 +202,7 @@ def seconds_worked(records: Records) -> list[float]:
     return result
 
 
-def place(records: Records, axis: str, settings: dict[str, Any], name: str) -> Callable[[int], float]:
+def axis_position(records: Records, axis: str, settings: dict[str, Any], name: str) -> Callable[[int], float]:
     """Return the function from a step to its position on an axis: `steps`, `tokens`, `flops` or `time` (seconds).
 
     Tokens are those seen so far; FLOPs are 6N per token and those of attention. Between two records the position is
