@@ -12,7 +12,7 @@ PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
     {"errors", "streams", "files"},
     {"model", "nanogpt_methods", "accounting", "device", "tokenizers", "chunked_loss", "distributed", "tensor_file"},
-    {"data", "optim", "formats", "generation", "runlog"},
+    {"data", "optim", "formats", "generation", "runlog", "report"},
     {"evaluate", "checkpoint"},
     {"training"},
     {"bench"},

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.runlog.curves import place, seconds_worked, series, smooth, smoothing_for, thin, time_unit
+from gpt2.runlog.curves import axis_position, seconds_worked, series, smooth, smoothing_for, thin, time_unit
 from gpt2.runlog.records import read_log
 
 
@@ -46,7 +46,7 @@ RECORDS = [
 
 def test_time_passes_only_while_a_run_works() -> None:
     assert seconds_worked(RECORDS) == [0, 2, 12, 15, 15, 20, 22]
-    at = place(RECORDS, "time", {}, "r")
+    at = axis_position(RECORDS, "time", {}, "r")
     assert [at(step) for step in (0, 1, 2, 3, 7)] == [0, 15, 20, 22, 22]
 
 
@@ -61,24 +61,24 @@ def test_time_of_an_update_without_a_rate_is_by_the_clock() -> None:
     assert seconds_worked(records) == [0, 5000, 5010, 5015]
 
 
-def test_steps_and_tokens_are_places_too() -> None:
-    assert place(RECORDS, "steps", {}, "r")(3) == 3
-    assert [place(RECORDS, "tokens", {}, "r")(step) for step in range(4)] == [0, 100, 200, 300]
+def test_steps_and_tokens_are_axes_too() -> None:
+    assert axis_position(RECORDS, "steps", {}, "r")(3) == 3
+    assert [axis_position(RECORDS, "tokens", {}, "r")(step) for step in range(4)] == [0, 100, 200, 300]
 
 
 def test_flops_are_those_of_the_model() -> None:
     """By hand: N = 7·4 + 2·(12·16 + 2·4) + 4 = 432 without biases and positions; attention 12·2·4·8 = 768."""
     settings = {"vocab_size": 7, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 4, "bias": False, "seed": 1}
-    assert place(RECORDS, "flops", settings, "r")(3) == 300 * (6 * 432 + 768)
+    assert axis_position(RECORDS, "flops", settings, "r")(3) == 300 * (6 * 432 + 768)
 
 
 def test_an_axis_that_a_log_cannot_have_is_said() -> None:
-    with pytest.raises(UserError, match="r does not say its vocab_size, which --x=flops takes"):
-        place(RECORDS, "flops", {}, "r")
+    with pytest.raises(UserError, match="r has no vocab_size, which --x=flops needs"):
+        axis_position(RECORDS, "flops", {}, "r")
     foreign = [{"event": "train", "step": 1, "time": 0.0, "loss": 1.0}]
-    with pytest.raises(UserError, match="r does not say its tokens_per_second, which --x=time takes; use --x=steps"):
-        place(foreign, "time", {}, "r")
-    assert place(foreign, "steps", {}, "r")(1) == 1
+    with pytest.raises(UserError, match="r has no tokens_per_second, which --x=time needs; use --x=steps"):
+        axis_position(foreign, "time", {}, "r")
+    assert axis_position(foreign, "steps", {}, "r")(1) == 1
 
 
 def test_time_goes_on_where_a_resume_does_updates_again(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_time_goes_on_where_a_resume_does_updates_again(tmp_path: Path) -> None:
     again = [{"event": "resume", "step": 2, "time": 99.0, "tokens": 200}, RECORDS[-1] | {"tokens_per_second": 25.0}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS + again))
     records = read_log(tmp_path)
-    at = place(records, "time", {}, "r")
+    at = axis_position(records, "time", {}, "r")
     assert [at(step) for step in range(4)] == [0, 15, 20, 24]
 
 

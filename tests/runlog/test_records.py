@@ -81,7 +81,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     text = f'{{"event": "start", "step": 0}}\n{line}\n{{"event": "train", "step": 4}}\n'
     (tmp_path / "log.jsonl").write_text(text)
-    with pytest.raises(UserError, match=r"log\.jsonl, line 2 is no record; remove that line"):
+    with pytest.raises(UserError, match=r"log\.jsonl, line 2 is not a record; remove that line"):
         read_log(tmp_path)
 
 
@@ -274,3 +274,13 @@ def test_a_log_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").mkdir()
     with pytest.raises(UserError, match=r"log\.jsonl cannot be written \(Is a directory\); choose another --out_dir"):
         LogWriter(tmp_path)
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.runlog.records.LONGEST_LINE", 100)
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"event": "start", "step": 0}\n' + "x" * 99)
+    assert len(read_log(tmp_path)) == 1  # the last line is not finished
+    path.write_text('{"event": "start", "step": 0}\n' + "x" * 100)
+    with pytest.raises(UserError, match=r"log\.jsonl has a line of more than 100 bytes at byte 30"):
+        read_log(tmp_path)

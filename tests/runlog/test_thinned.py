@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.report.figures import RunReport
 from gpt2.runlog import thinned
 from gpt2.runlog.curves import counts, extremes, load, seconds_worked, series, smooth
 from gpt2.runlog.records import read_log
-from gpt2.runlog.report import RunReport
 from gpt2.runlog.thinned import Thinned, every_other, joined
 
 
@@ -84,7 +84,7 @@ def test_peaks_and_course_are_kept(log: Path) -> None:
 
 def test_sums_are_exact(log: Path) -> None:
     whole, thin = (RunReport("x", records, {}) for records in (read_log(log), load(log)))
-    expected, found = dict(whole.time_split), dict(thin.time_split)
+    expected, found = dict(whole.phases), dict(thin.phases)
     assert found.pop("other") == pytest.approx(expected.pop("other"), rel=1e-3)  # a record before the resume is gone
     assert found == pytest.approx(expected, rel=1e-9)
     assert thin.seconds == pytest.approx(whole.seconds, rel=1e-4)
@@ -106,15 +106,15 @@ def test_two_updates_become_one() -> None:
 
 
 def test_updates_before_and_after_a_stop_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thinned, "MOST_UPDATES", 4)
+    monkeypatch.setattr(thinned, "MOST_STEPS", 4)
     found = Thinned()
     for step in range(1, 4):
         found.add(update(step, 1.0, float(step)))
     found.add({"event": "resume", "step": 3, "time": 100.0})
     for step in range(4, 40):
         found.add(update(step, 1.0, 100.0 + step))
-    assert len(found.updates) <= 6
-    assert 3 in [r["step"] for r in found.updates]
+    assert len(found.steps) <= 6
+    assert 3 in [r["step"] for r in found.steps]
 
 
 def test_the_best_and_the_newest_evaluation_stay() -> None:

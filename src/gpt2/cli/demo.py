@@ -31,7 +31,7 @@ def demo(
     from gpt2.cli.train import EXIT_STOPPED
     from gpt2.formats.open import load
     from gpt2.generation.engine import generate
-    from gpt2.runlog.plots import plot_runs
+    from gpt2.report.picture import plot_runs
     from gpt2.runlog.records import read_log
     from gpt2.training.config import TrainConfig
     from gpt2.training.loop import train

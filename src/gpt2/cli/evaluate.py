@@ -80,9 +80,8 @@ def loss(
     from gpt2.evaluate.loss import measure, sliding
     from gpt2.formats.open import build, open_model
     from gpt2.formats.source import Source
+    from gpt2.report.picture import check_name, plot_positions
     from gpt2.runlog.console import note
-    from gpt2.runlog.plots import check_name
-    from gpt2.runlog.position_plot import plot_positions
 
     if plot is not None:
         check_name(plot)

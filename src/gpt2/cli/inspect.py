@@ -21,23 +21,23 @@ def inspect(
     data_dir: str = "data",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Say what is in a dataset: its documents, ids, duplicates, what training and validation share, excerpts.
+    """Print what is in a dataset: documents, ids, duplicates, what training and validation share, excerpts.
 
     Parameters
     ----------
     dataset
         A prepared folder, token files (a folder, file or glob), a name under data_dir, or a corpus.
     html
-        Also write one self-contained page with plots.
+        Also write one HTML page with charts, which needs no other file.
     data_dir
-        Where prepared datasets live.
+        Folder of the prepared datasets.
     json_
         Print one JSON object instead of a table.
     """
     from gpt2.data.dataset import open_dataset
     from gpt2.data.inspect import inspect as count
-    from gpt2.data.inspect_page import page
     from gpt2.files import write_text
+    from gpt2.report.dataset_page import page
 
     found = open_dataset(dataset, data_dir, note)
     with WorkConsole("tokens") as console:
@@ -49,14 +49,14 @@ def inspect(
 
 
 def table(report: "DatasetReport") -> str:
-    """The report in lines of text."""
+    """Return the report as lines of text."""
     lines = [f"{report.path} · {report.tokenizer} tokenizer, {report.vocab_size:,} ids"]
     for name, split in report.splits.items():
         lines.append(f"\n{name}: {split.tokens:,} tokens in {split.files} files ({', '.join(split.formats)})")
         if split.documents is not None:
             spread = " · ".join(f"{key} {value:,.0f}" for key, value in split.tokens_per_document.items())
             lines.append(f"  {split.documents:,} documents, end-of-text rate {split.eot_rate:.3%}")
-            lines.append(f"  tokens a document: {spread}")
+            lines.append(f"  tokens per document: {spread}")
         what = "blocks of 64 tokens" if split.documents is None else "documents"
         lines.append(f"  largest id {split.largest_id:,} · {split.unused_ids:,} ids never used")
         lines.append(f"  {split.duplicates:,} duplicate {what}")

@@ -13,6 +13,7 @@ def plot(
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("plot.png"),
     x: Literal["steps", "tokens", "flops", "time"] = "steps",
     smooth: float | None = None,
+    dark: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Draw loss, HellaSwag, learning rate, gradient norm and throughput of one or more runs, overlaid.
 
@@ -21,15 +22,17 @@ def plot(
     runs
         Run folders, or log.jsonl files.
     out
-        Picture to write; the suffix chooses the format (.png, .svg, .pdf).
+        Picture to write; its suffix chooses the file format (.png, .svg, .pdf).
     x
-        What to draw against. time is that of updates, evaluations and checkpoints, without the wait between a stop
-        and a resume; flops are the model's own, forward and backward.
+        The x axis. time is that of steps, evaluations and checkpoints, without the time between a stop and a resume;
+        flops are the model's own, forward and backward.
     smooth
-        Weight of what came before in the moving average of the training loss, below 1; 0 is off. The loss itself
-        stays behind it, faint. Default: by the number of updates.
+        Weight of the earlier values in the moving average of the training loss, below 1; 0 is off. The loss of every
+        step is drawn faintly behind it. Default: chosen by the number of steps.
+    dark
+        Draw light lines on a dark ground.
     """
-    from gpt2.runlog.plots import plot_runs
+    from gpt2.report.picture import plot_runs
 
-    plot_runs(runs, out, x, smooth)
+    plot_runs(runs, out, x, smooth, dark=dark)
     note(f"wrote {out}")

@@ -13,41 +13,41 @@ from gpt2.training.config import TrainConfig
 
 
 def report(
-    run: Path,
-    /,
-    *,
+    *runs: Annotated[Path, Parameter(required=True)],
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("report.html"),
     serve: Annotated[bool, Parameter(negative=())] = False,
     port: int = 0,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Write what there is to say about a run as one HTML page that needs nothing else.
+    """Write a report on one run, or on several next to each other, as one HTML page that needs no other file.
 
     Parameters
     ----------
-    run
-        Run folder, or a log.jsonl.
+    runs
+        Run folders, or log.jsonl files.
     out
         Page to write.
     serve
         Write nothing; serve the page to this machine and keep it up to date, until Ctrl-C.
     port
-        Of that server; 0 is any free one.
+        Port of that server; 0 is any free one.
     json_
-        Also print the figures as one JSON object.
+        Also print the figures: one JSON object, or a list of objects for several runs.
     """
     from gpt2.files import write_text
-    from gpt2.runlog.live import served
-    from gpt2.runlog.report import report_on
-    from gpt2.runlog.report_page import page
+    from gpt2.report.figures import report_on
+    from gpt2.report.live import served
+    from gpt2.report.page import page
 
-    found, defaults = report_on(run), TrainConfig().as_dict()
+    found, defaults = [report_on(run) for run in runs], TrainConfig().as_dict()
     if json_:
-        print(json.dumps(found.figures()), file=results_stream(None if serve else out), flush=True)
+        figures = [report.figures() for report in found]
+        values = figures if len(figures) > 1 else figures[0]
+        print(json.dumps(values), file=results_stream(None if serve else out), flush=True)
     if not serve:
         write_text(out, page(found, defaults))
         note(f"wrote {out}")
         return
-    with served(run, defaults, port) as address:
-        note(f"{found.name} is at {address} until Ctrl-C")
+    with served(runs, defaults, port, in_trainer=False) as address:
+        note(f"{', '.join(report.name for report in found)}: {address} until Ctrl-C")
         threading.Event().wait()

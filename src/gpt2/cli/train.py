@@ -76,7 +76,7 @@ def train(
 @contextmanager
 def watched(config: TrainConfig, port: int) -> Iterator[None]:
     """The page of the run that now begins is served; where that cannot be, a line says so and the run begins."""
-    from gpt2.runlog.live import served
+    from gpt2.report.live import served
 
     with ExitStack() as stack:
         try:

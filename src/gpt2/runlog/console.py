@@ -1,4 +1,4 @@
-"""What a person watching a run sees: one live line on a terminal, plain lines elsewhere, all on stderr."""
+"""The progress of a run on stderr: one line that changes on a terminal, plain lines elsewhere."""
 
 import sys
 from contextlib import suppress
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class Stderr:
-    """Standard error as a stream that never fails: a line that nobody can read any more is dropped.
+    """Writes to standard error and never fails: a line that nobody can read any more is dropped.
 
     A reader that dies (`| head`, a closed terminal) or a full disk must not end a run.
     """
 
     @property
     def encoding(self) -> str:
-        """The encoding of standard error, by which progress bars choose their characters."""
+        """Return the encoding of standard error, by which progress bars choose their characters."""
         return getattr(sys.stderr, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
@@ -34,11 +34,11 @@ class Stderr:
             sys.stderr.flush()
 
     def isatty(self) -> bool:
-        """Whether standard error is a terminal."""
+        """Return whether standard error is a terminal."""
         return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
     def fileno(self) -> int:
-        """The file descriptor of standard error. Raises OSError where it has none."""
+        """Return the file descriptor of standard error. Raises OSError where it has none."""
         return sys.stderr.fileno()
 
 
@@ -46,26 +46,26 @@ STDERR = cast("IO[str]", Stderr())
 
 
 def format_step(values: dict[str, Any]) -> str:
-    """The figures of a `train` record in one line."""
-    parts = [
+    """Return the figures of a `train` record in one line."""
+    figures = [
         f"loss {values['loss']:.4f}",
         f"lr {values['lr']:.2e}",
         f"norm {values['grad_norm']:.2f}",
         f"{values['tokens_per_second']:,.0f} tok/s",
         f"mfu {100 * values['mfu']:.1f}%",
     ]
-    return " · ".join(parts)
+    return " · ".join(figures)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `4m12s`."""
+    """Return seconds as `4m12s`, `12s` or `3h05m`."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
 class LiveConsole:
-    """Lines that stay, above one that changes where there is a terminal."""
+    """Prints lines that stay, above one that changes where there is a terminal."""
 
     console: "Console"
     live: "Progress | None"
@@ -85,10 +85,13 @@ class LiveConsole:
 
 
 class RunConsole(LiveConsole):
-    """Progress of a run of `total` updates of which `done` are made. Of several processes only one `speaks`."""
+    """Shows the progress of a run of `total` steps, of which `done` are made.
+
+    speaks: False in all but one of several processes, which then print nothing.
+    """
 
     def __init__(self, total: int, done: int, speaks: bool = True) -> None:
-        # here, because every command imports this module and `--help` is to answer at once
+        # here, because every command imports this module and `--help` must answer at once
         from rich.console import Console
 
         self.console = Console(file=STDERR, highlight=False, quiet=not speaks)
@@ -104,12 +107,12 @@ class RunConsole(LiveConsole):
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
-                refresh_per_second=2,  # ten times would take a hundredth of a core from the training
+                refresh_per_second=2,  # 10 per second would take a hundredth of a core from the training
             )
             self.task = self.live.add_task("train", total=total, completed=done, figures="")
 
     def step(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
-        """Show the figures of an update."""
+        """Show the figures of a step."""
         if self.live is not None:
             self.live.update(self.task, completed=step, figures=format_step(values))
         else:
@@ -117,19 +120,19 @@ class RunConsole(LiveConsole):
 
 
 class WorkConsole(LiveConsole):
-    """Progress of work through so many bytes, counting what comes of it, with its rate and the time left."""
+    """Shows the progress of work through a number of bytes, and the units made of them, with rate and time left."""
 
     SECONDS = 10.0
-    """Between lines where there is no terminal."""
+    """Seconds between lines where there is no terminal."""
 
     def __init__(self, unit: str) -> None:
         from rich.console import Console
 
         self.unit = unit
         self.console = Console(file=STDERR, highlight=False)
-        self.started = self.told = monotonic()
+        self.started = self.reported = monotonic()
         self.at_start: tuple[int, int] | None = None
-        """Bytes and units when the work began: what an earlier process did."""
+        """Bytes and units that an earlier process had done when the work began."""
         self.read = 0
         self.live = None
         if self.console.is_terminal:
@@ -146,19 +149,19 @@ class WorkConsole(LiveConsole):
             self.task = self.live.add_task("work", total=None, figures="", visible=False)
 
     def progress(self, read: int, total: int, made: int) -> None:
-        """Show that `read` of `total` bytes are read and `made` units made of them."""
+        """Show that `read` of `total` bytes are read, and `made` units made of them."""
         now = monotonic()
-        if self.at_start is None or read < self.read:  # it begins, or begins again for another purpose
+        if self.at_start is None or read < self.read:  # the first pass over the data, or the next one
             self.at_start, self.started = (read, made), now
         self.read = read
         seconds = max(now - self.started, 1e-9)
         figures = f"{made:,} {self.unit} · {(made - self.at_start[1]) / seconds:,.0f} {self.unit}/s"
         if self.live is not None:
             self.live.update(self.task, completed=read, total=total, figures=figures, visible=True)
-        elif now - self.told >= self.SECONDS and read > self.at_start[0]:
+        elif now - self.reported >= self.SECONDS and read > self.at_start[0]:
             left = (total - read) * seconds / (read - self.at_start[0])
             self.note(f"{read / max(total, 1):.0%} · {figures} · eta {duration(left)}")
-            self.told = now
+            self.reported = now
 
 
 def note(line: str) -> None:

@@ -1,36 +1,37 @@
-"""The records of a run as points of curves: where they lie, smoothed, thinned. Nothing here draws."""
+"""The records of a run as points of curves: placed on an axis, smoothed, thinned. Drawing is in `report/`."""
 
 import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2.errors import UserError
-from gpt2.runlog.peer_logs import find_log, is_a_peers, stream_any
+from gpt2.runlog.other_logs import find_log, is_another_programs, stream_any
 from gpt2.runlog.records import FILE, finished_lines, parse, positioned
 from gpt2.runlog.thinned import Thinned
 
+if TYPE_CHECKING:
+    from gpt2.model import GPTConfig
+
 Records = list[dict[str, Any]]
 Points = tuple[list[float], list[float]]
-"""Places on the axis, and values there."""
+"""Values on the x axis, and on the y axis."""
 
-AXES = {"steps": "step", "tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}
-"""What a curve can be drawn against, and what is then written at its axis."""
 SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
-"""The settings that FLOPs follow from."""
+"""The settings from which the number of parameters and FLOPs follow."""
 LEAST_RATE = 1e-6
-"""Tokens a second below which a rate says nothing."""
-WHOLE_NUMBERS = (
+"""Tokens per second below which a rate means nothing."""
+INTEGERS = (
     *SHAPE[:-1], "max_iters", "batch_size", "total_batch_size", "gradient_accumulation_steps", "eval_iters",
 )  # fmt: skip
-"""Settings that are calculated with."""
+"""Settings that reports calculate with, which must be integers."""
 
 
 def load(run: Path) -> Records:
-    """The records of a run folder or of a log, our own or another program's, thinned where they are many.
+    """Return the records of a run folder or of a log, also another program's, thinned where they are many.
 
-    Every picture has its figures from here. Raises UserError.
+    Every picture and report is made of these records. Raises UserError.
     """
     thinned = Thinned()
     for record in stream_any(run):
@@ -39,20 +40,39 @@ def load(run: Path) -> Records:
 
 
 class Follower:
-    """The thinned records of a run's log that grows: each look reads only what is new."""
+    """Holds the thinned records of a log that grows: each look reads only what is new."""
 
     TAIL = 200
-    """Bytes before the position that must be as they were; otherwise the log is another one."""
+    """Number of bytes before the position that must not have changed; otherwise the log is another one."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
         self.thinned, self.position, self.tail = Thinned(), 0, b""
+        self.broken: tuple[int, int] | None = None
+        """Size and time of change (ns) of a log that could not be read: it is not read again before it changes."""
 
     def look(self) -> bool:
-        """Read what is new in the log; returns whether there was anything. Raises OSError and UserError."""
-        path, before = find_log(self.run), (self.position, self.tail)
-        if is_a_peers(path):
-            return self._read_a_peers(path)
+        """Read what is new in the log; returns whether there was anything.
+
+        Raises OSError where the log cannot be read, and UserError where it has a line that is not a record; until
+        the log changes, further looks then return False.
+        """
+        path = find_log(self.run)
+        about = path.stat()
+        version = about.st_size, about.st_mtime_ns
+        if version == self.broken:
+            return False
+        try:
+            found = self._read_other(path) if is_another_programs(path) else self._read(path)
+        except UserError:
+            self.broken = version
+            raise
+        self.broken = None
+        return found
+
+    def _read(self, path: Path) -> bool:
+        """Read what is new in a `log.jsonl`."""
+        before = self.position, self.tail
         with path.open("rb") as file:
             if self._tail_in(file) != self.tail or not self._read_on(file, path):
                 self.thinned, self.position = Thinned(), 0
@@ -63,8 +83,8 @@ class Follower:
             self.tail = self._tail_in(file)
         return (self.position, self.tail) != before
 
-    def _read_a_peers(self, path: Path) -> bool:
-        """Read another program's log anew if it has another size; returns whether it had."""
+    def _read_other(self, path: Path) -> bool:
+        """Read another program's log again if its size has changed; returns whether it had."""
         size = path.stat().st_size
         if size == self.position:
             return False
@@ -74,13 +94,13 @@ class Follower:
         return True
 
     def _tail_in(self, file: BinaryIO) -> bytes:
-        """The bytes before the position in a file."""
+        """Return the bytes before the position in a file."""
         begin = max(0, self.position - self.TAIL)
         file.seek(begin)
         return file.read(self.position - begin)
 
     def _read_on(self, file: BinaryIO, path: Path) -> bool:
-        """Add the new records; returns False at the beginning, and where the run went back behind some of them."""
+        """Add the new records; returns False at the beginning, and where the run went back to an earlier step."""
         if not self.position:
             return False
         for position, line in finished_lines(file, self.position):
@@ -93,28 +113,31 @@ class Follower:
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """The run's config.toml without numbers that are none; empty where there is none that can be read."""
+    """Return the run's config.toml, without settings of a wrong type; empty where it cannot be read."""
     folder = run if run.is_dir() else run.parent
     try:
         settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {name: value for name, value in settings.items() if name not in WHOLE_NUMBERS or type(value) is int}
+    return {name: value for name, value in settings.items() if name not in INTEGERS or type(value) is int}
 
 
 def name_of(run: Path) -> str:
-    """What a run is called: its folder, or a log by its own name where that says more."""
+    """Return the name of a run: that of its folder, or of its log where that is not `log.jsonl`."""
     return (run.parent if run.name == FILE else run).resolve().name
 
 
 def series(records: Records, event: str, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of `key` in the records of one kind of event."""
+    """Return the steps and values of `key` in the records of one kind of event."""
     points = [(r["step"], r[key]) for r in records if r["event"] == event and r.get(key) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def extremes(records: Records, key: str) -> tuple[list[int], list[float]]:
-    """As `series` of the updates, but of a record that stands for several their lowest and highest value."""
+    """Return the steps and values of `key` in the `train` records.
+
+    A record that stands for several steps gives their lowest and their highest value.
+    """
     points: list[tuple[int, float]] = []
     for r in records:
         if r["event"] == "train":
@@ -126,14 +149,14 @@ def extremes(records: Records, key: str) -> tuple[list[int], list[float]]:
 
 
 def counts(records: Records, key: str) -> list[int]:
-    """The number of updates behind each value that `series` gives for `key` of the updates."""
+    """Return the number of steps behind each value that `series` gives for `key` of the `train` records."""
     return [r.get("count", 1) for r in records if r["event"] == "train" and r.get(key) is not None]
 
 
 def smooth(values: Sequence[float], weight: float, counts: Sequence[int] | None = None) -> list[float]:
-    """Exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
+    """Return the exponential moving average, corrected for its start (Kingma & Ba 2015, section 3).
 
-    weight: of what came before each value, at least 0 and below 1. counts: how many equal values each stands for.
+    weight: that of the earlier values, at least 0 and below 1. counts: the number of equal values each stands for.
     """
     result, average, total = [], 0.0, 1.0
     for value, count in zip(values, counts or [1] * len(values), strict=True):
@@ -145,12 +168,12 @@ def smooth(values: Sequence[float], weight: float, counts: Sequence[int] | None 
 
 
 def smoothing_for(count: int) -> float:
-    """The weight whose memory is a hundredth of so many values: one sees the course then, and not the batches."""
+    """Return the weight that averages over a hundredth of `count` values: it shows the trend, not the batches."""
     return 1 - 1 / max(2.5, count / 100)
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], buckets: int) -> Points:
-    """At most 2·buckets + 2 of the points, which draw the same line: both ends, and of each bucket its extremes."""
+    """Return at most 2·buckets + 2 of the points, which draw the same line: both ends, and each bucket's extremes."""
     if len(xs) <= 2 * buckets:
         return list(xs), list(ys)
     kept = {0, len(xs) - 1}
@@ -161,9 +184,10 @@ def thin(xs: Sequence[float], ys: Sequence[float], buckets: int) -> Points:
 
 
 def seconds_worked(records: Records) -> list[float]:
-    """Of each record, the seconds of updates, evaluations and checkpoints up to it: no wait between two sessions.
+    """Return for each record the seconds of steps, evaluations and checkpoints so far.
 
-    An update whose rate is unknown, or was rounded to nothing, has what the clock says.
+    The time between a stop and a resume does not count.
+    A step whose rate is unknown, or was rounded to 0, counts with the time on the clock.
     """
     total, tokens, clock, result = 0.0, None, 0.0, []
     for r in records:
@@ -178,36 +202,43 @@ def seconds_worked(records: Records) -> list[float]:
     return result
 
 
-def place(records: Records, axis: str, settings: dict[str, Any], name: str) -> Callable[[int], float]:
-    """The function that gives a step's place on one of AXES: that of the last update up to it.
+def axis_position(records: Records, axis: str, settings: dict[str, Any], name: str) -> Callable[[int], float]:
+    """Return the function from a step to its position on an axis: `steps`, `tokens`, `flops` or `time` (seconds).
 
-    Tokens are those seen so far, FLOPs 6N a token and those of attention. Raises UserError where the log or the
-    configuration of the run called `name` does not say what that takes.
+    Tokens are those seen so far; FLOPs are 6N per token and those of attention. Between two records the position is
+    that of the earlier one. Raises UserError where the log or the settings of the run called `name` lack something.
     """
     if axis == "steps":
         return float
-    updates = [(i, r) for i, r in enumerate(records) if r["event"] in ("start", "resume", "train", "skip")]
+    steps_made = [(i, r) for i, r in enumerate(records) if r["event"] in ("start", "resume", "train", "skip")]
     try:
         if axis == "time":
             seconds = seconds_worked(records)
-            places = [seconds[i] for i, _ in updates]
+            positions = [seconds[i] for i, _ in steps_made]
         else:
             scale = 1 if axis == "tokens" else flops_per_token(settings)
-            places = [r["tokens"] * scale for _, r in updates]
+            positions = [r["tokens"] * scale for _, r in steps_made]
     except KeyError as error:
-        raise UserError(f"{name} does not say its {error.args[0]}, which --x={axis} takes; use --x=steps") from None
-    steps = [r["step"] for _, r in updates]
-    return lambda step: places[max(0, bisect_right(steps, step) - 1)] if places else 0.0
+        raise UserError(f"{name} has no {error.args[0]}, which --x={axis} needs; use --x=steps") from None
+    steps = [r["step"] for _, r in steps_made]
+    return lambda step: positions[max(0, bisect_right(steps, step) - 1)] if positions else 0.0
 
 
 def time_unit(longest: float) -> tuple[float, str]:
-    """The seconds of the unit in which one says up to so many, and its name."""
+    """Return the unit in which durations up to `longest` seconds are written: its seconds, and its name."""
     return (3600, "hours") if longest >= 2 * 3600 else (60, "minutes") if longest >= 120 else (1, "seconds")
 
 
 def flops_per_token(settings: dict[str, Any]) -> int:
-    """FLOPs a token of the model that a run's settings describe. Raises KeyError where they do not say its shape."""
+    """Return the FLOPs per token of the model that a run's settings describe. Raises KeyError without its shape."""
     from gpt2.accounting import flops_per_token  # here, with PyTorch behind it
-    from gpt2.model import GPTConfig
 
-    return flops_per_token(GPTConfig(**{name: settings[name] for name in SHAPE}))
+    return flops_per_token(model_of(settings))
+
+
+def model_of(settings: dict[str, Any]) -> "GPTConfig":
+    """Return the configuration of the model that a run's settings describe. Raises KeyError without its shape."""
+    shape = {name: settings[name] for name in SHAPE}
+    from gpt2.model import GPTConfig  # here, with PyTorch behind it
+
+    return GPTConfig(**shape)

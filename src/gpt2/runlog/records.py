@@ -1,9 +1,8 @@
-"""`log.jsonl`: what happened in a run, one JSON object a line.
+"""`log.jsonl`: what happened in a run, as one JSON object per line.
 
-Every record has `event`, `step` (updates done) and `time` (Unix seconds). The log is only ever appended
-to. A resumed run writes a `resume` record and then does the steps after its checkpoint again, and
-`read_log` leaves out what those replace. A run that begins again writes a `start` record, and nothing
-before it counts.
+Every record has `event`, `step` (optimizer steps made) and `time` (Unix seconds). Records are only ever appended. A
+resumed run writes a `resume` record and then does the steps after its checkpoint again; `read_log` omits the records
+that those replace. A run that starts over writes a `start` record, and no earlier record counts.
 """
 
 import json
@@ -24,32 +23,34 @@ from gpt2.files import publish, write_text
 from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
-# What a resumed run does again at the step of its checkpoint, because a run that is asked to stop saves first.
 DONE_AGAIN = ("eval", "sample")
-AN_UPDATE = b'{"event": "train"'
-"""What a line begins with that need not be understood to know where a run went back."""
-COURSE = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
-MEASURED = ("train_loss", "val_loss", "acc", "acc_norm")
-"""Values of updates and of evaluations that are numbers, or null where they are not finite."""
+"""Events that a resumed run repeats at the step of its checkpoint: a run that is asked to stop saves first."""
+TRAIN_LINE = b'{"event": "train"'
+"""The beginning of a line that need not be parsed to find where a run went back."""
+STEP_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
+EVALUATION_FIGURES = ("train_loss", "val_loss", "acc", "acc_norm")
+"""Values that are numbers, or null where they are not finite."""
 LARGEST = 1e60
-"""A figure beyond it is as good as infinite."""
+"""A figure beyond it counts as infinite."""
 LATEST_TIME = 1e11
-"""Seconds that no clock and no part of a run exceeds."""
+"""Seconds that no clock and no phase of a run exceeds."""
 COUNT_LIMIT = 1 << 63
-"""Steps and tokens are fewer."""
-DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # NaN and Infinity, which other programs write
+"""A number of steps or tokens is below it."""
+DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # as other programs write NaN and Infinity
 
 MOST_WAITING = 100_000
 """Records that are kept in memory while the log cannot be written."""
 PIECE = 1 << 16
 """Bytes that are read at a time to find the end of the last line."""
+LONGEST_LINE = 1 << 24
+"""Bytes of a line, at most: a file without newlines must not fill the memory."""
 
 
 class LogWriter:
-    """Appends records to the log of a run folder and gives them to its trackers. Of several processes one `writes`.
+    """Appends records to the log of a run folder and gives them to its trackers.
 
-    A disk that is full, or fails, never ends a run: records wait in memory until they can be written. `note` receives
-    a line about that.
+    A disk that is full, or fails, never ends a run: records wait in memory until they can be written, and `note`
+    receives a line about that. writes: False in all but one of several processes.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class LogWriter:
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self._dropped = self._failures = 0
         self._torn_at: int | None = None
-        """The size that the file should have, where part of a line could not be removed from it yet."""
+        """The size that the file should have, where an incomplete line could not be removed from it yet."""
         try:
             self._open()
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({reason(error)}); choose another --out_dir") from None
 
     def write(self, event: str, step: int, **values: Any) -> None:
-        """Append one record; it survives the process from here on. JSON has no inf and nan: they become null."""
+        """Append one record, which then survives the process. Infinity and NaN, which JSON lacks, become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         record = {"event": event, "step": step, "time": round(time.time(), 3), **finite}
         self._append(json.dumps(record).encode() + b"\n")
@@ -81,7 +82,7 @@ class LogWriter:
             self.trackers.log(event, step, values)
 
     def sample(self, step: int, text: str, **values: Any) -> None:
-        """Keep a text that the model wrote, as a file and as a record."""
+        """Keep a text that the model generated, as a file and as a record."""
         if self.samples is not None:
             path = self.samples / f"step_{step:07d}.txt"
             try:
@@ -92,7 +93,7 @@ class LogWriter:
 
     @property
     def lost(self) -> bool:
-        """Whether the file was deleted or moved away, so that nobody finds what is written."""
+        """Return whether the file was deleted or moved away, so that nobody finds what is written."""
         try:
             return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except (FileNotFoundError, NotADirectoryError):
@@ -101,9 +102,9 @@ class LogWriter:
             return False
 
     def restore(self) -> None:
-        """Write the whole log to its path again, where it was deleted or moved away. Raises OSError or UserError.
+        """Write the complete log to its path again, where it was deleted or moved away. Raises OSError or UserError.
 
-        Another file that is there by now gets the name `log.jsonl.replaced`.
+        Another file that has its name by now is renamed to `log.jsonl.replaced`.
         """
         if self.lost and os.path.lexists(self.path):
             self.path.replace(self.path.with_name(f"{FILE}.replaced"))
@@ -127,29 +128,29 @@ class LogWriter:
             self._write_waiting()
         except OSError as error:
             if len(self._waiting) > 1:
-                return  # this was said before
+                return  # this was reported before
             self._failures += 1
-            if self._failures & (self._failures - 1) == 0:  # of a disk that fails ever again less is said
+            if self._failures & (self._failures - 1) == 0:  # a disk that keeps failing is reported ever less often
                 self.note(f"{self.path} cannot be written ({reason(error)}); its records wait in memory until it can")
 
     def _write_waiting(self) -> None:
-        """Write the lines that wait, in order. Raises OSError, and then no part of a line is in the file."""
+        """Write the waiting lines, in order. Raises OSError, and then the file has no incomplete line."""
         waited = len(self._waiting)
         while self._waiting:
-            self._write_whole(self._waiting[0])
+            self._write_line(self._waiting[0])
             self._waiting.popleft()
         if waited > 1 and (self._dropped or self._failures & (self._failures - 1) == 0):
             lost = f"; {self._dropped:,} older ones are lost" if self._dropped else ""
             self.note(f"{self.path} can be written again: {waited:,} records were added{lost}")
         self._dropped = 0
 
-    def _write_whole(self, line: bytes) -> None:
-        """Write a line, or nothing of it. Raises OSError."""
+    def _write_line(self, line: bytes) -> None:
+        """Write a complete line, or nothing. Raises OSError."""
         if self._torn_at is not None:
             self._remove_torn_line(self._torn_at)
         end, written = os.fstat(self._file.fileno()).st_size, 0
         try:
-            while written < len(line):  # a disk that is nearly full takes a part first
+            while written < len(line):  # a disk that is nearly full takes some of it first
                 written += self._file.write(line[written:])
         except OSError:
             if written:
@@ -176,31 +177,31 @@ class LogWriter:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be written, in a few words."""
+    """Return in a few words why a file could not be written."""
     return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Remove a last line that a killed process did not finish."""
+    """Remove a last line that a killed process left unfinished."""
     if not path.exists():
         return
     with path.open("r+b") as file:
-        end = whole = file.seek(0, os.SEEK_END)
-        while whole:
-            begin = max(0, whole - PIECE)
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            begin = max(0, end - PIECE)
             file.seek(begin)
-            newline = file.read(whole - begin).rfind(b"\n")
-            whole = begin + newline + 1
+            newline = file.read(end - begin).rfind(b"\n")
+            end = begin + newline + 1
             if newline >= 0:
                 break
-        if whole < end:
-            file.truncate(whole)
+        if end < size:
+            file.truncate(end)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The records of a run folder (or of a `log.jsonl`) in order, without what a resume did again.
+    """Return the records of a run folder (or of a `log.jsonl`) in order, without those that a resume replaced.
 
-    Raises UserError where there is no log, or a line in it is none.
+    Raises UserError where there is no log, or where a line of it is not a record.
     """
     path = run / FILE if run.is_dir() else run
     if not path.is_file():
@@ -209,22 +210,22 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def stream(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a `log.jsonl` one by one, as `read_log` gives them, in little memory. Raises UserError."""
+    """Yield the records of a `log.jsonl` as `read_log` returns them, in little memory. Raises UserError."""
     return (record for _, record in positioned(path) if record is not None)
 
 
 def positioned(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """The position after each line of a `log.jsonl`, and its record, or None for one that does not count.
+    """Yield the position after each line of a `log.jsonl`, and its record, or None for one that does not count.
 
-    A first pass finds where the run went back, so that the second one knows what to leave out; that ends where the
+    A first pass finds where the run went back, so that the second one knows which records to omit; it ends where the
     first one did. Raises UserError.
     """
     with path.open("rb") as file:
         repeats, end = Repeats(), 0
         for position, line in finished_lines(file):
             end = position + len(line)
-            if not line.startswith(AN_UPDATE):
-                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the second pass says so
+            if not line.startswith(TRAIN_LINE):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the second pass reports it
                     repeats.see(position, json.loads(line))
         for number, (position, line) in enumerate(finished_lines(file), start=1):
             if position >= end:
@@ -234,35 +235,38 @@ def positioned(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file from a position on, each with its position; without a last one that is not finished."""
+    """Yield the lines of a file from a position on, each after its own position, without an unfinished last line.
+
+    Raises UserError for a line of more than LONGEST_LINE bytes.
+    """
     file.seek(begin)
     position = begin
-    for line in file:
-        if not line.endswith(b"\n"):
-            return
+    while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
         yield position, line
         position += len(line)
+    if len(line) == LONGEST_LINE:
+        raise UserError(f"{file.name} has a line of more than {LONGEST_LINE:,} bytes at byte {position:,}; remove it")
 
 
 def parse(line: bytes, path: Path, number: int | None = None) -> dict[str, Any]:
-    """The record in a line of a log, with null for a figure that is not finite. Raises UserError."""
+    """Return the record in a line of a log, with None for a figure that is not finite. Raises UserError."""
     try:
         return checked(DECODER.decode(line.decode(errors="replace")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     where = f"line {number}" if number else f"the line {line[:80].decode(errors='replace')!r}"
-    raise UserError(f"{path}, {where} is no record; remove that line")
+    raise UserError(f"{path}, {where} is not a record; remove that line")
 
 
 def checked(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose values have the types that pictures and reports rely on.
+    """Return the record if its values have the types that pictures and reports rely on.
 
-    Raises ValueError, KeyError, TypeError or AttributeError for another one.
+    Raises ValueError, KeyError, TypeError or AttributeError otherwise.
     """
     event, seconds = record["event"], record.get("seconds")
     if type(event) is not str or type(record["step"]) is not int or not 0 <= record["step"] < COUNT_LIMIT:
         raise ValueError(record)
-    for key in COURSE if event == "train" else MEASURED:
+    for key in STEP_FIGURES if event == "train" else EVALUATION_FIGURES:
         value = record.get(key)
         if value is not None and not -LARGEST < value < LARGEST:
             record[key] = None
@@ -271,10 +275,10 @@ def checked(record: dict[str, Any]) -> dict[str, Any]:
     if seconds is None:
         record.pop("seconds", None)
     else:
-        has_parts = isinstance(seconds, dict)
-        if event in (("eval", "checkpoint") if has_parts else ("train",)):
+        has_phases = isinstance(seconds, dict)
+        if event in (("eval", "checkpoint") if has_phases else ("train",)):
             raise ValueError(record)
-        total = sum(seconds.values()) if has_parts else seconds
+        total = sum(seconds.values()) if has_phases else seconds
         if not -LATEST_TIME < total < LATEST_TIME:
             raise ValueError(record)
     if event != "train":
@@ -287,33 +291,36 @@ def checked(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Repeats:
-    """Which records do not count, because the run went back and did their steps again. Positions are in the file."""
+    """Finds the records that do not count, because the run went back and did their steps again.
+
+    Positions are byte offsets in the file.
+    """
 
     def __init__(self) -> None:
         self.begin = 0
-        """Where the run began; what is before that does not count."""
+        """Position where the run began; earlier records do not count."""
         self.resumes: list[tuple[int, int]] = []
-        """Position and step of the resumes that leave something out: both rise from one to the next."""
+        """Position and step of each resume that replaces something; both rise from one to the next."""
         self.resumed: tuple[int, int] | None = None
-        """The newest of all resumes."""
+        """Position and step of the newest resume."""
         self.again: dict[Any, int] = {}
-        """Of what was done again after a resume: the position of that resume."""
+        """Position of the resume after which something was done again, by its kind."""
 
     def see(self, position: int, record: dict[str, Any]) -> None:
-        """Take note of a record, one after the other. Raises KeyError or TypeError for what is none."""
+        """Take the next record into account. Raises KeyError or TypeError for a line that is not a record."""
         event, step = record["event"], record["step"]
         if event == "start":
             self.begin, self.resumes, self.resumed, self.again = position, [], None, {}
         elif event == "resume":
             self.resumed = position, step
             while self.resumes and self.resumes[-1][1] >= step:
-                self.resumes.pop()  # the newer one leaves out all that the older one does
+                self.resumes.pop()  # the newer one replaces all that the older one does
             self.resumes.append(self.resumed)
         elif event in DONE_AGAIN and self.resumed is not None and self.resumed[1] == step:
             self.again[_kind(record)] = self.resumed[0]
 
     def counts(self, position: int, record: dict[str, Any]) -> bool:
-        """Whether a record counts: no later resume goes back behind it, and nothing replaces it."""
+        """Return whether a record counts: no later resume goes back to an earlier step, and nothing replaces it."""
         if position < self.begin:
             return False
         later = bisect_right(self.resumes, (position, record["step"]))
@@ -323,5 +330,5 @@ class Repeats:
 
 
 def _kind(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What one record replaces another by. An evaluation of the loss does not replace one of HellaSwag."""
+    """Return the kind by which a record replaces another: an evaluation of the loss is not one of HellaSwag."""
     return record["event"], record["step"], frozenset(record)

@@ -1,7 +1,7 @@
-"""The records of a log in a few megabytes, however many there are: what pictures and reports are made of.
+"""The records of a log in a few megabytes, however many there are, for pictures and reports.
 
-A short log stays as it is. Of a long one, neighbouring updates become one record, which has their mean, their
-extremes and their sums, so that curves keep their course and their peaks, and times their sums.
+A short log keeps its records. In a long one, neighbouring steps become one record with their mean, their extremes and
+their sums, so that curves keep their trend and their peaks, and times their sums.
 """
 
 from operator import itemgetter, mul
@@ -9,81 +9,81 @@ from typing import Any
 
 Record = dict[str, Any]
 
-MOST_UPDATES = 4096
+MOST_STEPS = 4096
 MOST_OTHERS = {"eval": 2048, "sample": 64, "checkpoint": 512}
 MOST_OF_AN_EVENT = 1024
 """Records kept of an event that is not in MOST_OTHERS."""
 MOST_SEGMENTS = 512
-"""Stretches between two resumes, skips or the like whose updates are kept apart."""
+"""Stretches between two resumes, skipped steps or the like, whose steps are not joined with others."""
 SAMPLE_CHARACTERS = 4000
 EXTREMES = ("loss", "grad_norm", "tokens_per_second")
-"""Figures of an update whose lowest and highest values are drawn."""
+"""Figures of a step whose lowest and highest values are drawn."""
 MEANS = ("loss", "grad_norm", "mfu")
-"""Figures whose mean stands for several updates. That of tokens_per_second is tokens over time."""
+"""Figures whose mean stands for several steps. The mean of tokens_per_second is tokens divided by time."""
 
 
 class Thinned:
-    """Records of a log, added in order; at most so many are kept that a picture of them looks the same."""
+    """Holds records of a log, added in order, and keeps no more of them than a picture needs."""
 
     def __init__(self) -> None:
-        self.updates: list[Record] = []
+        self.steps: list[Record] = []
         self.size = 1
-        """Updates that become one record of `updates`."""
+        """Number of steps that become one record of `steps`."""
         self.newest: list[Record] = []
-        """The updates after those, which are fewer than that."""
+        """The steps after those, fewer than `size`."""
         self.others: dict[tuple[str, bool], list[Record]] = {}
-        """Of each other event; evaluations of the loss apart from those of HellaSwag."""
+        """Records of each other event; evaluations of the loss are separate from those of HellaSwag."""
         self.added = 0
         self.segment = 0
 
     def add(self, record: Record) -> None:
-        """Add a record after all others. It belongs to this object from then on."""
+        """Add the next record, which this object may change from then on."""
         self.added += 1
         record["order"] = self.added
         if record["event"] == "train":
-            self._add_update(record)
+            self._add_step(record)
         else:
             self._add_other(record)
 
     @property
     def records(self) -> list[Record]:
-        """What stands for all records, in their order.
+        """Return the records that stand for all, in order.
 
-        A `train` record of several updates has their number as `count`, and as `extremes` the steps and values of
-        the lowest and the highest of each of EXTREMES.
+        A `train` record of several steps has their number as `count`, and as `extremes` the steps and values of the
+        lowest and the highest of each of EXTREMES.
         """
-        found = [*self.updates, *(record for kept in self.others.values() for record in kept)]
+        found = [*self.steps, *(record for kept in self.others.values() for record in kept)]
         if self.newest:
             found.append(joined(self.newest))
         return sorted(found, key=lambda record: record["order"])
 
-    def _add_update(self, record: Record) -> None:
+    def _add_step(self, record: Record) -> None:
         record["segment"] = self.segment
         self.newest.append(record)
         if len(self.newest) >= self.size:
             self._close_newest()
 
     def _close_newest(self) -> None:
-        """Have one record stand for the newest updates."""
+        """Join the newest steps into one record."""
         if self.newest:
-            self.updates.append(joined(self.newest))
+            self.steps.append(joined(self.newest))
             self.newest = []
-        if len(self.updates) >= MOST_UPDATES:
+        if len(self.steps) >= MOST_STEPS:
             self._join_pairs()
 
     def _join_pairs(self) -> None:
-        """Have each record stand for twice as many updates, but for those before and after a resume or the like."""
+        """Join neighbouring records in pairs, but not across a resume or the like."""
         pairs: list[list[Record]] = []
-        for record in self.updates:
+        for record in self.steps:
             if pairs and len(pairs[-1]) == 1 and pairs[-1][0]["segment"] == record["segment"]:
                 pairs[-1].append(record)
             else:
                 pairs.append([record])
-        self.updates, self.size = [joined(pair) for pair in pairs], 2 * self.size
+        self.steps, self.size = [joined(pair) for pair in pairs], 2 * self.size
 
     def _add_other(self, record: Record) -> None:
         event = record["event"]
-        if event not in MOST_OTHERS:  # the wait before a resume is no time of an update
+        if event not in MOST_OTHERS:  # the time before a resume belongs to no step
             self._close_newest()
             self.segment = min(self.segment + 1, MOST_SEGMENTS)
         if isinstance(text := record.get("text"), str):
@@ -95,7 +95,7 @@ class Thinned:
 
 
 def joined(records: list[Record]) -> Record:
-    """One `train` record for those of neighbouring updates."""
+    """Return one `train` record for those of neighbouring steps."""
     if len(records) == 1:
         return records[0]
     counts = [r.get("count", 1) for r in records]
@@ -111,13 +111,13 @@ def joined(records: list[Record]) -> Record:
         if points := _points(records, key):
             result["extremes"][key] = (min(points, key=itemgetter(1)), max(points, key=itemgetter(1)))
     if seconds := [r["seconds"] for r in records if "seconds" in r]:
-        parts = dict.fromkeys(part for split in seconds for part in split)
-        result["seconds"] = {part: sum([split.get(part, 0.0) for split in seconds]) for part in parts}
+        phases = dict.fromkeys(phase for split in seconds for phase in split)
+        result["seconds"] = {phase: sum([split.get(phase, 0.0) for split in seconds]) for phase in phases}
     return result
 
 
 def _known(records: list[Record], counts: list[int], key: str) -> tuple[list[float], list[int]]:
-    """The values of a figure without those that are missing, and how many updates each stands for."""
+    """Return the values of a figure without missing ones, and the number of steps that each stands for."""
     values = [value for r in records if (value := r.get(key)) is not None]
     if len(values) == len(records):
         return values, counts
@@ -125,7 +125,7 @@ def _known(records: list[Record], counts: list[int], key: str) -> tuple[list[flo
 
 
 def _points(records: list[Record], key: str) -> list[tuple[int, float]]:
-    """Steps and values of a figure: of a record that stands for several updates, the lowest and the highest."""
+    """Return steps and values of a figure: the lowest and the highest of a record that stands for several steps."""
     if not any("extremes" in r for r in records):
         return [(r["step"], value) for r in records if (value := r.get(key)) is not None]
     points: list[tuple[int, float]] = []
@@ -138,19 +138,19 @@ def _points(records: list[Record], key: str) -> list[tuple[int, float]]:
 
 
 def every_other(records: list[Record]) -> list[Record]:
-    """Half of the records, the newest and the one with the lowest validation loss among them.
+    """Return half of the records, the newest and the one with the lowest validation loss among them.
 
-    The seconds of one that is left out are added to the next.
+    The seconds of an omitted one are added to the next.
     """
     measured = [r for r in records if r.get("val_loss") is not None]
     best = min(measured, key=lambda r: r["val_loss"]) if measured else None
-    kept, passed = [], 0.0
+    kept, omitted = [], 0.0
     for i, record in enumerate(records):
         seconds = record.get("seconds")
         if i % 2 and i < len(records) - 1 and record is not best:
-            passed += seconds if isinstance(seconds, int | float) else 0.0
+            omitted += seconds if isinstance(seconds, int | float) else 0.0
             continue
-        if passed and isinstance(seconds, int | float):
-            record["seconds"], passed = seconds + passed, 0.0
+        if omitted and isinstance(seconds, int | float):
+            record["seconds"], omitted = seconds + omitted, 0.0
         kept.append(record)
     return kept

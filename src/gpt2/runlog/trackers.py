@@ -1,6 +1,6 @@
 """Weights & Biases, trackio and TensorBoard, each behind a switch. A run does not depend on any of them.
 
-A tracker that fails, or that does not answer, costs one line and is left out from then on.
+A tracker that fails, or does not answer, is reported in one line and gets no further records.
 """
 
 import html
@@ -20,28 +20,30 @@ NUMBERS = {
     "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "memory",
     "train_loss", "val_loss", "acc", "acc_norm",
 }  # fmt: skip
-"""What of the `train` and `eval` records becomes a curve."""
+"""Values of `train` and `eval` records that become curves."""
 
 MOST_WAITING = 10_000
 """Records that may wait for a service."""
 PATIENCE = 10.0
 """Seconds that a run waits for a service with that many records, when the service does nothing."""
 FINISHING = 30.0
-"""Seconds that a service gets at the end of a run to take what is left."""
+"""Seconds that a service gets at the end of a run to take the remaining records."""
 TENSORBOARD_SUFFIX = ".gpt2"
-"""End of the name of TensorBoard's files, by which a run recognises those of an earlier one."""
+"""End of the name of TensorBoard's files, by which a run recognises those of an earlier run."""
 
 
 class Tracker(Protocol):
-    """Something that gets every record of a run, as `LogWriter.write` gets it. The first is `start` or `resume`."""
+    """A tracker gets every record of a run, as `LogWriter.write` gets it. The first is `start` or `resume`."""
 
-    def log(self, event: str, step: int, values: dict[str, Any]) -> None: ...
+    def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Take a record."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish; no record follows."""
 
 
 class Trackers:
-    """The trackers of a run by the switch that turned them on. `note` receives a line about one that fails."""
+    """Holds the trackers of a run, each under its setting. `note` receives a line about one that fails."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.note = note
@@ -61,7 +63,7 @@ class Trackers:
             self._attempt(switch, lambda tracker=tracker: tracker.log(event, step, values))
 
     def close(self) -> None:
-        """Let all trackers finish. Ctrl-C leaves the one that is being waited for."""
+        """Let all trackers finish. Ctrl-C ends the wait for one of them."""
         for switch, tracker in list(self.running.items()):
             self._attempt(switch, tracker.close)
 
@@ -73,7 +75,7 @@ class Trackers:
     ) -> None:
         try:
             work()
-        except failures as error:  # a network, a full disk, a library that exits: nothing a run should end for
+        except failures as error:  # a network, a full disk or a library that exits must not end a run
             self.running.pop(switch, None)
             self.note(f"{switch} failed ({first_line(error)}); the run goes on without it")
 
@@ -87,15 +89,14 @@ def require(module: str, switch: str) -> None:
         if isinstance(error, ModuleNotFoundError) and error.name in (module, package):
             raise UserError(f"{switch} needs the {package} package; pip install {package}, or leave it off") from None
         raise UserError(
-            f"{switch}: the {package} package is broken ({first_line(error)}); install it anew, or leave it off"
+            f"{switch}: the {package} package is broken ({first_line(error)}); install it again, or leave it off"
         ) from None
 
 
 class Background:
-    """Does work in a daemon thread, one piece after the other, so that a service that hangs does not hang the run.
+    """Does work in a daemon thread, in order, so that a service that hangs does not hang the run.
 
-    `release` is called in another thread when the work failed or hangs. It undoes whatever would keep the process
-    from ending.
+    release: called in another thread when the work failed or hangs, so that nothing keeps the process from ending.
     """
 
     def __init__(self, release: Callable[[], None]) -> None:
@@ -106,7 +107,7 @@ class Background:
         Thread(target=self._run, daemon=True).start()
 
     def do(self, work: Callable[[], None] | None) -> None:
-        """Do `work` later. Raises what earlier work raised, TimeoutError if nothing was done in PATIENCE seconds."""
+        """Do `work` later. Raises what earlier work raised, or TimeoutError after PATIENCE seconds."""
         if self.error is not None:
             self._give_up(self.error)
         try:
@@ -115,7 +116,7 @@ class Background:
             self._give_up(self.error or no_answer(PATIENCE))
 
     def finish(self) -> None:
-        """Wait for the work. Raises what it raised, TimeoutError if it takes longer than FINISHING seconds."""
+        """Wait for the work. Raises what it raised, or TimeoutError if it takes longer than FINISHING seconds."""
         self.do(None)
         try:
             error = self.error if self.ended.wait(FINISHING) else no_answer(FINISHING)
@@ -140,12 +141,12 @@ class Background:
 
 
 def no_answer(seconds: float) -> TimeoutError:
-    """What is raised for a service that hangs."""
+    """Return the exception for a service that hangs."""
     return TimeoutError(f"no answer for {seconds:g} seconds")
 
 
 class ServiceTracker:
-    """A run of a package with the interface of Weights & Biases, which is only used in the background.
+    """Sends a run to a package with the interface of Weights & Biases, which is only used in the background.
 
     The package gets a new run of the same name where training resumes, also where it goes back to a checkpoint after
     a loss spike: in these packages a step cannot be replaced.
@@ -183,11 +184,11 @@ class ServiceTracker:
         raise NotImplementedError
 
     def _release(self) -> None:
-        """Leave nothing behind that keeps the process from ending."""
+        """Undo whatever keeps the process from ending."""
 
 
 class WandbTracker(ServiceTracker):
-    """A run of Weights & Biases."""
+    """Sends a run to Weights & Biases."""
 
     def __init__(self, project: str, name: str, config: dict[str, Any]) -> None:
         import wandb
@@ -210,7 +211,7 @@ class WandbTracker(ServiceTracker):
 
 
 class TrackioTracker(ServiceTracker):
-    """A run of trackio, which keeps it on this machine."""
+    """Sends a run to trackio, which keeps it on this machine."""
 
     def __init__(self, project: str, name: str, config: dict[str, Any]) -> None:
         import trackio
@@ -231,7 +232,7 @@ class TrackioTracker(ServiceTracker):
 
 
 class TensorBoardTracker:
-    """Event files for TensorBoard, whose names end in `.gpt2`. A resume replaces the steps after its checkpoint."""
+    """Writes TensorBoard's event files, whose names end in `.gpt2`. A resume replaces later steps."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -254,10 +255,10 @@ class TensorBoardTracker:
 
 
 def numbers(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """The curves' values in a record."""
+    """Return the values in a record that become curves."""
     return {name: values[name] for name in values if name in NUMBERS} if event in ("train", "eval") else {}
 
 
 def indented(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows unchanged."""
     return "".join(f"    {line}\n" for line in text.splitlines())

@@ -4,7 +4,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2 import device
+import gpt2
+from gpt2 import accounting, device
 from gpt2.distributed.world import joined
 from gpt2.errors import TrainingFailed, UserError
 from gpt2.runlog.console import RunConsole, note
@@ -155,8 +156,16 @@ class Loop:
         """Log what the run runs on, and write llm.c's files where that is asked for."""
         run, state = self.run, self.run.state
         event = "start" if run.saved_step is None else "resume"
-        about = device.about(run.device) | {"processes": run.world.size, "data": run.data_fingerprint}
-        self.session.log.write(event, state.step, tokens=state.tokens, **about, seconds=run.ledger.totals())
+        about = {
+            "tokens": state.tokens,
+            "version": gpt2.__version__,
+            "parameters": accounting.num_params(run.model.config),
+            "train_tokens": len(run.batches.tokens),
+            **device.about(run.device),
+            "processes": run.world.size,
+            "data": run.data_fingerprint,
+        }
+        self.session.log.write(event, state.step, **about, seconds=run.ledger.totals())
         if run.config.write_tensors and run.saved_step is None:
             run.world.main_only(lambda: write_tensors(run, self.session.console.note))
 

@@ -13,7 +13,7 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import best_file
-from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC
+from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC
 from gpt2.runlog.records import FILE as LOG
 from gpt2.runlog.trackers import TENSORBOARD_SUFFIX
 from gpt2.training.config import TrainConfig

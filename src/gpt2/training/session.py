@@ -10,7 +10,7 @@ from gpt2 import checkpoint
 from gpt2.errors import Log, UserError
 from gpt2.files import locked, write_text
 from gpt2.runlog.console import RunConsole
-from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC, PeerLogWriter
+from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter
 from gpt2.runlog.records import LogWriter
 from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from gpt2.training.config import TrainConfig
@@ -117,6 +117,6 @@ def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> No
     if config.tensorboard_log:
         trackers.open("tensorboard_log", lambda: TensorBoardTracker(out_dir / "tensorboard"))
     if config.llmc_log:
-        trackers.open("llmc_log", lambda: PeerLogWriter(out_dir / "llmc", LLMC))
+        trackers.open("llmc_log", lambda: OtherLogWriter(out_dir / "llmc", LLMC))
     if config.build_nanogpt_log:
-        trackers.open("build_nanogpt_log", lambda: PeerLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))
+        trackers.open("build_nanogpt_log", lambda: OtherLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.runlog.plots import plot_runs
+from gpt2.report.picture import plot_runs
 from gpt2.training.loop import train
 
 

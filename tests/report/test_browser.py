@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from logs import HOSTILE, long_run, write_log
 
-from gpt2.runlog.live import served
-from gpt2.runlog.report import report_on
-from gpt2.runlog.report_page import page
+from gpt2.report.figures import report_on
+from gpt2.report.live import served
+from gpt2.report.page import page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -59,7 +59,7 @@ def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("report")
     run = write_log(folder / f"a-run-{'with-a-long-name-' * 6}", long_run(1000), 'n_layer = 12\ndataset = "d"\n')
-    (folder / "report.html").write_text(page(report_on(run), {"n_layer": 12}))
+    (folder / "report.html").write_text(page([report_on(run)], {"n_layer": 12}))
     return (folder / "report.html").as_uri()
 
 
@@ -77,6 +77,43 @@ def test_the_page_fits_its_window_and_draws_its_curves(opened, report_file: str,
     assert len(widths) == 5
     assert min(widths) > 160
     assert tab.evaluate("parseFloat(getComputedStyle(document.querySelector('.plot .y')).fontSize)") >= 11
+
+
+def test_several_runs_fit_a_phone(opened, tmp_path: Path) -> None:
+    runs = [write_log(tmp_path / f"{n}-{'long-name-' * 8}", long_run(200), "") for n in range(4)]
+    (tmp_path / "report.html").write_text(page([report_on(run) for run in runs], {}))
+    tab = opened((tmp_path / "report.html").as_uri(), PHONE)
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    strokes = {
+        tab.evaluate(f"getComputedStyle(document.querySelector('.plot .train.s{n}')).stroke") for n in range(4)
+    }
+    assert len(strokes) == 4
+
+
+def test_the_x_axis_can_be_switched(opened, report_file: str) -> None:
+    """The run has 1000 tokens and half a second per step."""
+    tab = opened(report_file)
+    lines = tab.locator(".plot path.train").count()
+    for axis, title, last in (
+        ("tokens", "tokens", "1,000,000"),
+        ("time", "minutes of training", ""),
+        ("steps", "step", "1,000"),
+    ):
+        tab.locator(".axes label", has_text=axis).click()
+        assert tab.locator(".plot .xtitle").all_inner_texts() == [title] * 5
+        tab.locator(".plot").first.focus()
+        tab.keyboard.press("End")
+        assert tab.locator(".tip").inner_text().startswith(f"{title} {last}")
+        assert tab.locator(".plot path.train").count() == lines
+
+
+def test_a_term_is_explained_where_it_has_the_focus(opened, report_file: str) -> None:
+    tab = opened(report_file, PHONE)
+    term = tab.locator("dfn", has_text="MFU").first
+    shown = "getComputedStyle(document.querySelector('dl dfn:focus') ?? document.body, '::after').content"
+    assert tab.evaluate(shown) == "none"
+    term.focus()
+    assert "FLOPs" in tab.evaluate(shown)
 
 
 def luminance(color: str) -> float:

@@ -1,7 +1,7 @@
-"""Logs of llm.c (`main.log`) and build-nanogpt (`log.txt`): read as the records of `log.jsonl`, written beside it.
+"""Logs of other programs, read as records of `log.jsonl`, and written: llm.c's `main.log`, build-nanogpt's `log.txt`.
 
-Both number an update by those before it, so that their training line `s` is our record of step s + 1; an evaluation
-comes before the update of its number, after as many as that, as ours does.
+Both number steps from 0, so that their training line `s` is the record of step s + 1 in `log.jsonl`. An evaluation
+comes before the step of its number, after s steps, as in `log.jsonl`.
 """
 
 import math
@@ -17,22 +17,23 @@ from gpt2.runlog.records import FILE, Repeats, finished_lines, stream
 
 
 @dataclass(frozen=True)
-class PeerLog:
-    """A format of lines, each with a step and some values."""
+class OtherLog:
+    """Describes another program's log, whose lines each have a step and some values."""
 
     file: str
-    whose: str
+    """Name of the log file."""
+    program: str
     pattern: re.Pattern[str]
-    """Of a line: its `step`, and its `values` by name."""
+    """Matches a line, with the groups `step` and `values`."""
     names: dict[str, str]
-    """Ours of theirs."""
+    """The name in `log.jsonl` of each name in this log."""
     lines: dict[str, str]
-    """How a line is written that has this value of ours, at their step `s`."""
+    """The template of the line that holds a value, by its name in `log.jsonl`; `s` is the step in this log."""
 
     def parse(self, line: str) -> tuple[int, dict[str, float | None]] | None:
-        """Our step, and values by our names, of a line; None where it is no line of this log.
+        """Return the step and the values of a line, as in `log.jsonl`; None where it is no line of this log.
 
-        What else a line may hold is left out, and what is no finite number is None, as in log.jsonl.
+        Other values are omitted, and a number that is not finite is None.
         """
         found = self.pattern.fullmatch(line.strip())
         if found is None:
@@ -46,18 +47,18 @@ class PeerLog:
         return int(found["step"]) + ("loss" in values), values
 
 
-LLMC = PeerLog(
+LLMC = OtherLog(
     "main.log",
     "llm.c",
     re.compile(r"s:(?P<step>[0-9]{1,18})(?P<values>( \w+:\S+)+)"),
     {"trl": "loss", "lr": "lr", "norm": "grad_norm", "tel": "val_loss", "eval": "acc_norm"},
-    {  # as its CUDA trainer; the values of train_gpt2.py have six digits, and only the losses are there
+    {  # as its CUDA trainer writes them; train_gpt2.py writes losses only, with six digits
         "loss": "s:{s} trl:{loss:.4f} lr:{lr:.6f} norm:{grad_norm:.2f}",
         "val_loss": "s:{s} tel:{val_loss:.4f}",
         "acc_norm": "s:{s} eval:{acc_norm:.4f}",
     },
 )
-BUILD_NANOGPT = PeerLog(
+BUILD_NANOGPT = OtherLog(
     "log.txt",
     "build-nanogpt",
     re.compile(r"(?P<step>[0-9]{1,18}) (?P<values>(train|val|hella) \S+)"),
@@ -68,21 +69,21 @@ BUILD_NANOGPT = PeerLog(
         "acc_norm": "{s} hella {acc_norm:.4f}",
     },
 )
-PEERS = (LLMC, BUILD_NANOGPT)
+OTHER_LOGS = (LLMC, BUILD_NANOGPT)
 
 
 def read_any(path: Path) -> list[dict[str, Any]]:
-    """The records of a run folder, or of a log that is recognised by its first line, in order; see `stream_any`."""
+    """Return the records of a run folder, or of a log that is recognised by its first line; see `stream_any`."""
     return list(stream_any(path))
 
 
 def find_log(path: Path) -> Path:
-    """The log in a run folder, our own before another program's; the path itself where it is a file.
+    """Return the log in a run folder, `log.jsonl` before another program's; the path itself where it is a file.
 
     Raises UserError where there is none.
     """
     if path.is_dir():
-        files = [path / name for name in (FILE, *(peer.file for peer in PEERS))]
+        files = [path / name for name in (FILE, *(log.file for log in OTHER_LOGS))]
         path = next((file for file in files if file.is_file()), path)
     if not path.is_file():
         raise UserError(
@@ -93,49 +94,53 @@ def find_log(path: Path) -> Path:
 
 
 def stream_any(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run folder or of a log, one by one, in little memory.
+    """Yield the records of a run folder or of a log, in little memory.
 
     Another program's log gives `train` and `eval` records without a `time`. Raises UserError where there is no log,
-    or a line in it is none.
+    or where a line of it is not a record.
     """
     path = find_log(path)
     with path.open("rb") as file:
-        first = next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
-        if (peer := _peer_of(first)) is not None:
-            yield from _records(file, peer, path)
+        first = _first_line(file)
+        if (log := _recognised(first)) is not None:
+            yield from _records(file, log, path)
             return
     if path.name != FILE and not first.startswith("{"):
         raise UserError(
-            f"{path} is no log of a run: its first line is none of {FILE}, of llm.c's main.log or of build-nanogpt's "
-            "log.txt"
+            f"{path} is not a log of a run: its first line is neither of a {FILE}, nor of llm.c's main.log, nor of "
+            "build-nanogpt's log.txt; name the out_dir of a run, or a log"
         )
     yield from stream(path)
 
 
-def is_a_peers(path: Path) -> bool:
-    """Whether a log is another program's, by its first line. Raises OSError."""
+def is_another_programs(path: Path) -> bool:
+    """Return whether a log is another program's, by its first line. Raises OSError."""
     with path.open("rb") as file:
-        first = next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
-    return _peer_of(first) is not None
+        return _recognised(_first_line(file)) is not None
 
 
-def _peer_of(first_line: str) -> PeerLog | None:
-    return next((peer for peer in PEERS if peer.parse(first_line) is not None), None)
+def _first_line(file: BinaryIO) -> str:
+    """Return the first line of a log that is not empty."""
+    return next((line for _, line in finished_lines(file) if line.strip()), b"").decode(errors="replace")
 
 
-def _records(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[dict[str, Any]]:
-    """The records of another program's log. Where its steps go back, a run went on from there: what came last counts.
+def _recognised(first_line: str) -> OtherLog | None:
+    return next((log for log in OTHER_LOGS if log.parse(first_line) is not None), None)
+
+
+def _records(file: BinaryIO, log: OtherLog, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of another program's log. Where its steps go back, the run was resumed and later lines count.
 
     A first pass finds where that is. An evaluation of several figures becomes one record.
     """
     repeats, highest = Repeats(), -1
-    for position, record in _parsed(file, peer, path):
-        limit = record["step"] - (record["event"] == "train")  # of the steps before this line, up to which they count
+    for position, record in _parsed(file, log, path):
+        limit = record["step"] - (record["event"] == "train")  # the last step before this line that still counts
         if highest > limit:
             repeats.see(position - 1, {"event": "resume", "step": limit})
         highest = record["step"]
     last: dict[str, Any] | None = None
-    for position, record in _parsed(file, peer, path):
+    for position, record in _parsed(file, log, path):
         if not repeats.counts(position, record):
             continue
         if last is not None and last["event"] == record["event"] == "eval" and last["step"] == record["step"]:
@@ -148,28 +153,29 @@ def _records(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[dict[str, An
         yield last
 
 
-def _parsed(file: BinaryIO, peer: PeerLog, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The record in each line of another program's log that has one, with its position. Raises UserError."""
+def _parsed(file: BinaryIO, log: OtherLog, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the record in each line of another program's log that has one, after its position. Raises UserError."""
     for number, (position, line) in enumerate(finished_lines(file), start=1):
         if not line.strip():
             continue
-        if (parsed := peer.parse(line.decode(errors="replace"))) is None:
-            raise UserError(f"{path}, line {number} is none of {peer.whose}'s {peer.file}; remove that line")
+        if (parsed := log.parse(line.decode(errors="replace"))) is None:
+            raise UserError(f"{path}, line {number} is not a line of {log.program}'s {log.file}; remove it")
         step, values = parsed
-        if values:  # else it is of a kind that we do not know
+        if values:  # otherwise its kind is unknown
             yield position, {"event": "train" if "loss" in values else "eval", "step": step, **values}
 
 
-class PeerLogWriter:
-    """Keeps a log in a peer's format beside ours: a tracker. A run that goes on cuts it back to where it does."""
+class OtherLogWriter:
+    """Writes a log as another program does. It is a tracker; a resumed run first removes the lines of later steps."""
 
-    def __init__(self, folder: Path, peer: PeerLog) -> None:
-        self.peer, self.path = peer, folder / peer.file
+    def __init__(self, folder: Path, description: OtherLog) -> None:
+        self.description, self.path = description, folder / description.file
         folder.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         self.resumed_at: int | None = None
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """Append the lines of a record."""
         if event == "start":
             self._keep(lambda at, measured: False)
         if event == "resume":
@@ -177,18 +183,18 @@ class PeerLogWriter:
             self._keep(lambda at, measured: at <= step)
         if event not in ("train", "eval"):
             return
-        if event == "eval" and step == self.resumed_at:  # which is done again
+        if event == "eval" and step == self.resumed_at:  # a resume does this evaluation again
             self._keep(lambda at, measured: at < step or not measured & values.keys())
         with self.path.open("a", encoding="utf-8") as file:
-            for name, line in self.peer.lines.items():
+            for name, line in self.description.lines.items():
                 if name in values:
                     file.write(line.format(s=step - (name == "loss"), **values) + "\n")
 
     def _keep(self, wanted: Callable[[int, set[str]], bool]) -> None:
-        """Leave the lines whose step, and names of values, are `wanted`; one that was cut short goes."""
+        """Keep the lines whose step and names of values are `wanted`; remove all others, also an unfinished one."""
         *lines, _ = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        kept = [line for line in lines if (found := self.peer.parse(line)) and wanted(found[0], set(found[1]))]
+        kept = [line for line in lines if (found := self.description.parse(line)) and wanted(found[0], set(found[1]))]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def close(self) -> None:
-        """Every line is on disk already."""
+        """Do nothing: every line is on disk already."""

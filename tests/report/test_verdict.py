@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from gpt2.runlog.verdict import Band, Level, Reference, judge, parse, references
+from gpt2.report.verdict import Band, Level, Reference, judge, parse, references
 
 BAND = Reference(
     "a known run",

@@ -8,7 +8,7 @@ import pytest
 
 import gpt2
 from gpt2.errors import UserError
-from gpt2.runlog.peer_logs import BUILD_NANOGPT, LLMC, PeerLogWriter, read_any
+from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter, read_any
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 
@@ -81,14 +81,14 @@ def test_folders_and_our_own_log_are_read_too(tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (CUDA + "s:3 trl:x\n", "a.log, line 6 is none of llm.c's main.log"),
-        (CUDA + "3 train 1.0\n", "a.log, line 6 is none of llm.c's main.log"),
-        (BUILD + "3 test 1.0\n", "a.log, line 7 is none of build-nanogpt's log.txt"),
-        ("step 1: loss 3\n", "a.log is no log of a run"),
-        ("", "a.log is no log of a run"),
-        ("\x00\xff" * 100, "a.log is no log of a run"),
-        ('{"event": "start"}\n', "a.log, line 1 is no record"),
-        (f"s:{'9' * 5000} trl:1\n", "a.log is no log of a run"),
+        (CUDA + "s:3 trl:x\n", "a.log, line 6 is not a line of llm.c's main.log"),
+        (CUDA + "3 train 1.0\n", "a.log, line 6 is not a line of llm.c's main.log"),
+        (BUILD + "3 test 1.0\n", "a.log, line 7 is not a line of build-nanogpt's log.txt"),
+        ("step 1: loss 3\n", "a.log is not a log of a run"),
+        ("", "a.log is not a log of a run"),
+        ("\x00\xff" * 100, "a.log is not a log of a run"),
+        ('{"event": "start"}\n', "a.log, line 1 is not a record"),
+        (f"s:{'9' * 5000} trl:1\n", "a.log is not a log of a run"),
     ],
 )
 def test_what_is_no_log_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -122,7 +122,7 @@ def test_the_lines_are_the_peers(tmp_path: Path) -> None:
     """Their own ways to make them: C's printf, as Python's % does it, and build-nanogpt's f-strings."""
     step, loss, lr, norm, val_loss, hella = 18864, 3.29445678, 5.94049e-4, 0.23456, 3.28512, 0.30252
     for peer in (LLMC, BUILD_NANOGPT):
-        writer = PeerLogWriter(tmp_path, peer)
+        writer = OtherLogWriter(tmp_path, peer)
         writer.log("eval", step, {"train_loss": 1.0, "val_loss": val_loss})
         writer.log("eval", step, {"acc": 0.25, "acc_norm": hella})
         writer.log("train", step + 1, {"loss": loss, "lr": lr, "grad_norm": norm, "mfu": 0.5})

@@ -1,4 +1,4 @@
-"""An HTTP server that only this machine reaches, and that nobody on it can use to exhaust the process it is in."""
+"""An HTTP server that only this machine reaches, and that cannot be used to exhaust the process it runs in."""
 
 import re
 import socket
@@ -13,30 +13,30 @@ from typing import Any, NamedTuple
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
-"""What a browser may call this server: another name that leads here is another site's."""
+"""Host names that a request may have: any other name that leads to this server belongs to another site."""
 MOST_CONNECTIONS = 16
-"""Open at a time; a further one is closed at once. Each takes a file descriptor and a thread of the process."""
+"""Number of connections open at a time; a further one is closed at once. Each takes a descriptor and a thread."""
 MOST_SECONDS = 10.0
-"""For a request to come, and for its answer to go."""
+"""Seconds for a request to arrive, and again for its answer to be sent."""
 MOST_BYTES = 1 << 15
-"""Of a request: more would let a few clients take much memory."""
+"""Bytes of a request: a larger limit would let a few clients take much memory."""
 END_OF_HEAD = re.compile(rb"\n\r?\n")
 NOTHING_ALLOWED = "default-src 'none'"
 
 
 class Answer(NamedTuple):
-    """A page that a path stands for."""
+    """Holds the answer to requests for one path."""
 
     make: Callable[[], str]
-    """Gives its HTML."""
+    """Returns the HTML."""
     policy: str = NOTHING_ALLOWED
-    """Its Content-Security-Policy."""
+    """The Content-Security-Policy of the answer."""
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Answers GET requests for the paths of `answers`, each in a thread. A fault of one request disturbs nothing.
+    """Answers GET requests for the paths of `answers`, each in a thread. An error in one request disturbs no other.
 
-    port: 0 is any free one. Raises OSError or OverflowError where it cannot be had.
+    port: 0 is any free one. Raises OSError or OverflowError where the port cannot be had.
     """
 
     def __init__(self, port: int, answers: Mapping[str, Answer]) -> None:
@@ -44,7 +44,7 @@ class LocalServer(ThreadingHTTPServer):
         super().__init__((HOST, port), partial(Handler, answers))
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; where that fails, as without file descriptors, wait instead of trying at once."""
+        """Accept a connection; where that fails, as without free file descriptors, wait before the next attempt."""
         try:
             return super().get_request()
         except OSError:
@@ -63,18 +63,18 @@ class LocalServer(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and make room for another connection."""
+        """Answer, and let another connection in."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing: standard error is the run's, and the page says that it got no answer."""
+        """Print nothing: standard error belongs to the run, and the page shows that it got no answer."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request. Every method but GET is refused by the base class."""
+    """Handles one request. The base class refuses every method but GET."""
 
     default_request_version = "HTTP/1.0"  # so that a request without a version gets headers too
     policy = NOTHING_ALLOWED
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def setup(self) -> None:
-        """Begin with the time for the request."""
+        """Start the time limit of the request."""
         super().setup()
         self.timer = self.cut_later()
 
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self.handle_one_request()
 
     def receive(self) -> bytes:
-        """What the client sends up to the empty line that ends its headers, or a little more than MOST_BYTES."""
+        """Return what the client sends up to the empty line after its headers, or a little more than MOST_BYTES."""
         head = bytearray()
         while len(head) <= MOST_BYTES and (received := self.connection.recv(4096)):
             head += received
@@ -109,12 +109,12 @@ class Handler(BaseHTTPRequestHandler):
         return bytes(head)
 
     def finish(self) -> None:
-        """End with the connection."""
+        """Stop the time limit, and end the connection."""
         self.timer.cancel()
         super().finish()
 
     def cut_later(self) -> threading.Timer:
-        """Cut the connection after MOST_SECONDS, however its other end keeps it busy."""
+        """Cut the connection after MOST_SECONDS, even if its other end keeps it busy; returns the timer."""
 
         def cut() -> None:
             with suppress(OSError):  # it was closed meanwhile
@@ -126,13 +126,13 @@ class Handler(BaseHTTPRequestHandler):
         return timer
 
     def do_GET(self) -> None:
-        """Send a page, or say that there is none."""
+        """Send a page, or an error where there is none."""
         host = self.headers.get("Host", "")
-        if (host.rpartition(":")[0] or host) not in HOSTS:  # a browser leaves out the usual port
+        if (host.rpartition(":")[0] or host) not in HOSTS:  # a browser omits the default port
             return self.send_error(403)
         if (answer := self.answers.get(self.path)) is None:
             return self.send_error(404)
-        self.timer.cancel()  # making the page is not the browser's fault
+        self.timer.cancel()  # the time limit is for the client, not for making the page
         content = answer.make().encode()
         self.timer = self.cut_later()
         self.policy = answer.policy
@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def end_headers(self) -> None:
-        """Add to every answer, errors too, what forbids a browser all that the page does not need."""
+        """Add headers to every answer, also to errors, that forbid a browser all that the page does not need."""
         self.send_header("Content-Security-Policy", f"{self.policy}; frame-ancestors 'none'")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
@@ -152,4 +152,4 @@ class Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing: standard error is the run's."""
+        """Print nothing: standard error belongs to the run."""

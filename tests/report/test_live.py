@@ -14,9 +14,10 @@ import pytest
 from logs import long_run, write_log
 
 from gpt2.errors import UserError
-from gpt2.runlog import local_server
+from gpt2.report import local_server
+from gpt2.report.live import LiveReport, served
+from gpt2.runlog import records
 from gpt2.runlog.curves import Follower
-from gpt2.runlog.live import LiveReport, served
 from gpt2.runlog.records import read_log
 
 
@@ -44,8 +45,8 @@ def test_the_page_follows_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 def test_a_log_is_read_on_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, now = write_log(tmp_path / "run", long_run(10)), [0.0]
-    monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: now[0])
-    live = LiveReport(run, {})
+    monkeypatch.setattr("gpt2.report.live.time.monotonic", lambda: now[0])
+    live = LiveReport([run], {})
     first = live.body()
     now[0] = 100.0
     assert live.body() is first
@@ -83,12 +84,45 @@ def test_what_is_read_on_is_what_is_read_at_once(tmp_path: Path) -> None:
 def test_a_long_log_is_read_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock takes a second here, and so one at the log two."""
     ticks = iter(range(1000))
-    monkeypatch.setattr("gpt2.runlog.live.time.monotonic", lambda: float(next(ticks)))
-    live, contents = LiveReport(write_log(tmp_path / "run", long_run(1)), {}), []
+    monkeypatch.setattr("gpt2.report.live.time.monotonic", lambda: float(next(ticks)))
+    live, contents = LiveReport([write_log(tmp_path / "run", long_run(1))], {}), []
     for step in range(2, 102):
         contents.append(live.body())
         write_log(tmp_path / "run", long_run(step))
     assert 1 < len(set(contents)) <= 5
+
+
+def test_a_broken_log_is_read_again_only_after_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, now = write_log(tmp_path / "run", long_run(1)), [0.0]
+    monkeypatch.setattr("gpt2.report.live.time.monotonic", lambda: now[0])
+    (run / "log.jsonl").write_text("{broken}\n")
+    live = LiveReport([run], {})
+    with monkeypatch.context() as patch:
+        read: list[Path] = []
+        patch.setattr("gpt2.runlog.curves.positioned", lambda path: read.append(path) or records.positioned(path))
+        for now[0] in (100.0, 200.0, 300.0):
+            assert "No evaluation yet." in live.body()
+        assert len(read) == 1
+    write_log(run, long_run(50))
+    now[0] = 400.0
+    assert "sample at 50" in live.body()
+
+
+def test_an_open_page_learns_how_its_run_ended(tmp_path: Path) -> None:
+    run, contents = write_log(tmp_path / "run", long_run(3)), []
+    with served(run, {}, 0) as address:
+        assert "running</b>" in get(address, "body")[1]
+        write_log(run, [*long_run(3), {"event": "end", "step": 3, "time": 1.8e9, "stopped": True}])
+        asking = threading.Timer(0.5, lambda: contents.append(get(address, "body")[1]))
+        asking.start()
+    asking.join()
+    assert "stopped</b>" in contents[0]
+
+
+def test_several_runs_are_served_together(tmp_path: Path) -> None:
+    runs = [write_log(tmp_path / name, long_run(3)) for name in "ab"]
+    with served(runs, {}, 0, in_trainer=False) as address:
+        assert get(address, "body")[1].count("broken off</b>") == 2
 
 
 def test_only_this_machine_may_read_and_nobody_write(tmp_path: Path) -> None:

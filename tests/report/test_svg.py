@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from gpt2.runlog.chart import Chart, Line, Scale, short, svg
+from gpt2.report.charts import Band, Chart, Line, Scale
+from gpt2.report.style import short
+from gpt2.report.svg import svg
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -72,7 +74,7 @@ def test_one_point_and_a_constant_can_be_drawn() -> None:
 @pytest.mark.parametrize("log", [False, True])
 def test_a_reference_band_ends_where_the_axes_end(log: bool) -> None:
     """Its steps go on to 20, and its values from 0.01 to 50, where the axes end at 10 and at about 2 and 4."""
-    band = ("known", [0.0, 5.0, 10.0, 15.0, 20.0], [0.01, 2.5, 3.0, 0.01, 2.0], [50.0, 3.5, 50.0, 50.0, 3.0])
+    band = Band("known", [0.0, 5.0, 10.0, 15.0, 20.0], [0.01, 2.5, 3.0, 0.01, 2.0], [50.0, 3.5, 50.0, 50.0, 3.0])
     drawn = svg(Chart("t", [Line("a", "val", [0, 10], [2, 4])], log=log, band=band), 10)
     path = re.search(r"<path class=band d=\"M(.*?)Z\"", drawn)
     assert path

@@ -1,9 +1,9 @@
-"""Is a run as good as others of its kind? References that were measured or published, and a run beside them.
+"""Compares a run with references: measured or published losses of runs of the same kind.
 
-Each is a TOML file in `references/`: its name and source; `match`, the settings (or lists of what they may be) that a
-run must have to be of its kind, where `val_data` is the fingerprint of the validation tokens and `dataset_like` a
-pattern for the dataset's name; `recipe`, settings whose difference is named; and a `band` of validation losses by
-step, or `levels`.
+Each reference is a TOML file in `references/`. It has a name and a source; `match`, the settings (or lists of allowed
+values) that a run of its kind has, where `val_data` is the fingerprint of the validation tokens; `dataset_like`, a
+pattern for the dataset's name; `recipe`, settings that are named where they differ; and a `band` of validation losses
+by step, or `levels`.
 """
 
 import re
@@ -17,16 +17,16 @@ from gpt2.runlog.curves import Records, series
 
 @dataclass(frozen=True)
 class Band:
-    """Validation losses that runs of a kind had, by step."""
+    """Holds the validation losses that runs of one kind had, by step."""
 
     steps: list[int]
     low: list[float]
     high: list[float]
     margin: float
-    """Added on both sides: what another seed may differ by."""
+    """Added on both sides: the difference that another seed may make."""
 
     def excess(self, step: int, loss: float) -> float:
-        """How far a loss at one of the steps lies above the band; below it, negative; inside, 0."""
+        """Return how far a loss at one of the steps lies above the band; negative below it, 0 inside."""
         i = self.steps.index(step)
         low, high = self.low[i] - self.margin, self.high[i] + self.margin
         return max(0.0, loss - high) + min(0.0, loss - low)
@@ -34,7 +34,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Level:
-    """The validation loss of a finished model."""
+    """Holds the validation loss of a finished model."""
 
     label: str
     val_loss: float
@@ -42,7 +42,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Reference:
-    """What runs of one kind reached."""
+    """Holds the losses that runs of one kind reached."""
 
     name: str
     source: str
@@ -53,7 +53,7 @@ class Reference:
     levels: tuple[Level, ...] = ()
 
     def fits(self, facts: dict[str, Any]) -> bool:
-        """Whether a run of which `facts` are known is of this kind."""
+        """Return whether a run with these `facts` is of this kind."""
         if not re.search(self.dataset_like, str(facts.get("dataset", ""))):
             return False
         return all(
@@ -64,7 +64,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run compares, in a sentence."""
+    """Holds how a run compares with a reference, as a state and in a sentence."""
 
     state: Literal["unknown", "early", "within", "above", "below"]
     sentence: str
@@ -72,13 +72,13 @@ class Verdict:
 
 
 def references() -> list[Reference]:
-    """All that are known here."""
-    files = sorted(resources.files("gpt2.runlog").joinpath("references").iterdir(), key=lambda file: file.name)
+    """Return all references of the package."""
+    files = sorted(resources.files("gpt2.report").joinpath("references").iterdir(), key=lambda file: file.name)
     return [parse(file.read_text(encoding="utf-8")) for file in files if file.name.endswith(".toml")]
 
 
 def parse(text: str) -> Reference:
-    """A reference from its file."""
+    """Return the reference that the text of a TOML file describes."""
     values = tomllib.loads(text)
     band = values.pop("band", None)
     levels = tuple(Level(**level) for level in values.pop("levels", []))
@@ -86,9 +86,10 @@ def parse(text: str) -> Reference:
 
 
 def facts_of(records: Records, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a run is told by: its settings and what follows from them, as far as it is known.
+    """Return the facts by which a run's kind is recognised: its settings and what follows from them.
 
-    That is `tokens_per_step`, `evaluated_rows` (on which validation is measured) and `val_data` (a fingerprint).
+    These are `tokens_per_step`, `evaluated_rows` (the number of sequences on which validation is measured) and
+    `val_data` (a fingerprint), as far as they are known.
     """
     data = next((r["data"] for r in reversed(records) if "data" in r), {})
     facts = settings | {"val_data": data.get("val")}
@@ -109,13 +110,13 @@ def judge(records: Records, settings: dict[str, Any], known: list[Reference] | N
         return Verdict("unknown", "No reference is known for this data and model.")
     steps, losses = series(records, "eval", "val_loss")
     if reference.band is not None:
-        return _beside_band(reference, reference.band, dict(zip(steps, losses, strict=True)), facts)
+        return _against_band(reference, reference.band, dict(zip(steps, losses, strict=True)), facts)
     if not losses or steps[-1] == 0:
         return Verdict("early", f"Nothing to compare with {reference.name} yet.", reference)
-    return _beside_levels(reference, losses[-1])
+    return _against_levels(reference, losses[-1])
 
 
-def _beside_band(reference: Reference, band: Band, losses: dict[int, float], facts: dict[str, Any]) -> Verdict:
+def _against_band(reference: Reference, band: Band, losses: dict[int, float], facts: dict[str, Any]) -> Verdict:
     excess = {step: band.excess(step, loss) for step, loss in losses.items() if step in band.steps}
     if not excess:
         return Verdict("early", f"No evaluation yet at a step of {reference.name}.", reference)
@@ -141,7 +142,7 @@ def _beside_band(reference: Reference, band: Band, losses: dict[int, float], fac
     return Verdict(state, sentence, reference)
 
 
-def _beside_levels(reference: Reference, loss: float) -> Verdict:
+def _against_levels(reference: Reference, loss: float) -> Verdict:
     nearest = min(reference.levels, key=lambda level: abs(level.val_loss - loss))
     by = loss - nearest.val_loss
     state = "above" if by > 0 else "below"
