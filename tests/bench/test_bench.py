@@ -21,8 +21,8 @@ def test_training_is_measured_and_leaves_nothing(tiny, tmp_path: Path) -> None:
     assert speed.tokens_per_step == 3 * 4 * 16
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
     assert set(speed.seconds) == {"data", "forward", "backward", "reduce", "optimizer"}
-    whole = speed.tokens_per_step / speed.slowest
-    assert 0 < sum(speed.seconds.values()) < whole * 1.01
+    slowest_step = speed.tokens_per_step / speed.slowest
+    assert 0 < sum(speed.seconds.values()) < slowest_step * 1.01
     assert speed.mfu_data_sheet is None
     assert 0 < speed.mfu_measured <= 1
     shape = GPTConfig(16, open_dataset(config.dataset).tokenizer.vocab_size, 2, 2, 16)
@@ -83,7 +83,7 @@ def test_the_commands_print_figures(tiny, gpt2_command, tmp_path: Path, monkeypa
     assert json.loads(out)["tokens_per_step"] == 12 * 16  # 12 is the recipe's
     status, out, _ = gpt2_command("bench", "train", "shakespeare_char_cpu", *flags, "--steps=2")
     assert (status, out.count("\n")) == (0, 4)
-    assert "tokens/s (median of 2 updates; " in out
+    assert "tokens/s (median of 2 optimizer steps; " in out
     status, out, _ = gpt2_command("bench", "sample", "run", "--prompt_tokens=2", "--new_tokens=3", "--json")
     assert status == 0
     assert json.loads(out)["tokens_per_second"] > 0

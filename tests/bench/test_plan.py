@@ -43,7 +43,7 @@ def test_the_largest_micro_batch_that_fits_is_chosen(
 def test_where_nothing_fits_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 10**8)
     with pytest.raises(
-        UserError, match=r"a single row needs 0\.\d GB, and 0\.1 GB are free; .*--activation_checkpoin"
+        UserError, match=r"a single sequence needs 0\.\d GB, and 0\.1 GB are free; .*--activation_checkpoin"
     ):
         plan(CONFIG, 1, False, lambda line: None)
 
@@ -59,11 +59,11 @@ def test_the_command_says_what_a_run_takes(gpt2_command) -> None:
     assert found["parameters"] == accounting.num_params(GPTConfig(16, 300, 1, 1, 16))
     status, out, _ = gpt2_command("plan", *flags, "--no-probe")
     assert status == 0
-    assert "update    32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
-    assert "5 at a time" in out
+    assert "step      32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
+    assert "at most 5, " in out
     assert "time " not in out
     assert gpt2_command("plan", *flags, "--nproc=3")[2] == (
-        "gpt2: the 2 rows of an update cannot be shared by 3 processes\n"
+        "gpt2: the 2 sequences of an optimizer step cannot be divided among 3 processes\n"
     )
 
 
