@@ -31,7 +31,6 @@ from gpt2.cli.stored_settings import fill_in
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import train
 from gpt2.cli.validate import validate
-from gpt2.data.sources import STANDARD_INPUT
 from gpt2.errors import ToldElsewhere, UserError
 from gpt2.runlog.console import note
 
@@ -107,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option
+        result = make_app()(with_standard_input(given))
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except ToldElsewhere:
@@ -126,6 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def with_standard_input(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the name of standard input in place of `-`, which the library takes for an option."""
+    if "-" not in arguments:
+        return list(arguments)
+    from gpt2.data.sources import STANDARD_INPUT
+
+    return [STANDARD_INPUT if argument == "-" else argument for argument in arguments]
 
 
 def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:

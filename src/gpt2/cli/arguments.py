@@ -28,6 +28,7 @@ DatasetArg = Annotated[
         "a corpus."
     ),
 ]
+SplitArg = Annotated[Literal["train", "val"], Parameter(help="Split of the dataset.")]
 DataDirArg = Annotated[str, Parameter(help="Folder that holds the prepared datasets.")]
 TokenizerArg = Annotated[
     str | None,
@@ -49,5 +50,6 @@ NprocArg = Annotated[
     ),
 ]
 OutArg = Annotated[Path, Parameter(help="Folder or file to write. It must not exist yet.")]
+OverwriteFlag = Annotated[bool, Parameter(help="Replace the output that already exists.")]
 FieldArg = Annotated[str, Parameter(help="Field that holds the text of a document in .jsonl and .parquet files.")]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), help="Print the results as one JSON object.")]

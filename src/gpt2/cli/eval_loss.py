@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from gpt2.cli.allocator import keep_freed_memory
-from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg
+from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, SplitArg
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
 
@@ -18,7 +18,7 @@ def eval_loss(
     dataset: DatasetArg,
     /,
     *,
-    split: Literal["train", "val"] = "val",
+    split: SplitArg = "val",
     tokens: int | None = None,
     stride: int | None = None,
     batch_size: int = 16,
@@ -36,8 +36,6 @@ def eval_loss(
 
     Parameters
     ----------
-    split
-        Split of the dataset.
     tokens
         Number of tokens to predict, from the start of the split. Default: all.
     stride
@@ -58,8 +56,7 @@ def eval_loss(
     found = measure_split(
         model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, note=note
     )
-    if found is not None:
-        show(found, plot, json_)
+    show(found, plot, json_)
     return None
 
 
@@ -74,10 +71,12 @@ def check(batch_size: int, stride: int | None, tokens: int | None, plot: Path | 
         at_least(1).check(name, value)
 
 
-def show(found: "SplitLoss", plot: Path | None, as_json: bool) -> None:
-    """Draw and print the figures."""
+def show(found: "SplitLoss | None", plot: Path | None, as_json: bool) -> None:
+    """Draw and print the figures, which only the main process has."""
     from gpt2.runlog.position_plot import plot_positions
 
+    if found is None:
+        return
     if plot is not None:
         plot_positions(found.by_position, f"{found.model}, {found.split} of {found.dataset}", plot)
     if as_json:

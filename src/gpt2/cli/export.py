@@ -36,8 +36,7 @@ def export(
     dtype
         Dtype of the weights; q8_0 is only for gguf. llmc always writes both float32 and bfloat16.
     dataset
-        For llmc: take the batch of the debug state from the start of this dataset's validation split. Default: random
-        ids.
+        For llmc: take the debug state's batch from this dataset's validation split. Default: random ids.
     batch_size
         For llmc: number of sequences in that batch. Default: 4.
     block_size

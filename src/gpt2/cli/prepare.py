@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg
-from gpt2.data.sources import STANDARD_INPUT
+from gpt2.cli.arguments import FieldArg, OverwriteFlag
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
 
@@ -57,8 +56,7 @@ class Options:
     """Number of processes that tokenise. Default: one per core."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
     """Local copy of a corpus, to use instead of a download."""
-    overwrite: bool = False
-    """Replace the dataset that is already in out."""
+    overwrite: OverwriteFlag = False
 
 
 def prepare(
@@ -76,6 +74,7 @@ def prepare(
     """
     from gpt2.data.join import join
     from gpt2.data.prepare import default_name
+    from gpt2.data.sources import STANDARD_INPUT
 
     if options.out is None and (sources[0] == STANDARD_INPUT or options.join):
         raise UserError("the dataset needs a folder: give --out")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg, JsonFlag
+from gpt2.cli.arguments import FieldArg, JsonFlag, OverwriteFlag
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -25,7 +25,7 @@ def tokenizer_train(
     out: Path = Path(FILE),
     field: FieldArg = "text",
     max_characters: int = 1_000_000_000,
-    overwrite: bool = False,
+    overwrite: OverwriteFlag = False,
     json_: JsonFlag = False,
 ) -> None:
     """Train a byte-pair tokenizer, and compare it with GPT-2's on text that it was not trained on.
@@ -39,14 +39,11 @@ def tokenizer_train(
     vocab_size
         Number of ids, including the 256 bytes, end-of-text and the special tokens.
     special_tokens
-        Special tokens, for example "<|user|>" "<|assistant|>": texts that are one token each when text is encoded
-        with special tokens. Takes all arguments up to the next option.
+        Texts that are encoded as a single token where special tokens are enabled, as in "<|user|>" "<|assistant|>".
     out
         The .json file to write, or an existing folder to write tokenizer.json to.
     max_characters
         Maximum number of characters to read.
-    overwrite
-        Replace an existing file.
     """
     from gpt2.data.train_tokenizer import train_tokenizer
     from gpt2.files import publish
@@ -64,8 +61,8 @@ def tokenizer_train(
     with publish(path) as temporary:
         write_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")
-    figures = json.dumps({"out": str(path), **report.figures()})
-    print(figures if json_ else table(report), file=results_stream(path))
+    figures = {"out": str(path), **report.figures()}
+    print(json.dumps(figures) if json_ else table(report), file=results_stream(path))
 
 
 def output_file(out: Path, overwrite: bool) -> Path:
