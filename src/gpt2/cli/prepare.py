@@ -45,8 +45,8 @@ class Options:
     do."""
     field: FieldArg = "text"
     separator: str | None = None
-    """Text that ends a document in text files, for example '<|endoftext|>' or '\\\\n\\\\n'. Default: the end of the
-    file."""
+    """Text that ends a document in text files, for example '<|endoftext|>' or '\\\\n\\\\n'. It stays in the text,
+    except for <|endoftext|>. Default: the end of the file."""
     part: str | None = None
     """I/N: prepare only partition I of N partitions of the files, for example on one of N machines. `--join` puts the
     partitions together."""

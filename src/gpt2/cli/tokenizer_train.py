@@ -50,14 +50,8 @@ def tokenizer_train(
     from gpt2.formats.huggingface_tokenizer import write_json
 
     path = output_file(out, overwrite)
-    tokenizer, report = train_tokenizer(
-        *sources,
-        vocab_size=vocab_size,
-        specials=special_tokens,
-        field=field,
-        max_characters=max_characters,
-        note=note,
-    )
+    limits = {"vocab_size": vocab_size, "max_characters": max_characters}
+    tokenizer, report = train_tokenizer(*sources, specials=special_tokens, field=field, note=note, **limits)
     with publish(path) as temporary:
         write_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")
