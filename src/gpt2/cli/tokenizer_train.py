@@ -81,7 +81,7 @@ def table(report: "TokenizerReport") -> str:
     rows = [
         ("ids", f"{report.ids:,}"),
         ("read", f"{report.characters:,} characters"),
-        ("held out", f"{report.measured_bytes:,} bytes measured"),
+        ("kept out of training", f"{report.measured_bytes:,} bytes measured"),
         ("bytes per token", f"{report.bytes_per_token:.3f}"),
     ]
     if report.gpt2_bytes_per_token:
