@@ -1,4 +1,4 @@
-"""What is measured is what trains; how fast it is, no test says."""
+"""The benchmarks run what training runs. No test checks a speed."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def test_training_is_measured_and_leaves_nothing(tiny, tmp_path: Path) -> None:
     assert speed.tokens_per_step == 3 * 4 * 16
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
     assert set(speed.seconds) == {"data", "forward", "backward", "reduce", "optimizer"}
-    whole = speed.tokens_per_step / speed.slowest
-    assert 0 < sum(speed.seconds.values()) < whole * 1.01
+    slowest_step = speed.tokens_per_step / speed.slowest
+    assert 0 < sum(speed.seconds.values()) < slowest_step * 1.01
     assert speed.mfu_data_sheet is None
     assert 0 < speed.mfu_measured <= 1
     shape = GPTConfig(16, open_dataset(config.dataset).tokenizer.vocab_size, 2, 2, 16)
@@ -37,14 +37,14 @@ def test_without_a_dataset_the_model_keeps_its_size(tiny, tmp_path: Path) -> Non
     assert "aten::embedding" in names
 
 
-def test_a_corpus_is_not_prepared_for_it(tiny, tmp_path: Path) -> None:
-    said: list[str] = []
-    train_bench.measure(tiny(dataset="fineweb-edu", data_dir=str(tmp_path / "data")), 2, said.append)
-    assert said[0] == "measuring on random tokens: there is no prepared dataset"
+def test_a_corpus_is_not_prepared_for_a_benchmark(tiny, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train_bench.measure(tiny(dataset="fineweb-edu", data_dir=str(tmp_path / "data")), 2, lines.append)
+    assert lines[0] == "measuring on random tokens: there is no prepared dataset"
     assert not (tmp_path / "data").exists()
 
 
-def test_a_run_is_not_touched(tiny) -> None:
+def test_an_existing_run_is_not_changed(tiny) -> None:
     from gpt2.training.loop import train
 
     config = tiny()
@@ -82,10 +82,10 @@ def test_the_commands_print_figures(tiny, gpt2_command, tmp_path: Path, monkeypa
     flags = ["--n_layer=1", "--n_embd=32", "--n_head=1", "--block_size=16", f"--dataset={dataset}", "--device=cpu"]
     status, out, err = gpt2_command("bench", "train", "shakespeare_char_cpu", *flags, "--steps=2", "--json")
     assert status == 0, err
-    assert json.loads(out)["tokens_per_step"] == 12 * 16  # 12 is the recipe's
+    assert json.loads(out)["tokens_per_step"] == 12 * 16  # the recipe's batch_size is 12
     status, out, _ = gpt2_command("bench", "train", "shakespeare_char_cpu", *flags, "--steps=2")
     assert (status, out.count("\n")) == (0, 4)
-    assert "tokens/s (median of 2 updates; " in out
+    assert "tokens/s (median of 2 optimizer steps; " in out
     status, out, _ = gpt2_command("bench", "sample", "run", "--prompt_tokens=2", "--new_tokens=3", "--json")
     assert status == 0
     assert json.loads(out)["tokens_per_second"] > 0

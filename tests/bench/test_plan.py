@@ -40,15 +40,15 @@ def test_the_largest_micro_batch_that_fits_is_chosen(
     assert (found.tokens, found.checkpoint) == (10 * 128 * 60, 12 * accounting.num_params(SHAPE))
 
 
-def test_where_nothing_fits_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_fit_is_refused_with_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(monkeypatch, 10**8)
     with pytest.raises(
-        UserError, match=r"a single row needs 0\.\d GB, and 0\.1 GB are free; .*--activation_checkpoin"
+        UserError, match=r"a single sequence needs 0\.\d GB, and 0\.1 GB are free; .*--activation_checkpoin"
     ):
         plan(CONFIG, 1, False, lambda line: None)
 
 
-def test_the_command_says_what_a_run_takes(gpt2_command) -> None:
+def test_the_command_prints_the_plan(gpt2_command) -> None:
     flags = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--max_iters=50", "--compile=False"]
     flags += ["--vocab_size=300", "--batch_size=2", "--device=cpu", "--keep_checkpoints=3"]
     status, out, err = gpt2_command("plan", *flags, "--json")
@@ -59,16 +59,16 @@ def test_the_command_says_what_a_run_takes(gpt2_command) -> None:
     assert found["parameters"] == accounting.num_params(GPTConfig(16, 300, 1, 1, 16))
     status, out, _ = gpt2_command("plan", *flags, "--no-probe")
     assert status == 0
-    assert "update    32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
-    assert "5 at a time" in out
+    assert "step      32 tokens: --batch_size=2 --gradient_accumulation_steps=1\n" in out
+    assert "at most 5, " in out
     assert "time " not in out
     assert gpt2_command("plan", *flags, "--nproc=3")[2] == (
-        "gpt2: the 2 rows of an update cannot be shared by 3 processes\n"
+        "gpt2: the 2 sequences of an optimizer step cannot be divided among 3 processes\n"
     )
 
 
-def test_the_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_path) -> None:
-    """Its tokens are the dataset's, or all of it is the model's to be fine-tuned."""
+def test_the_planned_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_path) -> None:
+    """Its vocabulary is the dataset's, or its shape is that of the model to be fine-tuned."""
     vocab_size = open_dataset(str(dataset)).tokenizer.vocab_size
     expected = accounting.num_params(GPTConfig(16, vocab_size, 2, 2, 16))
     assert plan(tiny(), 1, False, print).parameters == expected
@@ -78,14 +78,14 @@ def test_the_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_path) -> N
     assert plan(tuned, 1, False, print).parameters == expected - 8 * 16
 
 
-def test_a_budget_of_epochs_is_counted(tiny) -> None:
+def test_max_epochs_limits_the_planned_tokens(tiny) -> None:
     config = tiny(max_epochs=2.0, max_iters=10**6, warmup_iters=0)
     epoch = len(open_dataset(config.dataset).split("train", 16))
-    updates = 2 * epoch // config.tokens_per_step
-    assert plan(config, 1, False, print).tokens == updates * config.tokens_per_step
+    steps = 2 * epoch // config.tokens_per_step
+    assert plan(config, 1, False, print).tokens == steps * config.tokens_per_step
 
 
-def test_what_a_container_may_still_take(tmp_path) -> None:
+def test_the_free_memory_of_a_container(tmp_path) -> None:
     assert device.free_in_container(tmp_path) > 10**18
     for name, text in {
         "memory.current": "700",

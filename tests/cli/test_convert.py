@@ -20,7 +20,7 @@ def run(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", ["hf", "nanogpt", "llmc", "gguf", "safetensors"])
-def test_what_is_exported_can_be_sampled_imported_and_measured(name: str, run: Path, dataset, gpt2_command) -> None:
+def test_an_exported_model_can_be_sampled_imported_and_evaluated(name: str, run: Path, dataset, gpt2_command) -> None:
     status, out, err = gpt2_command("export", name, "r", "made")
     assert status == 0, err
     assert out.startswith("wrote made · read back: largest logit difference 0 (largest logit ")
@@ -44,13 +44,13 @@ def test_an_import_can_be_trained_on(run: Path, dataset, gpt2_command) -> None:
     assert "finished at step 3" in err
 
 
-def test_the_activation_can_be_set_right(run: Path, gpt2_command) -> None:
+def test_an_import_can_correct_the_activation(run: Path, gpt2_command) -> None:
     gpt2_command("export", "nanogpt", "r", "made")
     assert gpt2_command("import", "made", "back", "--gelu=erf")[0] == 0
     assert load("back")[0].config.gelu == "erf"
 
 
-def test_the_debug_state_can_be_of_a_dataset(run: Path, dataset: Path, gpt2_command) -> None:
+def test_the_debug_state_can_use_a_dataset(run: Path, dataset: Path, gpt2_command) -> None:
     line = f"export llmc r made --dataset={dataset} --batch_size=2 --block_size=8"
     status, _, err = gpt2_command(*line.split())
     assert status == 0, err
@@ -61,18 +61,20 @@ def test_the_debug_state_can_be_of_a_dataset(run: Path, dataset: Path, gpt2_comm
     assert state[272:288].tolist() == tokens[1:]
 
 
-def test_the_debug_state_can_be_of_another_shape(run: Path, gpt2_command) -> None:
+def test_the_debug_state_can_have_another_shape(run: Path, gpt2_command) -> None:
     assert gpt2_command("export", "llmc", "r", "made", "--batch_size=3", "--block_size=5")[0] == 0
     state = np.frombuffer(Path("made/gpt2_d2_debug_state.bin").read_bytes()[:1024], "<i4")
     assert state[2:4].tolist() == [3, 5]
 
 
-def test_validate_agrees_and_says_when_it_does_not(run: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validate_reports_agreement_and_disagreement(
+    run: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers", reason="needs transformers")
     status, out, err = gpt2_command("validate", "r")
     assert status == 0, err
     assert out.splitlines()[-1] == "agrees with transformers"
-    assert "of 8 tokens equal" in out  # as many as the context has room for
+    assert "of 8 tokens equal" in out  # the context has no space for more
     values = json.loads(gpt2_command("validate", "r", "--json")[1])
     assert values["agrees"] is True
     assert values["loss"] == pytest.approx(values["their_loss"], abs=1e-6)

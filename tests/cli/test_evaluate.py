@@ -44,7 +44,7 @@ def test_figures_and_choices(run: Path, gpt2_command) -> None:
     assert "· 1 tasks ·" in out
 
 
-def test_a_model_that_brings_no_tokenizer_is_given_one(run: Path, gpt2_command) -> None:
+def test_a_model_without_a_tokenizer_can_be_given_one(run: Path, gpt2_command) -> None:
     export(open_model("r"), "nanogpt", Path("nano"), print)
     Path("nano/meta.pkl").unlink()
     figures = []

@@ -1,4 +1,4 @@
-"""Every command that writes a file the user names: onto disks that take nothing, into pipes, through links."""
+"""Every command that writes a file: to full disks, into pipes, through links."""
 
 import errno
 import json
@@ -25,7 +25,6 @@ from gpt2.training.loop import train
 
 TINY = "--n_layer=1 --n_head=1 --n_embd=8 --block_size=8 --device=cpu --no-compile --dtype=float32"
 RAISE_THE_LIMIT = "raise the limit that `ulimit -f` shows, or choose another place"
-# The words of each command, and the file or folder that its error must name.
 WRITERS = [
     *((f"export {name} r o/x", "o/x") for name in FORMATS),
     ("import r o/x", "o/x"),
@@ -40,11 +39,12 @@ WRITERS = [
     ("prepare t.txt --tokenizer=byte --format=llmc --out=o/x", "o/x/.new/t_train_000000.bin"),
     ("prepare t.txt --tokenizer=byte --format=npy --out=o/x", "o/x/.new/t_train_000000.npy"),
 ]
+"""Command lines, and the file or folder that the error of each must name."""
 LIMITED = """
 import json, os, resource, shutil, sys
 from gpt2.cli import main
 os.dup2(os.open("stderr.txt", os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))  # bytes that a file may have
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))  # maximum bytes in a file
 found = []
 for line in json.load(sys.stdin):
     os.truncate("stderr.txt", 0)
@@ -86,7 +86,7 @@ def full_disk(*arguments: object) -> int:
 
 
 def test_a_refused_write_is_one_line_with_the_file_and_the_reason_and_leaves_nothing(run: Path) -> None:
-    """A limit for the size of files stands for a full disk, which only root can make."""
+    """A limit on the size of files stands in for a full disk, which only root can make."""
     done = subprocess.run(
         [sys.executable, "-B", "-c", LIMITED],
         input=json.dumps([line for line, _ in WRITERS]),
@@ -146,7 +146,7 @@ def test_an_export_of_a_folder_into_a_pipe_is_one_line(name: str, run: Path, gpt
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not form.folder])
-def test_an_export_of_a_file_into_a_pipe_is_read_back_all_the_same(name: str, run: Path, gpt2_command) -> None:
+def test_an_export_of_a_file_into_a_pipe_is_read_back(name: str, run: Path, gpt2_command) -> None:
     os.mkfifo("pipe")
     received: list[bytes] = []
     reader = threading.Thread(target=lambda: received.append(Path("pipe").read_bytes()), daemon=True)
@@ -181,10 +181,10 @@ def test_standard_output_gets_the_file_and_nothing_else(line: str, start: bytes,
     assert names("o") == ["x"]
     if "gguf" in line:
         size = export(open_model("r"), "gguf", Path("o/y"), quiet).out.stat().st_size
-        assert len(content) == size  # with a name of one letter in it, too
+        assert len(content) == size  # the file contains its name, which has one letter here too
 
 
-def test_links_stay(run: Path, gpt2_command) -> None:
+def test_symbolic_links_are_kept(run: Path, gpt2_command) -> None:
     Path("there.html").write_text("old")
     Path("there.html").chmod(0o600)
     links = {"l.html": "there.html", "l.gguf": "new.gguf", "l.folder": "new_folder", "l.data": "new_data"}
@@ -207,7 +207,7 @@ def test_links_stay(run: Path, gpt2_command) -> None:
 
 
 def test_a_disk_that_fills_up_while_text_is_prepared_is_reported(run: Path, gpt2_command, monkeypatch) -> None:
-    """Also where the folder is a mount point, which cannot be removed."""
+    """This also holds for a mount point, which cannot be removed."""
 
     def busy(self: Path) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_while_text_is_prepared_is_reported(run: Path, gpt2
 def test_an_import_that_failed_or_was_killed_can_be_repeated(
     out: str, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into a folder that is new, and into one that is there and empty."""
+    """Import into a new folder, and into an existing empty one."""
     target = Path(out)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_text", full_disk)
@@ -234,7 +234,7 @@ def test_an_import_that_failed_or_was_killed_can_be_repeated(
     assert not temporary_of(target).exists()
     assert not target.exists() or names(target) == []
     if (pid := os.fork()) == 0:
-        module.write_text = lambda path, text: os._exit(9)  # when the checkpoint is there and config.toml is not
+        module.write_text = lambda path, text: os._exit(9)  # with a checkpoint, and without config.toml
         import_run(open_model("r"), target, quiet)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9

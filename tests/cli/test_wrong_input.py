@@ -1,4 +1,4 @@
-"""What people get wrong: each gives one clear line and status 2, and nothing is lost."""
+"""Commands as a user types them. A mistake gives one clear line and status 2, and nothing is lost."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mistakes import WRONG, words_of
 
 from gpt2.checkpoint import folder_of, saved_steps
 from gpt2.formats.export import export
@@ -20,7 +21,7 @@ from gpt2.training.loop import train
 
 @pytest.fixture
 def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a dataset `d`, a finished run `r` and some damaged copies of both."""
+    """A folder with a dataset `d`, a finished run `r` and damaged copies of both."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(dataset, "d")
     train(tiny(out_dir="r", dataset="d", max_iters=2))
@@ -51,143 +52,6 @@ def world(tmp_path: Path, dataset: Path, tiny, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "max_iters": 1, "device": "cpu", "compile": False}
-
-
-def words_of(line: str) -> list[str]:
-    """The words of a command line, in which TINY stands for a tiny model, as far as the line says no other."""
-    tiny = [f"--{name}={value}" for name, value in TINY.items() if f"--{name}=" not in line]
-    return [word for w in line.split() for word in (tiny if w == "TINY" else [w])]
-
-
-WRONG = [
-    # (command line, what the line must say)
-    ("trian", 'Did you mean "train"'),
-    ("train --batch_sise=3", "Did you mean --batch-size"),
-    ("train --batch_size=many", "many"),
-    ("train --compile=maybe", "maybe"),
-    ("train --dtype=float8", "float8"),
-    ("train --learning_rate", "requires an argument"),
-    ("train no_such_recipe", "built-in recipes"),
-    ("train shakespeare_chr", "did you mean shakespeare_char"),
-    ("train bad.toml", "did you mean batch_size"),
-    ("train float.toml", "float.toml: batch_size is 3.5 (float); it must be int"),
-    ("train --batch_size=3.5", "--batch_size is 3.5"),
-    ("train nanogpt.py", "nanogpt.py, line 1"),
-    ("train", "no dataset given"),
-    ("train TINY --dataset=nowhere", "no dataset 'nowhere'"),
-    ("train TINY --dataset=empty", "holds no dataset"),
-    ("train TINY --dataset=truncated", "odd number of bytes"),
-    ("train TINY --dataset=foreign", "token id 999"),
-    ("train TINY --dataset=d --block_size=100000", "too few for one block"),
-    ("train TINY --dataset=d --total_batch_size=100", "nearest"),
-    ("train TINY --dataset=d --total_batch_size=192 --gradient_accumulation_steps=3", "give only one"),
-    ("train TINY --dataset=d --vocab_size=3", "vocab_size=3 is too small"),
-    ("train TINY --dataset=d --n_head=3", "n_head=3"),
-    ("train TINY --dataset=d --device=cuda:99", "not available"),
-    ("train TINY --dataset=d --device=abacus", "abacus"),
-    ("train TINY --dataset=d --out_dir=a_file/run", "a_file/run"),
-    ("train TINY --dataset=d --out_dir=r", "already holds a run"),
-    ("train TINY --dataset=d --init_from=resume --out_dir=empty", "no checkpoint to resume"),
-    ("train --init_from=resume --out_dir=corrupt", "is damaged"),
-    ("train --init_from=resume --out_dir=r --n_layer=5", "n_layer=2, not 5"),
-    ("train TINY --dataset=d --init_from=a_file", "is no model"),
-    ("train TINY --dataset=d --max_iters=-1", "at least 0"),
-    ("train TINY --dataset=d --min_lr=nan", "min_lr"),
-    ("train TINY --dataset=d --max_tokens=95", "95 tokens, less than the 96 of one update"),
-    ("train TINY --dataset=d --max_tokens=1.5", "whole number"),
-    ("train TINY --dataset=d --max_epochs=0.0001", "max_epochs=0.0001 is"),
-    ("train TINY --dataset=d --early_stopping_patience=2 --eval_interval=0", "eval_interval=0 makes none"),
-    ("train TINY --dataset=d --sample_interval=1 --sample_start=FILE:nowhere.txt", "nowhere.txt"),
-    ("train TINY --dataset=d --sample_interval=1 --sample_start=the --sample_start=Ω", "'Ω'"),
-    ("train TINY --dataset=d --num_samples=0", "num_samples is 0"),
-    ("train prompts.toml TINY --dataset=d", "prompts.toml: sample_start is ('a', 3); it must be a text or a list"),
-    ("sample", "MODEL"),
-    ("sample nowhere", "no model 'nowhere'"),
-    ("sample empty", "is no model"),
-    ("sample corrupt", "no intact checkpoint"),
-    ("sample r --start=Ω", "'Ω'"),
-    ("sample r --start=FILE:nowhere.txt", "nowhere.txt"),
-    ("sample r --temperature=-1", "temperature"),
-    ("sample r --top_p=2", "top_p"),
-    ("sample r --temperature=nan", "temperature"),
-    ("sample r --seed=99999999999999999999999", "seed"),
-    ("train TINY --dataset=d --grad_clip=inf", "finite"),
-    ("train TINY --dataset=d --seed=99999999999999999999999", "seed"),
-    ("prepare r/log.jsonl --tokenizer=byte --out=r", "holds no dataset"),
-    ("prepare mine.txt --tokenizer=bpe --vocab_size=0", "at least 257"),
-    ("tokenizer train", "SOURCES"),
-    ("tokenizer train nowhere.txt", "nowhere.txt"),
-    ("tokenizer train shakespear", "corpora by name: shakespeare_char"),
-    ("tokenizer train latin.txt", "not UTF-8"),
-    ("tokenizer train mine.txt", "500 characters, enough for only"),
-    ("tokenizer train a_file --vocab_size=257", "1 characters, too few"),
-    ("tokenizer train mine.txt --vocab_size=256", "at least 257"),
-    ("tokenizer train mine.txt --vocab_size=258 --special_tokens <|a|> <|b|>", "at least 259"),
-    ("tokenizer train mine.txt --special_tokens <|a|> <|a|>", "given twice"),
-    ("tokenizer train mine.txt --vocab_size=3.5", "--vocab_size is 3.5"),
-    ("tokenizer train mine.txt --max_characters=0", "max_characters is 0"),
-    ("tokenizer train mine.txt --vocab_size=260 --out=nowhere/t.json", "no folder nowhere"),
-    ("tokenizer train mine.txt --vocab_size=260 --out=nowhere", "NAME.json"),
-    ("tokenizer train mine.txt --vocab_size=260 --out=d/vocab.json", "NAME.json"),
-    ("tokenizer train mine.txt --vocab_size=260 --out=d/dataset.json", "NAME.json"),
-    ("tokenizer train mine.txt --vocab_size=260 --out=there.json", "there.json already exists"),
-    ("demo --smoke --out_dir=r", "already holds a run"),
-    ("sample r --num_samples=0", "num_samples"),
-    ("prepare", "SOURCES"),
-    ("prepare nowhere.txt", "nowhere.txt"),
-    ("prepare shakespear", "corpora by name: shakespeare_char"),
-    ("prepare empty", "no text files"),
-    ("prepare latin.txt --tokenizer=char", "not UTF-8"),
-    ("prepare a_file --tokenizer=word", "word"),
-    ("prepare a_file --tokenizer=char", "too few"),
-    ("prepare r/log.jsonl --tokenizer=byte --out=d", "--overwrite"),
-    ("prepare shakespeare --from=a_file", "not the tiny Shakespeare"),
-    ("eval loss r", "DATASET"),
-    ("eval loss r empty", "holds no dataset"),
-    ("eval hellaswag r --data=nowhere.jsonl", "no file nowhere.jsonl"),
-    ("eval hellaswag r --data=broken.jsonl", "broken.jsonl, line 2 is no JSON"),
-    ("eval hellaswag r --data=long.jsonl", "task 0 has an ending of 18 tokens, more than the model's 16"),
-    ("eval hellaswag r --data=h.jsonl --limit=0", "limit is 0"),
-    ("eval hellaswag r --data=h.jsonl --limit=1.5", "--limit is 1.5"),
-    ("eval hellaswag r --data=h.jsonl --rendering=lm-eval", "line 1 has no activity_label"),
-    ("eval hellaswag r --data=h.jsonl --rendering=nice", "nice"),
-    ("eval hellaswag r --data=h.jsonl --batch_tokens=0", "batch_tokens is 0"),
-    ("eval hellaswag r --data=h.jsonl --out=a_file", "a_file already exists"),
-    ("eval hellaswag r --data=h.jsonl --write_bin=t.bin", "llm.c's file holds GPT-2's tokens"),
-    ("eval hellaswag nano --data=h.jsonl", "brings no tokenizer; name one with --tokenizer"),
-    ("eval hellaswag empty --data=h.jsonl", "is no model"),
-    ("plot empty", "log.jsonl"),
-    ("plot r --x=weeks", "weeks"),
-    ("plot r --smooth=1", "smooth is 1"),
-    ("report", "RUN"),
-    ("report empty", "log.jsonl"),
-    ("report r --serve --port=70000", "0 to 65535"),
-    ("export", "FORMAT"),
-    ("export onnx r out", "onnx"),
-    ("export hf nowhere out", "no model 'nowhere'"),
-    ("export hf r d", "d already exists"),
-    ("export gguf r a_file", "a_file already exists"),
-    ("export hf r out --dtype=q8_0", "hf has no q8_0"),
-    ("export llmc r out --dtype=float16", "llmc has no float16"),
-    ("export gguf r out --dtype=q8_0", "n_embd=16 is no multiple of 32"),
-    ("export gguf nano out", "brings no tokenizer"),
-    ("export llmc r out --dataset=d --block_size=999", "does not fit the model's 16 positions"),
-    ("export hf r out --dataset=d", "hf has no debug state"),
-    ("export hf r out --tokenizer=nowhere", "no tokenizer in nowhere"),
-    ("export hf r out --tokenizer=byte", "257 ids, more than"),
-    ("export hf a_file out", "is no model"),
-    ("import r", "OUT"),
-    ("import r d", "d already exists"),
-    ("import nano out", "brings no tokenizer"),
-    ("sample nano", "brings no tokenizer"),
-    ("sample d/train.bin", "is no model"),
-    ("validate nowhere", "no model 'nowhere'"),
-    ("train TINY --dataset=d --resume_optimizer", "has no optimizer state"),
-    ("plot r -o curve.doc", ".png"),
-]
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -204,7 +68,7 @@ def test_each_mistake_gives_one_line_and_loses_nothing(world: Path, gpt2_command
     assert wrong == []
 
 
-def test_flags_have_one_meaning_in_every_spelling(world: Path, gpt2_command) -> None:
+def test_every_spelling_of_a_flag_means_the_same(world: Path, gpt2_command) -> None:
     common = words_of("train TINY --dataset=d --overwrite --out_dir=s")
     configs = []
     for spelling in (
@@ -219,7 +83,7 @@ def test_flags_have_one_meaning_in_every_spelling(world: Path, gpt2_command) -> 
     assert "bias = false\n" in configs[0]
 
 
-def test_flag_beats_recipe_beats_default(world: Path, gpt2_command) -> None:
+def test_a_flag_overrides_the_recipe_and_the_recipe_the_default(world: Path, gpt2_command) -> None:
     Path("mine.toml").write_text('dataset = "d"\nbatch_size = 5\nlearning_rate = 1\nout_dir = "p"\n')
     status, _, err = gpt2_command(*words_of("train mine.toml TINY --batch_size=3"))
     assert status == 0, err
@@ -229,13 +93,13 @@ def test_flag_beats_recipe_beats_default(world: Path, gpt2_command) -> None:
     assert "beta1 = 0.9\n" in config
 
 
-def test_resume_needs_only_the_run(world: Path, gpt2_command) -> None:
+def test_a_resume_needs_only_the_run(world: Path, gpt2_command) -> None:
     status, _, err = gpt2_command("train", "--init_from=resume", "--out_dir=r", "--max_iters=4")
     assert status == 0, err
     assert saved_steps(Path("r"))[0] == 4
 
 
-def test_a_resumed_run_keeps_its_settings_but_for_flags(world: Path, gpt2_command) -> None:
+def test_a_resumed_run_keeps_its_settings_except_for_flags(world: Path, gpt2_command) -> None:
     Path("mine.toml").write_text('dataset = "d"\nlearning_rate = 1e-3\nmodel = "d6"\nout_dir = "m"\n')
     line = words_of("train mine.toml TINY --learning_rate=5e-4 --init_from=auto")
     assert gpt2_command(*line)[0] == 0
@@ -248,7 +112,7 @@ def test_a_resumed_run_keeps_its_settings_but_for_flags(world: Path, gpt2_comman
     assert 'init_from = "auto"\n' in config
 
 
-def test_a_copied_run_is_resumed_where_it_lies(world: Path, gpt2_command) -> None:
+def test_a_copied_run_is_resumed_in_its_new_folder(world: Path, gpt2_command) -> None:
     shutil.copytree("r", "out")
     before = contents(world / "r")
     status, _, err = gpt2_command("train", "--init_from=resume", "--max_iters=4")
@@ -257,7 +121,7 @@ def test_a_copied_run_is_resumed_where_it_lies(world: Path, gpt2_command) -> Non
     assert contents(world / "r") == before
 
 
-def test_a_recipe_may_say_how_it_starts(world: Path, gpt2_command) -> None:
+def test_a_recipe_can_set_init_from(world: Path, gpt2_command) -> None:
     Path("auto.toml").write_text('dataset = "d"\nout_dir = "a"\ninit_from = "auto"\n')
     for steps in (1, 2):
         status, _, err = gpt2_command(*words_of(f"train auto.toml TINY --max_iters={steps} --lr_decay_iters=2"))
@@ -265,7 +129,7 @@ def test_a_recipe_may_say_how_it_starts(world: Path, gpt2_command) -> None:
         assert saved_steps(Path("a"))[0] == steps
 
 
-def test_a_resumed_run_keeps_the_size_of_its_update(world: Path, gpt2_command) -> None:
+def test_a_resumed_run_keeps_its_batch_size(world: Path, gpt2_command) -> None:
     Path("big.toml").write_text('dataset = "d"\nout_dir = "r"\ntotal_batch_size = 128\n')
     status, _, err = gpt2_command("train", "big.toml", "--init_from=resume", "--max_iters=3")
     assert status == 0, err
@@ -273,14 +137,14 @@ def test_a_resumed_run_keeps_the_size_of_its_update(world: Path, gpt2_command) -
     assert "keeps total_batch_size=unset" in err
 
 
-def test_a_flag_for_one_batch_knob_replaces_the_recipes_other_one(world: Path, gpt2_command) -> None:
+def test_a_flag_for_one_batch_size_replaces_the_other_one_of_the_recipe(world: Path, gpt2_command) -> None:
     Path("mine.toml").write_text('dataset = "d"\ntotal_batch_size = 192\nout_dir = "m"\n')
     status, _, err = gpt2_command(*words_of("train mine.toml TINY --gradient_accumulation_steps=3"))
     assert status == 0, err
     assert "tokens per step 288" in err
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(world: Path) -> None:
+def test_a_closed_pipe_ends_the_command_without_a_traceback(world: Path) -> None:
     command = f"{sys.executable} -m gpt2 sample r --max_new_tokens=20000 --device=cpu | head -c 10"
     done = subprocess.run(
         command, shell=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -294,13 +158,13 @@ def test_eval_prints_one_json_object(world: Path, gpt2_command) -> None:
     assert status == 0
     figures = json.loads(out)
     assert figures["perplexity"] == pytest.approx(np.exp(figures["loss"]))
-    assert figures["tokens"] == 2020  # of the 2,021 for validation all but the first, which nothing comes before
+    assert figures["tokens"] == 2020  # all of the 2,021 validation tokens except the first, which has no context
 
 
 def test_train_prints_one_json_object(world: Path, gpt2_command) -> None:
     status, out, _ = gpt2_command(*words_of("train TINY --dataset=d --eval_only --eval_iters=0 --json"))
     assert status == 0
-    assert json.loads(out)["val_loss"] == pytest.approx(3.1, abs=0.2)  # ln 22, and a little
+    assert json.loads(out)["val_loss"] == pytest.approx(3.1, abs=0.2)  # a little above ln 22
 
 
 def test_sample_continues_a_prompt_from_a_file(world: Path, gpt2_command) -> None:
@@ -356,7 +220,7 @@ def test_report_writes_a_page(world: Path, gpt2_command) -> None:
     assert sum(figures["seconds_by_part"].values()) == pytest.approx(figures["seconds"], abs=0.02)
 
 
-def test_a_run_is_watched_while_it_trains(world: Path, gpt2_command, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_served_while_it_trains(world: Path, gpt2_command, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def look_in(log: object, step: int, text: str, seconds: float) -> None:
@@ -372,7 +236,7 @@ def test_a_run_is_watched_while_it_trains(world: Path, gpt2_command, capfd, monk
     assert "<dd>3<small>of 3</small></dd>" in read[0]
 
 
-def test_a_busy_port_costs_the_page_and_not_the_run(world: Path, gpt2_command) -> None:
+def test_a_run_trains_without_its_page_if_the_port_is_in_use(world: Path, gpt2_command) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         status, _, err = gpt2_command(*words_of(f"train TINY --dataset=d --out_dir=w --ui --ui_port={port}"))

@@ -17,7 +17,7 @@ def test_every_recipe_is_a_configuration(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
-def test_gpt2_recipes_take_half_a_million_tokens_a_step(name: str) -> None:
+def test_gpt2_recipes_train_half_a_million_tokens_per_step(name: str) -> None:
     config = TrainConfig(**load_recipe(name)).resolved()
     assert config.tokens_per_step == 524_288
     assert (config.n_layer, config.n_embd) == (PRESETS[name]["n_layer"], PRESETS[name]["n_embd"])
@@ -78,28 +78,28 @@ def test_contradictions_are_refused(settings: dict, message: str) -> None:
         TrainConfig(**settings)
 
 
-def test_an_int_serves_where_a_float_belongs() -> None:
+def test_an_int_is_accepted_as_a_float() -> None:
     config = TrainConfig(learning_rate=1, dropout=0)
     assert (config.learning_rate, type(config.learning_rate), type(config.dropout)) == (1.0, float, float)
 
 
-def test_paths_and_numpy_numbers_serve_too() -> None:
+def test_paths_and_numpy_numbers_are_accepted() -> None:
     config = TrainConfig(out_dir=Path("x"), learning_rate=np.float64(0.5))
     assert (config.out_dir, type(config.learning_rate)) == ("x", float)
 
 
-def test_sizes_are_the_models() -> None:
+def test_the_sizes_are_those_of_the_model() -> None:
     assert get_args(HINTS["model"]) == tuple(PRESETS)
 
 
-def test_defaults_follow_other_settings() -> None:
+def test_defaults_depend_on_other_settings() -> None:
     config = TrainConfig(max_iters=1000, learning_rate=1e-3).resolved()
     assert (config.lr_decay_iters, config.warmup_iters, config.min_lr) == (1000, 50, 1e-4)
     assert (config.n_layer, config.n_head, config.n_embd) == (12, 12, 768)
     assert TrainConfig(model="d24", n_layer=3).resolved().n_layer == 3
 
 
-def test_toml_goes_out_and_in() -> None:
+def test_toml_round_trip() -> None:
     config = TrainConfig(
         out_dir='a "b" \\ ü 😀\n\x7f\x1f', min_lr=1e-7, compile=False, sample_start=["a\n", "ü"]
     ).resolved()

@@ -41,14 +41,14 @@ def test_a_config_file_is_read_as_data() -> None:
     TrainConfig(**values)
 
 
-def test_what_it_leaves_out_has_nanogpts_default() -> None:
+def test_an_omitted_setting_has_nanogpts_default() -> None:
     config = TrainConfig(**read("", "config.py")).resolved()
     assert config.tokens_per_step == 491_520
     assert (config.bias, config.gelu, config.dataset) == (False, "erf", "openwebtext")
     assert (config.warmup_iters, config.lr_decay_iters, config.min_lr) == (2000, 600_000, 6e-5)
 
 
-def test_nanogpts_character_config_with_its_cpu_flags_is_our_recipe(tmp_path: Path) -> None:
+def test_nanogpts_character_config_with_its_cpu_flags_equals_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "train_shakespeare_char.py"
     path.write_text(
         "out_dir = 'out-shakespeare-char'\neval_interval = 250\neval_iters = 200\nlog_interval = 10\n"
@@ -58,7 +58,7 @@ def test_nanogpts_character_config_with_its_cpu_flags_is_our_recipe(tmp_path: Pa
         "learning_rate = 1e-3\nmax_iters = 5000\nlr_decay_iters = 5000\nmin_lr = 1e-4\nbeta2 = 0.99\n"
         "warmup_iters = 100\n"
     )
-    theirs = load_recipe(str(path))
+    converted = load_recipe(str(path))
     flags = {
         "device": "cpu", "compile": False, "eval_iters": 20, "log_interval": 100, "block_size": 64,
         "batch_size": 12, "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": 2000,
@@ -66,13 +66,13 @@ def test_nanogpts_character_config_with_its_cpu_flags_is_our_recipe(tmp_path: Pa
     }  # fmt: skip
     trackers = {"wandb_project": "x", "wandb_run_name": "x"}
     settled = {"gradient_accumulation_steps": 1}
-    assert TrainConfig(**theirs | flags | trackers) == TrainConfig(
+    assert TrainConfig(**converted | flags | trackers) == TrainConfig(
         **load_recipe("shakespeare_char_cpu") | settled | trackers
     )
-    assert TrainConfig(**theirs | trackers) == TrainConfig(**load_recipe("shakespeare_char") | settled | trackers)
+    assert TrainConfig(**converted | trackers) == TrainConfig(**load_recipe("shakespeare_char") | settled | trackers)
 
 
-def test_a_helper_name_is_not_a_setting() -> None:
+def test_an_auxiliary_name_is_not_a_setting() -> None:
     values = read("k = 2\nmax_iters = k * 5", "c.py")
     assert values == DEFAULTS | {"max_iters": 10}
 
@@ -97,7 +97,7 @@ def test_a_helper_name_is_not_a_setting() -> None:
         "\0",
     ],
 )
-def test_anything_else_is_refused_by_line_and_not_run(
+def test_other_statements_are_refused_with_their_line_and_not_executed(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run will take before it starts: memory, time, disk."""
+"""The memory, time and disk space that a run will take, estimated before it starts."""
 
 import sys
 from collections.abc import Callable
@@ -15,113 +15,124 @@ from gpt2.model import GPTConfig
 from gpt2.training.budget import last_step
 from gpt2.training.config import TrainConfig
 
-PROBED_UPDATES, PROBED_TOKENS = 2, 4096
+PROBED_STEPS = 2
+"""Number of optimizer steps that the probe times."""
+PROBED_TOKENS = 4096
+"""Maximum number of tokens in a micro-batch of the probe on a CPU."""
 PROBED = (
     "block_size", "bias", "flash", "pad_vocab", "dropout", "optimizer", "muon_iterations", "device", "dtype",
     "compile", "tf32", "activation_checkpointing",
 )  # fmt: skip
-"""Settings that the probe shares with the run."""
+"""Settings that the probe takes from the run."""
 SPARE = 0.1
-"""Share of the device's memory that is left alone: what libraries take, and what the arithmetic does not count."""
+"""Share of the device's memory that stays free, for libraries and for what the estimate does not count."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `config` will take."""
+    """What a run with the configuration `config` will take."""
 
     config: TrainConfig
-    """With the batch_size that was chosen for it."""
+    """The configuration, with the batch_size that was chosen for it."""
     parameters: int
+    """Number of parameters of the model."""
     memory: Memory
-    """Of a process, in bytes."""
+    """Memory of a process, in bytes."""
     available: int
-    """Bytes free on the device now."""
+    """Bytes that are free on the device now."""
     tokens: int
-    """To train on."""
+    """Number of training tokens of the run."""
     flops: float
-    """To compute, by PaLM's accounting."""
+    """Floating-point operations of the run, by PaLM's accounting (Chowdhery et al. 2022, appendix B)."""
     checkpoint: int
     """Bytes on disk of one checkpoint."""
     kept: int
-    """Checkpoints there are at most at a time; 0 where all are kept."""
+    """Maximum number of checkpoints that exist at one time; 0 if all are kept."""
     tokens_per_second: float | None
-    """Of the probe; None without one."""
+    """Speed of the probe; None without a probe."""
 
     @property
     def seconds(self) -> float | None:
-        """Of training alone, at the probe's speed."""
+        """Time of the training steps at the speed of the probe; None without a probe."""
         return self.tokens / self.tokens_per_second if self.tokens_per_second else None
 
     @property
     def fits(self) -> bool:
-        """Whether the memory will do, with some to spare."""
+        """Whether the memory is sufficient, with `SPARE` to spare."""
         return self.memory.total <= (1 - SPARE) * self.available
 
 
 def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str], None]) -> Plan:
-    """The largest micro-batch that fits the device at the same tokens per step, and what the run then takes.
+    """Choose the largest micro-batch that fits the device at the same tokens per optimizer step, and plan the run.
 
-    probe: also train a few updates with it on random tokens, in one process. Raises UserError where nothing fits.
+    With `probe`, a few optimizer steps on random tokens measure the speed, in one process. Raises UserError where
+    nothing fits.
     """
-    config, where = config.resolved(), device.pick_device(config.device)
-    dtype = device.pick_dtype(config.dtype, where)
+    config = config.resolved()
     dataset = find_dataset(config.dataset, config.data_dir) if config.dataset else None
     shape = _shape(config, dataset, note)
     epoch = len(dataset.split("train", config.block_size)) if dataset else sys.maxsize
     if config.max_epochs and dataset is None:
-        note("the dataset is not prepared yet, and nothing says how long an epoch is: counting on max_iters")
-    updates = last_step(config, epoch, TrainState(), note)
-    sharing = Sharing(processes, config.parallel, config.zero_stage)
-    rows = config.accumulation * config.batch_size
-    if rows % processes:
-        raise UserError(f"the {rows} rows of an update cannot be shared by {processes} processes")
-
-    def with_rows(batch_size: int) -> Plan:
-        fitted = replace(
-            config,
-            batch_size=batch_size,
-            gradient_accumulation_steps=rows // batch_size,
-            total_batch_size=None,
+        note("the dataset is not prepared yet, so the length of an epoch is unknown: planning with max_iters")
+    steps = last_step(config, epoch, TrainState(), note)
+    sequences = config.accumulation * config.batch_size
+    if sequences % processes:
+        raise UserError(
+            f"the {sequences} sequences of an optimizer step cannot be divided among {processes} processes"
         )
-        memory = accounting.memory(
-            shape,
-            sharing,
-            batch_size,
-            half=dtype != "float32",
-            optimizer=config.optimizer,
-            compiled=config.compile,
-            activation_checkpointing=config.activation_checkpointing,
-            device=where.type,
-        )
-        n = accounting.num_params(shape)
-        in_matrices = 12 * shape.n_layer * shape.n_embd**2 if config.optimizer == "muon" else 0
-        tokens = updates * config.tokens_per_step
-        return Plan(
-            config=fitted,
-            parameters=n,
-            memory=memory,
-            available=device.free_memory(where),
-            tokens=tokens,
-            flops=float(accounting.flops_per_token(shape)) * tokens,
-            checkpoint=12 * n - 4 * in_matrices,  # Muon has one number for each of its own, AdamW two
-            kept=config.keep_checkpoints + 2 if config.keep_checkpoints else 0,
-            tokens_per_second=None,
-        )
-
-    each = rows // processes
-    plans = [with_rows(batch_size) for batch_size in range(each, 0, -1) if each % batch_size == 0]
+    each = sequences // processes
+    sizes = [size for size in range(each, 0, -1) if each % size == 0]
+    plans = [_plan_with(size, config, shape, processes, steps) for size in sizes]
     chosen = next((p for p in plans if p.fits), None)
     if chosen is None:
         least = plans[-1]
         raise UserError(
-            f"even a single row needs {least.memory.total / 1e9:.1f} GB, and {least.available / 1e9:.1f} GB are "
+            f"even a single sequence needs {least.memory.total / 1e9:.1f} GB, and {least.available / 1e9:.1f} GB are "
             "free; add --activation_checkpointing, share the model between more processes with --parallel=fsdp, or "
             "take a smaller --model"
         )
     if not probe:
         return chosen
-    batch_size = chosen.config.batch_size
-    if where.type == "cpu":  # where a larger one is hardly faster, and takes its time
+    return replace(chosen, tokens_per_second=_probed_speed(chosen.config, shape, processes, note))
+
+
+def _plan_with(batch_size: int, config: TrainConfig, shape: GPTConfig, processes: int, steps: int) -> Plan:
+    """Return the plan of a run of `steps` optimizer steps with a micro-batch of `batch_size` sequences."""
+    where = device.pick_device(config.device)
+    sequences = config.accumulation * config.batch_size
+    accumulation = sequences // batch_size
+    memory = accounting.memory(
+        shape,
+        Sharing(processes, config.parallel, config.zero_stage),
+        batch_size,
+        half=device.pick_dtype(config.dtype, where) != "float32",
+        optimizer=config.optimizer,
+        compiled=config.compile,
+        activation_checkpointing=config.activation_checkpointing,
+        device=where.type,
+    )
+    n = accounting.num_params(shape)
+    in_matrices = 12 * shape.n_layer * shape.n_embd**2 if config.optimizer == "muon" else 0
+    tokens = steps * config.tokens_per_step
+    return Plan(
+        config=replace(
+            config, batch_size=batch_size, gradient_accumulation_steps=accumulation, total_batch_size=None
+        ),
+        parameters=n,
+        memory=memory,
+        available=device.free_memory(where),
+        tokens=tokens,
+        flops=float(accounting.flops_per_token(shape)) * tokens,
+        checkpoint=12 * n - 4 * in_matrices,  # the state has one number per parameter with Muon, two with AdamW
+        kept=config.keep_checkpoints + 2 if config.keep_checkpoints else 0,
+        tokens_per_second=None,
+    )
+
+
+def _probed_speed(config: TrainConfig, shape: GPTConfig, processes: int, note: Callable[[str], None]) -> float:
+    """Return the tokens per second of `processes` processes, from a few optimizer steps of one process."""
+    batch_size = config.batch_size
+    if device.pick_device(config.device).type == "cpu":  # where a larger batch is hardly faster, and takes longer
         batch_size = min(batch_size, max(1, PROBED_TOKENS // config.block_size))
     probed = replace(
         TrainConfig(),
@@ -129,15 +140,15 @@ def plan(config: TrainConfig, processes: int, probe: bool, note: Callable[[str],
         **{name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
         batch_size=batch_size,
     )
-    speed = measure(probed, PROBED_UPDATES, note)
-    micro_batches = rows / processes / batch_size
-    once = sum(speed.seconds[part] for part in ("reduce", "optimizer"))
-    seconds = micro_batches * (sum(speed.seconds.values()) - once) + once
-    return replace(chosen, tokens_per_second=config.tokens_per_step / seconds)
+    speed = measure(probed, PROBED_STEPS, note)
+    micro_batches = config.accumulation * config.batch_size / processes / batch_size
+    once_per_step = sum(speed.seconds[phase] for phase in ("reduce", "optimizer"))
+    seconds = micro_batches * (sum(speed.seconds.values()) - once_per_step) + once_per_step
+    return config.tokens_per_step / seconds
 
 
 def _shape(config: TrainConfig, dataset: Dataset | None, note: Callable[[str], None]) -> GPTConfig:
-    """Of the model that will be trained. Nothing is prepared or trained for it."""
+    """Return the shape of the model that will be trained. Nothing is prepared or trained for it."""
     if config.init_from not in ("scratch", "resume", "auto"):
         return replace(open_model(config.init_from).config, block_size=config.block_size)
     vocab_size = config.vocab_size
@@ -146,7 +157,7 @@ def _shape(config: TrainConfig, dataset: Dataset | None, note: Callable[[str], N
     if vocab_size is None:
         vocab_size = GPTConfig.vocab_size
         note(
-            f"the dataset is not prepared yet: counting on GPT-2's {vocab_size:,} tokens; --vocab_size says otherwise"
+            f"the dataset is not prepared yet: planning with GPT-2's {vocab_size:,} tokens; --vocab_size changes this"
         )
     names = ("block_size", "n_layer", "n_head", "n_embd", "bias")
     return GPTConfig(vocab_size=vocab_size, **{name: getattr(config, name) for name in names})

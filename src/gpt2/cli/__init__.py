@@ -1,20 +1,25 @@
-"""The `gpt2` command. What is heavy is imported inside the commands, so that help answers at once."""
+"""The `gpt2` command. Heavy modules are imported inside the commands, so that `--help` answers at once."""
 
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import cyclopts
 from cyclopts.argument import ArgumentCollection
 
 from gpt2 import __version__
-from gpt2.cli.bench import app as bench_app
-from gpt2.cli.convert import export, import_, validate
+from gpt2.cli.bench_data import bench_data
+from gpt2.cli.bench_sample import bench_sample
+from gpt2.cli.bench_train import bench_train
 from gpt2.cli.demo import demo
-from gpt2.cli.evaluate import app as eval_app
+from gpt2.cli.eval_harness import eval_harness
+from gpt2.cli.eval_hellaswag import eval_hellaswag
+from gpt2.cli.eval_loss import eval_loss
+from gpt2.cli.export import export
+from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched
 from gpt2.cli.plan import plan
@@ -22,18 +27,44 @@ from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
-from gpt2.cli.tokenizer import app as tokenizer_app
-from gpt2.cli.train import fill_in, train
-from gpt2.data.sources import STANDARD_INPUT
+from gpt2.cli.stored_settings import fill_in
+from gpt2.cli.tokenizer_train import tokenizer_train
+from gpt2.cli.train import train
+from gpt2.cli.validate import validate
 from gpt2.errors import ReportedElsewhere, UserError
 from gpt2.runlog.console import note
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "prepare": prepare,
+    "inspect": inspect,
+    "plan": plan,
+    "train": train,
+    "sample": sample,
+    "plot": plot,
+    "report": report,
+    "export": export,
+    "import": import_,
+    "validate": validate,
+}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
+    "eval": ("Measure a model.", {"loss": eval_loss, "hellaswag": eval_hellaswag, "harness": eval_harness}),
+    "bench": (
+        "Measure the speed of this machine.",
+        {"train": bench_train, "sample": bench_sample, "data": bench_data},
+    ),
+    "tokenizer": ("Make a tokenizer.", {"train": tokenizer_train}),
+}
+"""Commands with subcommands: a line of help, and the subcommands by name."""
+TAKE_SETTINGS = (("train",), ("bench", "train"), ("plan",))
+"""The commands that take a recipe and the settings of a run."""
 
 
 def make_app() -> cyclopts.App:
-    """The command tree."""
+    """Return the command tree."""
     app = cyclopts.App(
         name="gpt2",
         help="The complete GPT-2 toolkit.",
@@ -43,35 +74,39 @@ def make_app() -> cyclopts.App:
         exit_on_error=False,
         print_error=False,
         config=complete,
-        default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is left empty by leaving it out
+        default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is empty unless it is given
     )
-    for command in (demo, prepare, inspect, plan, train, sample, plot, report, export, validate):
-        app.command(command, help_format="markdown")
-    app.command(import_, name="import", help_format="markdown")
-    app.command(eval_app)
-    app.command(bench_app)
-    app.command(tokenizer_app)
+    for name, command in COMMANDS.items():
+        app.command(command, name=name, help_format="markdown")
+    for name, (line, subcommands) in GROUPS.items():
+        group = cyclopts.App(name=name, help=line, help_format="markdown")
+        for subname, command in subcommands.items():
+            group.command(command, name=subname)
+        app.command(group)
     return app
 
 
 def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Between reading the command line and converting it: refuse fractions, bring in settings from elsewhere."""
+    """Refuse fractions for whole numbers, and add the settings that do not come from flags.
+
+    The library calls this after it has read the command line and before it converts the values. Raises UserError.
+    """
     for argument in arguments:
         if argument.hint in (int, int | None):
             for token in argument.tokens:
                 if "." in token.value:  # the library would round it
                     raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
-    if commands in (("train",), ("bench", "train"), ("plan",)):
+    if commands in TAKE_SETTINGS:
         fill_in(app, commands, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; never shows the user a traceback for an error of theirs."""
+    """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        result = make_app()([STANDARD_INPUT if a == "-" else a for a in given])  # the library takes - for an option
+        result = make_app()(with_standard_input(given))
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except ReportedElsewhere:
@@ -83,24 +118,33 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
-        leave(130)
+        leave(EXIT_INTERRUPTED)
     status = result if isinstance(result, int) else 0
-    if is_launched():  # Python's long way out now and then aborts in threads that PyTorch has not joined
+    if is_launched():  # Python's normal exit sometimes aborts in threads that PyTorch has not joined
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     leave(status)
 
 
+def with_standard_input(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the name of standard input in place of `-`, which the library takes for an option."""
+    if "-" not in arguments:
+        return list(arguments)
+    from gpt2.data.sources import STANDARD_INPUT
+
+    return [STANDARD_INPUT if argument == "-" else argument for argument in arguments]
+
+
 def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:
-    """Print what is wrong in one line and exit. Control characters that a file brought in are escaped."""
+    """Print what is wrong in one line and exit. Control characters, which can come from a file, are escaped."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     note(f"gpt2: {printable}")
     leave(status)
 
 
 def leave(status: int) -> NoReturn:
-    """Exit with `status`, also where nobody reads stdout or stderr any more."""
+    """Exit with `status`, even if stdout or stderr can no longer be written to."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -110,7 +154,7 @@ def leave(status: int) -> NoReturn:
 
 
 def silence(stream: TextIO) -> None:
-    """Connect a stream that cannot be written to with /dev/null, so that Python's exit does not fail on it."""
+    """Redirect a stream that cannot be written to to /dev/null, so that Python's exit does not fail on it."""
     with suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

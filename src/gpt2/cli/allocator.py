@@ -3,14 +3,15 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+"""Options of mallopt(3)."""
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what this process frees for what it allocates next; where there is no glibc, do nothing.
+    """Make glibc keep the memory that this process frees, for its next allocation; do nothing without glibc.
 
-    Every update frees large tensors and allocates the same again. As fresh pages from the system each time they
-    would be a tenth to a fifth of its time on a CPU.
+    Every optimizer step frees large tensors and allocates them again. Getting fresh pages from the system each time
+    would take a tenth to a fifth of the step's time on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

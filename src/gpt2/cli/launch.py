@@ -1,4 +1,4 @@
-"""Several processes on this machine that train together, by PyTorch's own launcher."""
+"""Several processes on this machine that share the work, started by PyTorch's launcher."""
 
 import logging
 import os
@@ -13,20 +13,23 @@ from gpt2.runlog.console import note
 if TYPE_CHECKING:  # torch is not imported to answer --help
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-EXIT_BAD_INPUT, EXIT_STOPPED = 2, 75
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75
+"""Exit status of a run that a signal ended; it is saved and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
-def launch(nproc: str, arguments: Sequence[str], threads: int | None, max_restarts: int) -> int:
-    """Run this command line in `nproc` processes under torchrun; returns the status they ended with.
+def launch(nproc: str, arguments: Sequence[str], threads: int | None = None, max_restarts: int = 0) -> int:
+    """Run this command line in `nproc` processes under torchrun, and return their exit status.
 
-    nproc: a number, or `auto` for one a GPU. threads: of each process on a CPU; None shares the cores out. Where one
-    dies, all are started again up to `max_restarts` times. Raises UserError for another `nproc`.
+    `nproc` is a number, or `auto` for one process per GPU. `threads` is the number of threads of each process on a
+    CPU; None divides the cores among the processes. After the death of one process, all are started again, at most
+    `max_restarts` times. Raises UserError for another `nproc`.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it would say, _status says
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `_status` reports failures
     count = processes(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or max(1, (os.cpu_count() or 1) // count)))
     options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={max_restarts}", "-m", "gpt2"]
@@ -40,7 +43,7 @@ def launch(nproc: str, arguments: Sequence[str], threads: int | None, max_restar
 
 
 def _status(error: "ChildFailedError") -> int:
-    """What the failed processes are to say together."""
+    """Return the exit status for failed processes, and report a failure that they have not reported themselves."""
     codes = {failure.exitcode for failure in error.failures.values()}
     for expected in (EXIT_BAD_INPUT, EXIT_STOPPED):
         if expected in codes:
@@ -49,53 +52,53 @@ def _status(error: "ChildFailedError") -> int:
     how = (
         f"was killed by {signal.Signals(-first.exitcode).name}"
         if first.exitcode < 0
-        else f"ended with {first.exitcode}"
+        else f"exited with status {first.exitcode}"
     )
     note(
-        f"gpt2: process {rank} (pid {first.pid}) {how}, so the others were ended too; go on from the last checkpoint "
-        "with --init_from=resume"
+        f"gpt2: process {rank} (pid {first.pid}) {how}, so the others were ended too; continue from the last "
+        "checkpoint with --init_from=resume"
     )
     return 1
 
 
 def processes(nproc: str) -> int:
-    """How many processes `--nproc` asks for. Raises UserError."""
+    """Return the number of processes that `--nproc` requests. Raises UserError."""
     if nproc == "auto":
         import torch
 
         return max(1, torch.cuda.device_count())
     if not nproc.isdecimal() or int(nproc) < 1:
-        raise UserError(f"nproc is {nproc!r}; give a number of processes, or auto for one a GPU")
+        raise UserError(f"nproc is {nproc!r}; give a number of processes, or auto for one per GPU")
     return int(nproc)
 
 
 def without_nproc(arguments: Sequence[str]) -> list[str]:
-    """The command line of one of the processes."""
-    left, rest = [], iter(arguments)
+    """Return the command line of a single process: `arguments` without the options of the launcher."""
+    kept, rest = [], iter(arguments)
     for argument in rest:
         name, _, value = argument.replace("_", "-").partition("=")
         if name not in ("--nproc", "--max-restarts"):
-            left.append(argument)
+            kept.append(argument)
         elif not value:
             next(rest, None)
-    return left
+    return kept
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several already."""
+    """Return whether this process is one of several that the launcher started."""
     return "RANK" in os.environ
 
 
 def is_restarted() -> bool:
-    """Whether the launcher starts this process again after one died."""
+    """Return whether the launcher started this process again after the death of another."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all."""
+def is_main_process() -> bool:
+    """Return whether this process is the one that prints for all processes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def command_line() -> list[str]:
-    """What the user typed after `gpt2`."""
+    """Return the arguments that the user typed after `gpt2`."""
     return sys.argv[1:]

@@ -2,71 +2,81 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Annotated, Any
 
 from gpt2.cli.allocator import keep_freed_memory
+from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
 from gpt2.runlog.console import duration, note
 from gpt2.training.config import TrainConfig
+from gpt2.training.setting import PROCESSES, at_least
+
+if TYPE_CHECKING:
+    from gpt2.bench.plan import Plan
 
 
 def plan(
-    recipe: str | None = None,
+    recipe: RecipeArg = None,
     /,
     *,
-    nproc: int = 1,
+    nproc: Annotated[int, PROCESSES] = 1,
     probe: bool = True,
-    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    config: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
+    json_: JsonFlag = False,
+    config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> None:
-    """What a run will take, before it starts: memory, time, disk, and the largest micro-batch that fits.
+    """Estimate the memory, time and disk space of a run, and find the largest micro-batch that fits.
 
-    Takes a recipe and flags as `gpt2 train` does. The tokens per step stay as they are.
+    Takes the same recipe and flags as `gpt2 train`. The number of tokens in an optimizer step is kept.
 
     Parameters
     ----------
-    recipe
-        A built-in name (shakespeare_char, gpt2, …), a TOML file or a nanoGPT config file.
     nproc
-        Processes that are to share the work, each on a device like this one.
+        Number of processes that will share the work, each on a device like the one of this machine.
     probe
-        Train a few updates on random tokens to see how fast it is. --no-probe is arithmetic alone.
-    json_
-        Print one JSON object instead of lines.
+        Train a few optimizer steps on random tokens to measure the speed. --no-probe only calculates.
     """
     from gpt2.bench.plan import plan as make
-    from gpt2.errors import UserError
 
-    if nproc < 1:
-        raise UserError(f"nproc is {nproc}; it must be at least 1")
+    at_least(1).check("nproc", nproc)
     keep_freed_memory()
     found = make(config, nproc, probe, note)
-    chosen, memory = found.config, asdict(found.memory)
-    flags = {
-        "batch_size": chosen.batch_size,
-        "gradient_accumulation_steps": chosen.accumulation,
+    print(json.dumps(figures(found)) if json_ else described(found))
+
+
+def flags(found: "Plan") -> dict[str, int]:
+    """Return the flags of `gpt2 train` that the plan chooses."""
+    return {
+        "batch_size": found.config.batch_size,
+        "gradient_accumulation_steps": found.config.accumulation,
     }
-    if json_:
-        figures = {
-            "parameters": found.parameters,
-            "memory": memory | {"total": found.memory.total},
-            "available": found.available,
-            "tokens": found.tokens,
-            "flops": found.flops,
-            "checkpoint": found.checkpoint,
-            "tokens_per_second": found.tokens_per_second,
-            "seconds": found.seconds,
-        }
-        print(json.dumps(flags | figures))
-        return
-    parts = " · ".join(f"{name} {size / 1e9:.2f}" for name, size in memory.items() if size)
-    print(f"model     {found.parameters:,} parameters")
-    print(f"update    {chosen.tokens_per_step:,} tokens: " + " ".join(f"--{k}={v}" for k, v in flags.items()))
-    print(f"memory    {found.memory.total / 1e9:.2f} GB of {found.available / 1e9:.2f} GB free ({parts})")
-    print(f"training  {found.tokens:,} tokens, {found.flops:.3g} FLOP")
+
+
+def figures(found: "Plan") -> dict[str, Any]:
+    """Return the plan as a JSON object."""
+    return flags(found) | {
+        "parameters": found.parameters,
+        "memory": asdict(found.memory) | {"total": found.memory.total},
+        "available": found.available,
+        "tokens": found.tokens,
+        "flops": found.flops,
+        "checkpoint": found.checkpoint,
+        "tokens_per_second": found.tokens_per_second,
+        "seconds": found.seconds,
+    }
+
+
+def described(found: "Plan") -> str:
+    """Return the plan as lines of text."""
+    sizes = " · ".join(f"{name} {size / 1e9:.2f}" for name, size in asdict(found.memory).items() if size)
+    chosen = " ".join(f"--{name}={value}" for name, value in flags(found).items())
+    kept = f"at most {found.kept}, {found.kept * found.checkpoint / 1e9:.2f} GB" if found.kept else "all are kept"
+    lines = [
+        f"model     {found.parameters:,} parameters",
+        f"step      {found.config.tokens_per_step:,} tokens: {chosen}",
+        f"memory    {found.memory.total / 1e9:.2f} GB of {found.available / 1e9:.2f} GB free ({sizes})",
+        f"training  {found.tokens:,} tokens, {found.flops:.3g} FLOP",
+        f"disk      {found.checkpoint / 1e9:.2f} GB per checkpoint, {kept}",
+    ]
     if found.tokens_per_second is not None and found.seconds is not None:
         rate = f"{found.tokens_per_second:,.0f} tokens/s"
-        print(f"time      {duration(found.seconds)} at {rate}, evaluations and communication aside")
-    kept = f"{found.kept} at a time, {found.kept * found.checkpoint / 1e9:.2f} GB" if found.kept else "all are kept"
-    print(f"disk      {found.checkpoint / 1e9:.2f} GB a checkpoint, {kept}")
+        lines.insert(-1, f"time      {duration(found.seconds)} at {rate}, without evaluations and communication")
+    return "\n".join(lines)

@@ -1,82 +1,85 @@
 """`gpt2 sample`."""
 
 import sys
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from gpt2.errors import UserError
+from cyclopts import Parameter
+
+from gpt2.cli.arguments import DeviceArg, DTypeArg, ModelArg, TokenizerArg
 from gpt2.runlog.console import note
+
+if TYPE_CHECKING:
+    from gpt2.model import GPT
+    from gpt2.tokenizers import Tokenizer
+
+SEPARATOR = "\n---------------"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The settings of a sample."""
+
+    max_new_tokens: int = 500
+    """Maximum number of tokens in a sample. A sample also ends at end-of-text."""
+    temperature: float = 0.8
+    """Sampling temperature: a lower one is more predictable, a higher one more varied. 0 always takes the most likely
+    token."""
+    top_k: int = 200
+    """Sample from this number of most likely tokens. 0 means all tokens."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens whose probabilities add up to this number."""
 
 
 def sample(
-    model: str,
+    model: ModelArg,
     /,
     *,
     start: str = "",
     num_samples: int = 1,
-    max_new_tokens: int = 500,
-    temperature: float = 0.8,
-    top_k: int = 200,
-    top_p: float = 1.0,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),
     seed: int = 1337,
-    tokenizer: str | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+    tokenizer: TokenizerArg = None,
+    device: DeviceArg = "auto",
+    dtype: DTypeArg = "float32",
 ) -> None:
-    """Generate text from a model, shown as it comes.
+    """Generate text from a model and print it as it is generated.
 
     Parameters
     ----------
-    model
-        A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of
-        nanoGPT, build-nanogpt, llm.c or llama.cpp.
     start
-        Text to continue, or FILE:path to read it from. Empty starts a new document.
+        Prompt to continue, or FILE:path to read the prompt from a file. An empty prompt starts a new document.
     num_samples
-        How many texts; each ends with a line of dashes.
-    max_new_tokens
-        Longest text in tokens; it also ends at end-of-text.
-    temperature
-        Below 1 is safer, above 1 wilder; 0 takes the likeliest token each time.
-    top_k
-        Choose among this many likeliest tokens; 0 is no limit.
-    top_p
-        Choose among the likeliest tokens that together have this probability.
+        Number of samples. Each ends with a line of dashes.
     seed
-        Seed of the first text; the next ones count up.
-    tokenizer
-        Tokenizer of a model that brings none: gpt2, byte, or the folder of a dataset or a model.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    dtype
-        Format of matrix products.
+        Seed of the first sample. The next samples use seed + 1, seed + 2, and so on.
     """
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import build, open_model
-    from gpt2.generation.engine import check_settings, encode_prompt, read_prompt, stream_text
+    from gpt2.generation.engine import check_settings, encode_prompt, read_prompt
+    from gpt2.training.setting import at_least
 
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-    check_settings(max_new_tokens, temperature, top_k, top_p, seed)
+    at_least(1).check("num_samples", num_samples)
+    check_settings(**asdict(sampling), seed=seed)
     where = pick_device(device)
     prompt = read_prompt(start)
     source = open_model(model, tokenizer)
     encode_prompt(source.tokenizer, prompt)
     for line in (f"model {source.origin}", *source.notes):
         note(line)
-    network = build(source).to(where)
-    for i in range(num_samples):
+    seeds, network = range(seed, seed + num_samples), build(source).to(where)
+    print_samples(network, source.tokenizer, prompt, seeds, sampling, pick_dtype(dtype, where))
+
+
+def print_samples(
+    network: "GPT", tokenizer: "Tokenizer", prompt: str, seeds: range, sampling: Sampling, dtype: str
+) -> None:
+    """Print one continuation of the prompt for each seed."""
+    from gpt2.generation.engine import stream_text
+
+    for seed in seeds:
         sys.stdout.write(prompt)
-        for piece in stream_text(
-            network,
-            source.tokenizer,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed + i,
-            dtype=pick_dtype(dtype, where),
-        ):
+        for piece in stream_text(network, tokenizer, prompt, **asdict(sampling), seed=seed, dtype=dtype):
             sys.stdout.write(piece)
             sys.stdout.flush()
-        print("\n---------------", flush=True)
+        print(SEPARATOR, flush=True)

@@ -1,230 +1,249 @@
-"""Every setting of a training run. The text under each is its `--help`."""
+"""Every setting of a training run. The text under a setting is its `--help`."""
 
-import math
-import numbers
-import os
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from gpt2.errors import UserError
 from gpt2.optim.schedule import SCHEDULES
+from gpt2.training.setting import (
+    DATA,
+    EVALUATION,
+    FRACTION,
+    MACHINE,
+    MODEL,
+    OPTIMIZER,
+    PROCESSES,
+    QUOTED,
+    RECORDS,
+    RUN,
+    Bounds,
+    at_least,
+    converted,
+)
+
+Size = Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "d6", "d12", "d24", "d36", "d48"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Names are nanoGPT's where nanoGPT has the setting.
+    """The settings of a training run. Their names are nanoGPT's where nanoGPT has the setting.
 
-    Raises UserError for values that cannot work or that contradict each other.
+    Raises UserError for values that are out of bounds or that contradict each other.
     """
 
-    # -- the run --
-    out_dir: str = "out"
-    """Folder of the run: configuration, log, checkpoints, samples."""
-    init_from: str = "scratch"
-    """`scratch`, `resume` (continue the run in out_dir exactly), `auto` (resume if there is one), or any
-    MODEL to fine-tune."""
-    resume_optimizer: bool = False
-    """Fine-tune with the AdamW state that comes with init_from's MODEL."""
-    overwrite: bool = False
-    """Delete the run already in out_dir and start anew."""
-    seed: int = 1337
-    """Seed of initialisation, batches, dropout and samples."""
-    max_iters: int = 600_000
-    """Optimizer updates to make in all."""
-    max_minutes: float = 0.0
-    """Stop after this many minutes of training, as if max_iters were reached; 0 is no limit."""
-    max_tokens: int = 0
-    """Train on at most this many tokens, where that is less than max_iters; 0 is no limit."""
-    max_epochs: float = 0.0
-    """Train on at most this many times the dataset's training tokens, where that is less than max_iters; 0 is no
-    limit."""
-    early_stopping_patience: int = 0
-    """Stop after this many evaluations, one every eval_interval, without a better validation loss; 0 is off."""
+    out_dir: Annotated[str, RUN] = "out"
+    """Folder of the run: its configuration, log, checkpoints and samples."""
+    init_from: Annotated[str, RUN] = "scratch"
+    """Where the weights come from: `scratch` (random initialisation), `resume` (continue the run in out_dir exactly),
+    `auto` (resume if out_dir holds a run, else scratch), or a MODEL to fine-tune (a path or a Hugging Face name)."""
+    resume_optimizer: Annotated[bool, RUN] = False
+    """Start fine-tuning with the optimizer state that is stored with the MODEL of init_from."""
+    overwrite: Annotated[bool, RUN] = False
+    """Delete the run that is already in out_dir and start a new one."""
+    seed: Annotated[int, RUN, at_least(0), Bounds(lambda value: value < 1 << 63, "be below 2^63")] = 1337
+    """Seed of the weight initialisation, the batches, the dropout and the samples."""
+    max_iters: Annotated[int, RUN, at_least(0)] = 600_000
+    """Total number of optimizer steps in the run."""
+    max_minutes: Annotated[float, RUN, at_least(0)] = 0.0
+    """Maximum training time in minutes. The run then ends as if max_iters were reached. 0 means no limit."""
+    max_tokens: Annotated[int, RUN, at_least(0)] = 0
+    """Maximum number of training tokens. The run ends at this limit or at max_iters, whichever comes first. 0 means
+    no limit."""
+    max_epochs: Annotated[float, RUN, at_least(0)] = 0.0
+    """Maximum number of passes over the training tokens. The run ends at this limit or at max_iters, whichever comes
+    first. 0 means no limit."""
+    early_stopping_patience: Annotated[int, RUN, at_least(0)] = 0
+    """End the run after this number of evaluations, one every eval_interval optimizer steps, without a lower
+    validation loss. 0 disables early stopping."""
 
-    # -- data --
-    dataset: str = ""
-    """A prepared folder, token files of nanoGPT, llm.c or build-nanogpt (a folder, file or glob), a name under
-    data_dir, or a corpus, which is prepared on the spot."""
-    data_dir: str = "data"
-    """Where prepared datasets live."""
-    data_order: Literal["random", "shuffled", "sequential"] = "random"
-    """`random` windows, as nanoGPT; `shuffled`, every block once an epoch; `sequential`, as llm.c walks."""
-    document_mask: bool = False
-    """Attention does not look back over an end-of-text token, in training and in its evaluations."""
-    align_documents: bool = False
-    """Move a random window forward to the next end-of-text token, if one is within block_size tokens."""
-    batch_size: int = 12
-    """Rows of a micro-batch."""
-    block_size: int = 1024
-    """Tokens of a row; also the model's context when it is built from scratch."""
-    gradient_accumulation_steps: int | None = None
-    """Micro-batches of an update, over all processes. Default: what total_batch_size asks for, else 1."""
-    total_batch_size: int | None = None
-    """Tokens of an update, over all processes; sets gradient_accumulation_steps."""
-    overfit_step: int | None = None
-    """Train for ever on the batch of this update, counted from 0: to see that the model can learn, or to look at a
-    batch that did harm."""
+    dataset: Annotated[str, DATA] = ""
+    """A prepared folder, token files of nanoGPT, llm.c or build-nanogpt (a folder, file or glob pattern), a name
+    under data_dir, or the name of a corpus, which is prepared first if necessary."""
+    data_dir: Annotated[str, DATA] = "data"
+    """Folder that holds the prepared datasets."""
+    data_order: Annotated[Literal["random", "shuffled", "sequential"], DATA] = "random"
+    """`random` draws windows at random offsets, as nanoGPT does. `shuffled` visits every block once per epoch, in
+    random order. `sequential` reads the token files from start to end, as llm.c does."""
+    document_mask: Annotated[bool, DATA] = False
+    """Mask attention across end-of-text tokens, in training and in the evaluations of the loss."""
+    align_documents: Annotated[bool, DATA] = False
+    """Move the start of each random window forward to the next end-of-text token, if one is within block_size tokens.
+    Needs data_order=random."""
+    batch_size: Annotated[int, DATA, at_least(1)] = 12
+    """Number of sequences in a micro-batch."""
+    block_size: Annotated[int, DATA, at_least(1)] = 1024
+    """Number of tokens in a sequence; also the model's context length when it is built from scratch."""
+    gradient_accumulation_steps: Annotated[int | None, DATA, at_least(1)] = None
+    """Number of micro-batches in an optimizer step, over all processes. Default: what total_batch_size implies, else
+    1."""
+    total_batch_size: Annotated[int | None, DATA, at_least(1)] = None
+    """Number of tokens in an optimizer step, over all processes. Sets gradient_accumulation_steps."""
+    overfit_step: Annotated[int | None, DATA, at_least(0)] = None
+    """Train only on the batch of this optimizer step, counted from 0, to check that the model can learn or to examine
+    a harmful batch. Default: off."""
 
-    # -- model --
-    model: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "d6", "d12", "d24", "d36", "d48"] = "gpt2"
-    """Size when built from scratch."""
-    n_layer: int | None = None
-    """Blocks. Default: the size's."""
-    n_head: int | None = None
-    """Attention heads. Default: the size's."""
-    n_embd: int | None = None
-    """Width. Default: the size's."""
-    vocab_size: int | None = None
-    """Token ids. Default: the dataset's."""
-    dropout: float = 0.0
-    """Dropout on embeddings, attention weights and residual branches."""
-    bias: bool = True
-    """Biases in Linear and LayerNorm."""
-    gelu: Literal["auto", "tanh", "erf"] = "auto"
-    """`tanh` is GPT-2's; nanoGPT computes `erf`. auto: what init_from's model computes, else tanh."""
-    flash: bool = True
-    """Fused attention; False writes it out."""
-    pad_vocab: int = 64
-    """Round the head's matrix product up to a multiple of this for speed; never saved, never sampled."""
+    model: Annotated[Size, MODEL] = "gpt2"
+    """Size of a model that is built from scratch: one of GPT-2's, or one of llm.c's, named after the number of
+    layers."""
+    n_layer: Annotated[int | None, MODEL, at_least(1)] = None
+    """Number of transformer blocks. Default: that of the size."""
+    n_head: Annotated[int | None, MODEL, at_least(1)] = None
+    """Number of attention heads. Default: that of the size."""
+    n_embd: Annotated[int | None, MODEL, at_least(1)] = None
+    """Embedding dimension. Default: that of the size."""
+    vocab_size: Annotated[int | None, MODEL, at_least(1)] = None
+    """Number of token ids. Default: that of the dataset's tokenizer."""
+    dropout: Annotated[float, MODEL, FRACTION] = 0.0
+    """Dropout probability of embeddings, attention weights and residual branches. 0 disables dropout."""
+    bias: Annotated[bool, MODEL] = True
+    """Use biases in the Linear and LayerNorm layers."""
+    gelu: Annotated[Literal["auto", "tanh", "erf"], MODEL] = "auto"
+    """Variant of the GELU activation: `tanh` is GPT-2's approximation, `erf` the exact function, which nanoGPT uses.
+    `auto` is the variant of the MODEL in init_from, else tanh."""
+    flash: Annotated[bool, MODEL] = True
+    """Use fused attention kernels. False computes the attention matrix explicitly."""
+    pad_vocab: Annotated[int, MODEL, at_least(1)] = 64
+    """Pad the vocabulary dimension of the output layer to a multiple of this number while computing, for speed. The
+    padding is neither saved nor sampled."""
 
-    # -- optimizer --
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of the blocks, AdamW for embeddings, biases and LayerNorms."""
-    learning_rate: float = 6e-4
+    optimizer: Annotated[Literal["adamw", "muon"], OPTIMIZER] = "adamw"
+    """`adamw` trains all parameters with AdamW. `muon` trains the matrices of the transformer blocks with Muon, and
+    the embeddings, biases and LayerNorms with AdamW."""
+    learning_rate: Annotated[float, OPTIMIZER, at_least(0)] = 6e-4
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 0.02
-    """Peak learning rate of Muon, which follows AdamW's up and down."""
-    muon_momentum: float = 0.95
-    """Muon's memory of the gradient."""
-    muon_weight_decay: float = 0.01
-    """Muon's decay of its matrices."""
-    muon_iterations: Literal[3, 4, 5] = 5
-    """Steps in which Muon makes an update orthogonal; fewer are quicker and rougher."""
-    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Course of the learning rate after the warmup."""
-    decay_lr: bool = True
-    """False: a constant learning rate without warmup, as in nanoGPT."""
-    warmup_iters: int | None = None
-    """Updates of linear warmup. Default: a twentieth of max_iters, at most 2000."""
-    lr_decay_iters: int | None = None
-    """Update at which the learning rate reaches min_lr. Default: max_iters, or where max_tokens or max_epochs end."""
-    min_lr: float | None = None
-    """Learning rate at the end. Default: a tenth of learning_rate."""
-    wsd_decay_fraction: float = 0.2
-    """Share of lr_decay_iters in which wsd falls."""
-    weight_decay: float = 0.1
-    """AdamW's decay of matrices and embeddings."""
-    beta1: float = 0.9
-    """AdamW's memory of the gradient."""
-    beta2: float = 0.95
-    """AdamW's memory of its square."""
-    grad_clip: float = 1.0
-    """Largest gradient norm; 0 is off."""
+    muon_learning_rate: Annotated[float, OPTIMIZER, at_least(0)] = 0.02
+    """Peak learning rate of Muon. It follows the same schedule as that of AdamW, in proportion."""
+    muon_momentum: Annotated[float, OPTIMIZER, FRACTION] = 0.95
+    """Momentum of Muon."""
+    muon_weight_decay: Annotated[float, OPTIMIZER, at_least(0)] = 0.01
+    """Weight decay of Muon."""
+    muon_iterations: Annotated[Literal[3, 4, 5], OPTIMIZER] = 5
+    """Number of iterations that orthogonalise an update of Muon. Fewer are faster and less exact."""
+    lr_schedule: Annotated[Literal["cosine", "linear", "constant", "wsd"], OPTIMIZER] = "cosine"
+    """Schedule of the learning rate after the warmup. `wsd` (warmup-stable-decay) keeps it constant and decays it at
+    the end."""
+    decay_lr: Annotated[bool, OPTIMIZER] = True
+    """Use the warmup and the schedule. False keeps the learning rate constant from the first optimizer step, as in
+    nanoGPT."""
+    warmup_iters: Annotated[int | None, OPTIMIZER, at_least(0)] = None
+    """Number of optimizer steps of linear warmup. Default: a twentieth of lr_decay_iters, at most 2000."""
+    lr_decay_iters: Annotated[int | None, OPTIMIZER, at_least(0)] = None
+    """Optimizer step at which the learning rate reaches min_lr. Default: the last step that max_iters, max_tokens and
+    max_epochs allow."""
+    min_lr: Annotated[float | None, OPTIMIZER, at_least(0)] = None
+    """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
+    wsd_decay_fraction: Annotated[float, OPTIMIZER, Bounds(lambda value: 0 < value <= 1, "lie in (0, 1]")] = 0.2
+    """Fraction of lr_decay_iters during which the `wsd` schedule decays the learning rate."""
+    weight_decay: Annotated[float, OPTIMIZER, at_least(0)] = 0.1
+    """Weight decay of AdamW, applied to matrices and embeddings."""
+    beta1: Annotated[float, OPTIMIZER, FRACTION] = 0.9
+    """Decay rate of AdamW's moving average of the gradient."""
+    beta2: Annotated[float, OPTIMIZER, FRACTION] = 0.95
+    """Decay rate of AdamW's moving average of the squared gradient."""
+    grad_clip: Annotated[float, OPTIMIZER, at_least(0)] = 1.0
+    """Maximum norm of the gradient; a larger gradient is scaled down to it. 0 disables clipping."""
+    rollback_on_spike: Annotated[float, OPTIMIZER, at_least(0)] = 0.0
+    """Return to the last checkpoint and skip the batches since then when a loss is more than this number of standard
+    deviations above the mean of the previous 128 losses. 0 disables this."""
 
-    rollback_on_spike: float = 0.0
-    """Where a loss lies this many standard deviations above the mean of the 128 before it, go back to the last
-    checkpoint and pass over the batches since; 0 is off."""
+    eval_interval: Annotated[int, EVALUATION, at_least(0)] = 2000
+    """Number of optimizer steps between evaluations of the loss; there are also one at the start and one at the end.
+    0 evaluates only at the end."""
+    eval_iters: Annotated[int, EVALUATION, at_least(0)] = 200
+    """Number of batches in an evaluation of a split, at fixed offsets spread over the split. 0 takes the complete
+    split."""
+    hellaswag_interval: Annotated[int, EVALUATION, at_least(0)] = 0
+    """Number of optimizer steps between HellaSwag evaluations; there are also one at the start and one at the end. 0
+    disables them."""
+    hellaswag_limit: Annotated[int, EVALUATION, at_least(0)] = 0
+    """Number of HellaSwag tasks to evaluate, from the first one on. 0 takes all 10,042."""
+    hellaswag_data: Annotated[str, EVALUATION] = ""
+    """File of HellaSwag tasks: a .jsonl, or llm.c's hellaswag_val.bin. Default: the validation tasks, downloaded into
+    data_dir once."""
+    eval_only: Annotated[bool, EVALUATION] = False
+    """Evaluate once and stop, without training."""
 
-    # -- evaluation, records, checkpoints --
-    eval_interval: int = 2000
-    """Updates between evaluations; also at the start and the end. 0: only at the end."""
-    eval_iters: int = 200
-    """Batches an evaluation averages, at fixed places spread over each split; 0 is the whole split."""
-    hellaswag_interval: int = 0
-    """Updates between HellaSwag evaluations, also at the start and the end; 0 is off."""
-    hellaswag_limit: int = 0
-    """Take only this many of its tasks, from the first on; 0 is all 10,042."""
-    hellaswag_data: str = ""
-    """A .jsonl of its tasks, or llm.c's hellaswag_val.bin. Default: downloaded into data_dir once."""
-    eval_only: bool = False
-    """Evaluate once and stop."""
-    log_interval: int = 1
-    """Updates between lines on the console; log.jsonl has every update."""
-    always_save_checkpoint: bool = True
-    """Save at every evaluation; False: only when the validation loss is the best so far, and at the end."""
-    checkpoint_interval: int = 0
-    """Save every so many updates as well; 0 is off."""
-    async_checkpoint: bool = False
-    """Write checkpoints beside the training, from a copy in the CPU's memory as large as model and optimizer."""
-    write_tensors: bool = False
-    """Before a fresh run's first update write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c
-    does."""
-    keep_checkpoints: int = 2
-    """Keep this many newest checkpoints, and the best; 0 keeps all."""
-    sample_interval: int = 0
-    """Updates between samples written to samples/ and shown; 0 is off."""
-    sample_start: str | tuple[str, ...] = "\n"
-    """Prompt of those samples, or FILE:path to read it from. Several: a list, or the flag once for each."""
-    num_samples: int = 1
-    """Samples of each prompt: the first with seed, the next ones counting up, the same at every step."""
-    sample_tokens: int = 200
-    """Length of those samples in tokens."""
-    wandb_log: bool = False
+    log_interval: Annotated[int, RECORDS, at_least(1)] = 1
+    """Number of optimizer steps between lines on the console. log.jsonl records every step."""
+    always_save_checkpoint: Annotated[bool, RECORDS] = True
+    """Save a checkpoint at every evaluation. False saves one only when the validation loss is the lowest so far, and
+    at the end."""
+    checkpoint_interval: Annotated[int, RECORDS, at_least(0)] = 0
+    """Number of optimizer steps between additional checkpoints. 0 saves no additional ones."""
+    async_checkpoint: Annotated[bool, RECORDS] = False
+    """Write checkpoints in the background, from a copy in CPU memory that is as large as the model and its optimizer
+    state."""
+    write_tensors: Annotated[bool, RECORDS] = False
+    """Write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c does, before the first optimizer
+    step of a new run."""
+    keep_checkpoints: Annotated[int, RECORDS, at_least(0)] = 2
+    """Number of newest checkpoints to keep, in addition to the best one. 0 keeps all checkpoints."""
+    sample_interval: Annotated[int, RECORDS, at_least(0)] = 0
+    """Number of optimizer steps between samples, which are written to out_dir/samples and shown on the console. 0
+    disables them."""
+    sample_start: Annotated[str | tuple[str, ...], RECORDS, QUOTED] = "\n"
+    """Prompt of the samples, or FILE:path to read the prompt from a file. For several prompts, give a list or repeat
+    the flag."""
+    num_samples: Annotated[int, RECORDS, at_least(1)] = 1
+    """Number of samples for each prompt. The seeds are seed, seed + 1, and so on, and are the same every time."""
+    sample_tokens: Annotated[int, RECORDS, at_least(1)] = 200
+    """Maximum number of tokens in a sample."""
+    wandb_log: Annotated[bool, RECORDS] = False
     """Also log to Weights & Biases."""
-    trackio_log: bool = False
+    trackio_log: Annotated[bool, RECORDS] = False
     """Also log to trackio, on this machine."""
-    wandb_project: str = "gpt2"
-    """Project of both."""
-    wandb_run_name: str = ""
-    """Run name of both. Default: out_dir."""
-    tensorboard_log: bool = False
-    """Also log for TensorBoard, to out_dir/tensorboard."""
-    llmc_log: bool = False
-    """Also write out_dir/llmc/main.log, as llm.c's trainer does."""
-    build_nanogpt_log: bool = False
+    wandb_project: Annotated[str, RECORDS] = "gpt2"
+    """Name of the project in Weights & Biases and trackio."""
+    wandb_run_name: Annotated[str, RECORDS] = ""
+    """Name of the run in Weights & Biases and trackio. Default: out_dir."""
+    tensorboard_log: Annotated[bool, RECORDS] = False
+    """Also write event files for TensorBoard to out_dir/tensorboard."""
+    llmc_log: Annotated[bool, RECORDS] = False
+    """Also write out_dir/llmc/main.log, as llm.c does."""
+    build_nanogpt_log: Annotated[bool, RECORDS] = False
     """Also write out_dir/build-nanogpt/log.txt, as build-nanogpt does."""
 
-    # -- machine --
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Format of matrix products; float16 scales its gradients. Weights stay float32. `auto` is bfloat16 on a GPU that
-    has it and on a CPU with AMX, float16 on an older GPU, and float32 on every other device."""
-    compile: bool = True
-    """torch.compile; where it cannot work here, a line says so and training goes on without."""
-    tf32: bool = True
-    """Let float32 matrix products use TF32 on CUDA."""
-    backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """How processes talk: nccl between GPUs, gloo between CPUs. auto: what the device takes."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the model: ddp, every process has all of it; fsdp, each has a part of every
-    parameter, gradient and optimizer state."""
-    zero_stage: Literal[0, 1] = 0
-    """1: with ddp, each process keeps the optimizer state of some parameters and updates those for all (ZeRO)."""
-    cpu_offload: bool = False
-    """With fsdp, keep the parts in the CPU's memory while they are not computed with."""
-    activation_checkpointing: bool = False
-    """Keep only each block's input for the backward pass and compute the rest again: less memory, more work."""
-    deterministic: bool = False
-    """Add gradients up in an order that does not depend on the number of processes: the weights are then the same bit
-    for bit with 1, 2, 4, … of them. On a CPU each process computes with OMP_NUM_THREADS threads, 1 unless given."""
-    dist_timeout: float = 600.0
-    """Seconds without progress after which a process of several says which one all wait for, and ends the run."""
+    device: Annotated[str, MACHINE] = "auto"
+    """Device to train on: auto, cpu, cuda, cuda:N or mps. auto takes a GPU if there is one."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], MACHINE] = "auto"
+    """Dtype of the matrix products. Weights stay in float32, and float16 uses gradient scaling. `auto` is bfloat16 on
+    GPUs that support it and on CPUs with AMX, float16 on older GPUs, and float32 on every other device."""
+    compile: Annotated[bool, MACHINE] = True
+    """Use torch.compile. Where it does not work, a warning is logged and training runs without it."""
+    tf32: Annotated[bool, MACHINE] = True
+    """Allow TF32 in float32 matrix products on CUDA."""
+    activation_checkpointing: Annotated[bool, MACHINE] = False
+    """Keep only the input of each transformer block for the backward pass and recompute the rest, which saves memory
+    and costs time."""
+
+    backend: Annotated[Literal["auto", "nccl", "gloo"], PROCESSES] = "auto"
+    """Communication library between processes: nccl for GPUs, gloo for CPUs. auto takes the one for the device."""
+    parallel: Annotated[Literal["ddp", "fsdp"], PROCESSES] = "ddp"
+    """How the processes hold the model. `ddp` (data parallel) keeps the full model in every process. `fsdp` (fully
+    sharded data parallel) shards every parameter, gradient and optimizer state over the processes."""
+    zero_stage: Annotated[Literal[0, 1], PROCESSES] = 0
+    """`1` shards the optimizer state over the processes of ddp (ZeRO stage 1). `0` keeps all of it in every
+    process."""
+    cpu_offload: Annotated[bool, PROCESSES] = False
+    """Keep the shards of fsdp in CPU memory while they are not in use."""
+    deterministic: Annotated[bool, PROCESSES] = False
+    """Sum gradients in an order that does not depend on the number of processes, so that the weights are
+    bit-identical with 1, 2, 4, … processes. On a CPU, each process then uses OMP_NUM_THREADS threads, by default
+    1."""
+    dist_timeout: Annotated[float, PROCESSES, at_least(1)] = 600.0
+    """Seconds without progress after which a process reports which process the others wait for, and ends the run."""
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
+        for name in HINTS:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
-        at_least = {
-            "max_iters": 0, "batch_size": 1, "block_size": 1, "eval_interval": 0, "eval_iters": 0,
-            "log_interval": 1, "checkpoint_interval": 0, "keep_checkpoints": 0, "sample_interval": 0,
-            "sample_tokens": 1, "learning_rate": 0, "weight_decay": 0, "grad_clip": 0, "seed": 0,
-            "muon_learning_rate": 0, "muon_weight_decay": 0,
-            "max_minutes": 0, "max_tokens": 0, "max_epochs": 0, "early_stopping_patience": 0, "num_samples": 1,
-            "pad_vocab": 1, "gradient_accumulation_steps": 1, "total_batch_size": 1,
-            "n_layer": 1, "n_head": 1, "n_embd": 1, "vocab_size": 1, "warmup_iters": 0, "lr_decay_iters": 0,
-            "min_lr": 0, "overfit_step": 0, "rollback_on_spike": 0, "dist_timeout": 1, "hellaswag_interval": 0,
-            "hellaswag_limit": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if (value := getattr(self, name)) is not None and not value >= least:
-                raise UserError(f"{name} is {value}; it must be at least {least}")
-        for name in ("beta1", "beta2", "dropout", "muon_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if not 0 < self.wsd_decay_fraction <= 1:
-            raise UserError(f"wsd_decay_fraction is {self.wsd_decay_fraction}; it must lie in (0, 1]")
-        if not self.seed < 1 << 63:
-            raise UserError(f"seed is {self.seed}; it must be below 2^63")
+        for name, bounds in BOUNDS:
+            bounds.check(name, getattr(self, name))
+        self._check_combinations()
+        self._check_batch()
+        self._check_schedule()
+
+    def _check_combinations(self) -> None:
+        """Raise UserError for two settings that do not work together."""
         if self.align_documents and self.data_order != "random":
             raise UserError(
                 f"align_documents moves windows, but data_order={self.data_order} shows every token once an epoch; "
@@ -241,15 +260,10 @@ class TrainConfig:
             raise UserError(
                 "optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw"
             )
-        self._check_batch()
-        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
-            raise UserError(
-                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={self.decay_end}; "
-                "lower --warmup_iters or raise --lr_decay_iters"
-            )
 
     def _check_batch(self) -> None:
-        """Refuse two sizes of an update that differ, and one that rows do not divide."""
+        """Raise UserError where total_batch_size is not a multiple of a micro-batch, or contradicts the
+        accumulation."""
         if self.total_batch_size is None:
             return
         micro = self.batch_size * self.block_size
@@ -267,31 +281,39 @@ class TrainConfig:
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}; give only one of the two"
             )
 
+    def _check_schedule(self) -> None:
+        """Raise UserError where the warmup is longer than the schedule."""
+        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
+            raise UserError(
+                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={self.decay_end}; "
+                "lower --warmup_iters or raise --lr_decay_iters"
+            )
+
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an update, over all processes."""
+        """Number of micro-batches in an optimizer step, over all processes."""
         if self.total_batch_size is not None:
             return self.total_batch_size // (self.batch_size * self.block_size)
         return self.gradient_accumulation_steps or 1
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of an update, over all processes."""
+        """Number of tokens in an optimizer step, over all processes."""
         return self.accumulation * self.batch_size * self.block_size
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What sample_start says."""
+        """The prompts in sample_start, one or several."""
         return (self.sample_start,) if isinstance(self.sample_start, str) else self.sample_start
 
     @property
     def decay_end(self) -> int:
-        """Update at which the learning rate reaches its end."""
+        """The optimizer step at which the learning rate reaches min_lr."""
         return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
 
     def resolved(self) -> Self:
-        """The same run with every default that follows from another setting filled in."""
-        from gpt2.model import PRESETS  # here, so that --help need not wait for PyTorch
+        """Return the same configuration with every default that depends on another setting filled in."""
+        from gpt2.model import PRESETS  # imported here so that --help does not wait for PyTorch
 
         sizes = PRESETS[self.model]
         return replace(
@@ -306,41 +328,23 @@ class TrainConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting that has a value, in the order above, as a TOML file or JSON holds it."""
+        """Return every setting that has a value, in the order of the fields, as TOML and JSON files hold it."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}
 
 
 HINTS = get_type_hints(TrainConfig)
+"""The type of every setting."""
+BOUNDS = [
+    (name, item)
+    for name, hint in get_type_hints(TrainConfig, include_extras=True).items()
+    for item in hint.__metadata__
+    if isinstance(item, Bounds)
+]
+"""The bounds of the settings that are numbers; a setting can have several."""
 assert get_args(HINTS["lr_schedule"]) == SCHEDULES
 
 
 def checked(name: str, value: Any) -> Any:
-    """`value` as the setting `name` takes it: a path as text, any real number where a float belongs, a list of texts
-    as a tuple.
-
-    Raises UserError for any other type, which a TOML file can hold, for a choice there is not, and for
-    numbers and text that a TOML file cannot hold.
-    """
-    hint = HINTS[name]
-    kinds = get_args(hint) or (hint,)
-    if str in kinds and isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if float in kinds and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        value = float(value)
-    texts = [value]
-    if get_origin(hint) is Literal:
-        if value not in kinds:
-            raise UserError(f"{name} is {value!r}; choose from {', '.join(map(str, kinds))}")
-    elif tuple[str, ...] in kinds and isinstance(value, list | tuple):
-        texts, value = list(value), tuple(value)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{name} is {value!r}; it must be a text or a list of texts")
-    elif type(value) not in kinds:
-        expected = " or ".join(k.__name__ for k in kinds if k is not type(None))
-        raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name} is {value}; it must be a finite number")
-    if any(0xD800 <= ord(c) < 0xE000 for text in texts if isinstance(text, str) for c in text):
-        raise UserError(f"{name} is {value!r}, which is not valid text; give it in UTF-8")
-    return value
+    """Return `value` as the type of the setting `name`. Raises UserError; see `setting.converted`."""
+    return converted(name, value, HINTS[name])

@@ -1,6 +1,6 @@
 """nanoGPT's config files, read as data and never executed.
 
-What such a file leaves out has nanoGPT's default, so that it means here what it means there.
+A setting that such a file omits gets nanoGPT's default, so that the file means the same as in nanoGPT.
 """
 
 import ast
@@ -12,7 +12,6 @@ from typing import Any
 from gpt2.errors import UserError
 from gpt2.training.config import TrainConfig
 
-# The defaults of nanoGPT's train.py (at 3adf61e1) that differ from ours.
 DEFAULTS: dict[str, Any] = {
     "dataset": "openwebtext",
     "gradient_accumulation_steps": 40,
@@ -22,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "lr_decay_iters": 600_000,
     "min_lr": 6e-5,
 }
+"""The defaults of nanoGPT's train.py (commit 3adf61e1) that differ from those of `TrainConfig`."""
 
 BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -35,11 +35,10 @@ UNARY: dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: ope
 
 
 def read(text: str, where: str) -> dict[str, Any]:
-    """Settings assigned in a nanoGPT config file, over nanoGPT's defaults.
+    """Return the settings that a nanoGPT config file assigns, on top of nanoGPT's defaults.
 
-    Admits assignments of literals, of arithmetic on them, of names assigned above, and of
-    `str(time.time())`. A name that only serves a later line is left out of the result. Raises UserError
-    naming the line of anything else.
+    The file can assign literals, arithmetic on them, names assigned above, and `str(time.time())`. The result omits
+    names that are no settings and that a later line uses. Raises UserError with the line number for anything else.
     """
     try:
         tree = ast.parse(text)
@@ -72,11 +71,13 @@ def read(text: str, where: str) -> dict[str, Any]:
 
 
 def names_a_model(init_from: str) -> bool:
-    """Whether the weights are a model's that knows its own GELU: OpenAI's compute tanh, and nanoGPT erf with them."""
+    """Return whether `init_from` names a model. Such a model has its own GELU variant, which nanoGPT ignores."""
     return init_from not in ("scratch", "resume", "auto")
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:
+    """Return the value of an expression, with the names in `values`. Raises ValueError for one that is not
+    allowed."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
@@ -85,11 +86,11 @@ def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
             operands = _evaluate(left, values), _evaluate(right, values)
             if any(isinstance(o, str) for o in operands) and not isinstance(op, ast.Add):
-                raise ValueError("text can only be joined")  # repeating it could fill the memory
+                raise ValueError("text can only be joined")  # repeated text could fill the memory
             return BINARY[type(op)](*operands)
         case ast.UnaryOp(operand=operand, op=op) if type(op) in UNARY:
             return UNARY[type(op)](_evaluate(operand, values))
         case ast.Call(func=ast.Name(id="str"), args=[ast.Call() as call]) if ast.unparse(call) == "time.time()":
             return str(time.time())
         case _:
-            raise ValueError(f"{ast.unparse(node)[:40]!r} is not admitted")
+            raise ValueError(f"{ast.unparse(node)[:40]!r} is not allowed")

@@ -1,4 +1,4 @@
-"""Recipes: settings from a TOML file, by built-in name, or from one of nanoGPT's config files."""
+"""Recipes: settings from a built-in recipe, a TOML file or a nanoGPT config file."""
 
 import difflib
 import json
@@ -14,19 +14,20 @@ from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
 BATCH_KNOBS = ("total_batch_size", "gradient_accumulation_steps")
+"""The two settings that give the size of an optimizer step, of which one is enough."""
 
 
 def names() -> list[str]:
-    """The built-in recipes."""
+    """Return the names of the built-in recipes."""
     return sorted(
         f.name.removesuffix(".toml") for f in resources.files("gpt2.recipes").iterdir() if f.name.endswith(".toml")
     )
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
-    """The settings of a recipe: a built-in name, a `.toml` file or a nanoGPT `.py` config file.
+    """Return the settings of a recipe: a built-in name, a `.toml` file or a nanoGPT `.py` config file.
 
-    Raises UserError for what is none of these, cannot be parsed or names an unknown setting.
+    Raises UserError for a recipe that is none of these, cannot be parsed or names an unknown setting.
     """
     if recipe in names():
         text = (resources.files("gpt2.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """Settings of a flat TOML document. Raises UserError."""
+    """Return the settings of a flat TOML document. Raises UserError, with `where` as the name of the document."""
     try:
         return check_settings(tomllib.loads(text), where)
     except tomllib.TOMLDecodeError as error:
@@ -51,9 +52,9 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return `values`, each of the type its setting takes.
+    """Return the settings `values`, each converted to its type.
 
-    Raises UserError for a name that is no setting, with the nearest one, and for a value of another type.
+    Raises UserError for a name that is not a setting, with the most similar one, and for a value of another type.
     """
     known = TrainConfig.__dataclass_fields__
     result = {}
@@ -70,23 +71,25 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def dump_toml(values: dict[str, Any]) -> str:
-    """A flat TOML document of strings, lists of them, finite numbers and booleans."""
+    """Return a flat TOML document of strings, lists of strings, finite numbers and booleans."""
     lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
-    return "".join(lines).replace("\x7f", "\\u007f")  # all that a JSON string may hold and a TOML string may not
+    return "".join(lines).replace(
+        "\x7f", "\\u007f"
+    )  # the only character that JSON strings allow and TOML strings do not
 
 
 def run_settings(out_dir: str | Path) -> dict[str, Any]:
-    """The settings a run was last trained with; none where there is nothing to resume.
+    """Return the settings that a run was last trained with; an empty dict where there is nothing to resume.
 
-    They are in `config.toml`, and as they were then in every checkpoint, for when that file is gone. Raises UserError
-    for a `config.toml` that cannot be read, since somebody may have edited it.
+    They are read from `config.toml`, or from the newest readable checkpoint if that file is missing. Raises UserError
+    for a `config.toml` that cannot be read, because somebody may have edited it.
     """
     out_dir = Path(out_dir)
     return read_saved(out_dir, lambda steps: _settings_of(out_dir, steps)) or {}
 
 
 def _settings_of(out_dir: Path, steps: list[int]) -> dict[str, Any] | None:
-    """The settings of a run that has checkpoints of `steps`; None where there are none, or they cannot be read."""
+    """Return the settings of a run with checkpoints of `steps`; None without checkpoints, or if none can be read."""
     if not steps:
         return None
     path = out_dir / "config.toml"
@@ -96,7 +99,9 @@ def _settings_of(out_dir: Path, steps: list[int]) -> dict[str, Any] | None:
         pass
     except (OSError, UnicodeDecodeError, UserError) as error:
         why = str(error) if isinstance(error, UserError) else f"{path} cannot be read ({first_line(error)})"
-        raise UserError(f"{why}; or delete the file: the checkpoints have the run's settings too") from None
+        raise UserError(
+            f"{why}; or delete the file, because the checkpoints contain the run's settings too"
+        ) from None
     for step in steps:
         try:
             settings = read_description(folder_of(out_dir, step))["train"]
@@ -107,9 +112,9 @@ def _settings_of(out_dir: Path, steps: list[int]) -> dict[str, Any] | None:
 
 
 def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
-    """The configuration that continues the run in `out_dir`, with changes.
+    """Return the configuration that continues the run in `out_dir`, with `changes` to its settings.
 
-    Example: `gpt2.train(gpt2.resume_config("out", max_iters=4000))`. Raises UserError where there is no run.
+    Example: `gpt2.train(gpt2.resume_config("out", max_iters=4000))`. Raises UserError if there is no run.
     """
     settings = run_settings(out_dir)
     if not settings:
@@ -119,7 +124,7 @@ def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
 
 
 def without_contradicted(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
-    """`settings` without the one of the two sizes of an update that a `given` other one replaces."""
+    """Return `settings` without `BATCH_KNOBS` if one of these is `given`, because they could contradict it."""
     return {
         name: value
         for name, value in settings.items()

@@ -1,12 +1,12 @@
-"""`gpt2 tokenizer`."""
+"""`gpt2 tokenizer train`."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import cyclopts
 from cyclopts import Parameter
 
+from gpt2.cli.arguments import FieldArg, JsonFlag, OverwriteFlag
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -15,73 +15,59 @@ from gpt2.streams import is_stream
 if TYPE_CHECKING:
     from gpt2.data.train_tokenizer import TokenizerReport
 
-app = cyclopts.App(name="tokenizer", help="Make a tokenizer.", help_format="markdown")
 FILE = "tokenizer.json"
 
 
-@app.command
-def train(
+def tokenizer_train(
     *sources: Annotated[str, Parameter(required=True)],
     vocab_size: int = 4096,
     special_tokens: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     out: Path = Path(FILE),
-    field: str = "text",
+    field: FieldArg = "text",
     max_characters: int = 1_000_000_000,
-    overwrite: bool = False,
-    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    overwrite: OverwriteFlag = False,
+    json_: JsonFlag = False,
 ) -> None:
-    """Learn a byte-pair vocabulary from text, and compare it with GPT-2's on text kept out of training.
+    """Train a byte-pair tokenizer, and compare it with GPT-2's on text that it was not trained on.
 
-    `gpt2 prepare --tokenizer=FILE` takes what it writes, and so does Hugging Face's tokenizers.
+    The file can be used by `gpt2 prepare --tokenizer=FILE` and by Hugging Face's tokenizers.
 
     Parameters
     ----------
     sources
-        What `gpt2 prepare` takes: a corpus by name, files and folders, - for standard input.
+        Text as `gpt2 prepare` takes it: the name of a corpus, files and folders, or - for standard input.
     vocab_size
-        Ids, with the 256 bytes, end-of-text and the special tokens among them.
+        Number of ids, including the 256 bytes, end-of-text and the special tokens.
     special_tokens
-        Texts that are one token each where special tokens are asked for, as in "<|user|>" "<|assistant|>"; all up to
-        the next option.
+        Texts that are encoded as a single token where special tokens are enabled, as in "<|user|>" "<|assistant|>".
     out
-        The .json file to make, or the folder to make tokenizer.json in.
-    field
-        Where .jsonl and .parquet have the text of a document.
+        The .json file to write, or an existing folder to write tokenizer.json to.
     max_characters
-        Read no more than this.
-    overwrite
-        Replace the file already there.
-    json_
-        Print one JSON object instead of a table.
+        Maximum number of characters to read.
     """
     from gpt2.data.train_tokenizer import train_tokenizer
     from gpt2.files import publish
     from gpt2.formats.tokenizer_writer import write_tokenizer_json
 
-    path = place(out, overwrite)
-    tokenizer, report = train_tokenizer(
-        *sources,
-        vocab_size=vocab_size,
-        specials=special_tokens,
-        field=field,
-        max_characters=max_characters,
-        note=note,
-    )
+    path = output_file(out, overwrite)
+    limits = {"vocab_size": vocab_size, "max_characters": max_characters}
+    tokenizer, report = train_tokenizer(*sources, specials=special_tokens, field=field, note=note, **limits)
     with publish(path) as temporary:
         write_tokenizer_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")
-    found = json.dumps({"out": str(path), **report.figures()}) if json_ else table(report)
-    print(found, file=results_stream(path))
+    figures = {"out": str(path), **report.figures()}
+    print(json.dumps(figures) if json_ else table(report), file=results_stream(path))
 
 
-def place(out: Path, overwrite: bool) -> Path:
-    """The file that `out` means. Raises UserError where it cannot be made, before anything is trained."""
+def output_file(out: Path, overwrite: bool) -> Path:
+    """Return the file that `out` stands for. Raises UserError if it cannot be written, before the training."""
     if is_stream(out):
         return out
     path = out / FILE if out.is_dir() else out
     if path.suffix != ".json" or path.name in ("dataset.json", "vocab.json"):
         raise UserError(
-            f"--out is {out}, no folder there is; a tokenizer's file is named NAME.json, for example {FILE}"
+            f"--out is {out}, which is not an existing folder; a tokenizer's file is named NAME.json, for example "
+            f"{FILE}"
         )
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} for {path.name}; make it, or choose another --out")
@@ -91,7 +77,7 @@ def place(out: Path, overwrite: bool) -> Path:
 
 
 def table(report: "TokenizerReport") -> str:
-    """The report in lines of text."""
+    """Return the report as lines of text."""
     rows = [
         ("ids", f"{report.ids:,}"),
         ("read", f"{report.characters:,} characters"),

@@ -1,0 +1,55 @@
+"""Arguments that several commands take, with the text that `--help` shows for them."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from gpt2.training.config import TrainConfig
+from gpt2.training.setting import PROCESSES
+
+RecipeArg = Annotated[
+    str | None,
+    Parameter(help="A built-in recipe (shakespeare_char, gpt2, …), a TOML file or a nanoGPT config file."),
+]
+SettingsArg = Annotated[TrainConfig, Parameter(name="*")]
+"""All settings of a training run, each with its own flag."""
+ModelArg = Annotated[
+    str,
+    Parameter(
+        help="A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of "
+        "nanoGPT, build-nanogpt, llm.c or llama.cpp."
+    ),
+]
+DatasetArg = Annotated[
+    str,
+    Parameter(
+        help="A prepared folder, token files (a folder, file or glob pattern), a name under data_dir, or the name of "
+        "a corpus."
+    ),
+]
+SplitArg = Annotated[Literal["train", "val"], Parameter(help="Split of the dataset.")]
+DataDirArg = Annotated[str, Parameter(help="Folder that holds the prepared datasets.")]
+TokenizerArg = Annotated[
+    str | None,
+    Parameter(
+        help="Tokenizer for a model that comes without one: gpt2, byte, or the folder of a dataset or a model. "
+        "Default: the model's own."
+    ),
+]
+DeviceArg = Annotated[
+    str, Parameter(help="Device to compute on: auto, cpu, cuda, cuda:N or mps. auto takes a GPU if there is one.")
+]
+DTypeArg = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(help="Dtype of matrix products.")]
+NprocArg = Annotated[
+    str,
+    PROCESSES,
+    Parameter(
+        help="Number of processes on this machine that share the work, or auto for one per GPU. torchrun can start "
+        "them instead."
+    ),
+]
+OutArg = Annotated[Path, Parameter(help="Folder or file to write. It must not exist yet.")]
+OverwriteFlag = Annotated[bool, Parameter(help="Replace the output that already exists.")]
+FieldArg = Annotated[str, Parameter(help="Field that holds the text of a document in .jsonl and .parquet files.")]
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), help="Print the results as one JSON object.")]

@@ -1,0 +1,124 @@
+"""`gpt2 eval hellaswag`."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from gpt2.cli.allocator import keep_freed_memory
+from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, TokenizerArg
+from gpt2.cli.launch import command_line, is_launched, launch
+from gpt2.cli.results import results_stream
+from gpt2.runlog.console import WorkConsole, note
+
+if TYPE_CHECKING:
+    from gpt2.distributed.world import World
+    from gpt2.evaluate.hellaswag_accuracy import Accuracy
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `gpt2 eval hellaswag`."""
+
+    data: Path | None = None
+    """A .jsonl file of tasks, or llm.c's hellaswag_val.bin. Default: the 10,042 validation tasks, downloaded into
+    data_dir once."""
+    limit: int | None = None
+    """Number of tasks to evaluate, from the first one on. Default: all."""
+    rendering: Literal["build-nanogpt", "lm-eval"] = "build-nanogpt"
+    """How a task becomes text. `build-nanogpt` takes context and ending unchanged and normalises by tokens. `lm-eval`
+    puts the activity first, removes tags and normalises by characters, as EleutherAI's harness does."""
+    batch_tokens: int | None = None
+    """Number of tokens in a batch. Default: 512 on a CPU, 32768 on other devices."""
+    tokenizer: TokenizerArg = None
+    out: Path | None = None
+    """Write the model's choice in each task to this file, one JSON object per line."""
+    write_bin: Path | None = None
+    """Write the tasks to this file in llm.c's format, and do not evaluate."""
+    data_dir: Annotated[str, Parameter(help="Folder that holds the downloaded tasks.")] = "data"
+    device: DeviceArg = "auto"
+    dtype: DTypeArg = "auto"
+
+
+def eval_hellaswag(
+    model: ModelArg,
+    /,
+    *,
+    options: Annotated[Options, Parameter(name="*")] = Options(),
+    nproc: NprocArg = "1",
+    json_: JsonFlag = False,
+) -> int | None:
+    """Measure the share of HellaSwag tasks in which the model prefers the correct ending out of four.
+
+    acc compares the log-likelihoods of the endings, acc_norm their mean per token or character. Where a dtype other
+    than float32 leaves a choice uncertain, the task is computed again in float32.
+    """
+    if nproc != "1" and not is_launched():
+        return launch(nproc, command_line())
+    keep_freed_memory()
+    from gpt2.device import pick_device
+    from gpt2.distributed.world import joined
+    from gpt2.files import check_free, write_text
+    from gpt2.training.setting import at_least
+
+    at_least(1).check("batch_tokens", options.batch_tokens)
+    for target in (options.out, options.write_bin):
+        if target is not None:
+            check_free(target)
+    with joined(pick_device(options.device), "auto", 600) as world:
+        found = evaluate(model, options, world)
+        if found is None or not world.is_main:
+            return None
+    if options.out is not None:
+        write_text(options.out, "".join(json.dumps(record) + "\n" for record in found.records()))
+    print(json.dumps(found.figures()) if json_ else described(found), file=results_stream(options.out))
+    return None
+
+
+def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
+    """Evaluate the model in all processes of the world; return None where the tasks are only written to a file."""
+    from gpt2.evaluate.hellaswag_accuracy import measure, open_task_set, write_task_set
+
+    log = note if world.is_main else lambda line: None
+    task_set = world.main_first(
+        lambda: open_task_set(
+            model,
+            options.tokenizer,
+            data=options.data,
+            data_dir=options.data_dir,
+            rendering=options.rendering,
+            limit=options.limit,
+            for_llmc=options.write_bin is not None,
+            note=log,
+        )
+    )
+    if options.write_bin is not None:
+        write_task_set(task_set, options.write_bin, world)
+        log(f"wrote {len(task_set.tasks):,} tasks to {options.write_bin}")
+        return None
+    with WorkConsole("tasks") if world.is_main else nullcontext() as console:
+        progress = {"progress": console.progress} if console else {}
+        return measure(
+            task_set,
+            device=options.device,
+            dtype=options.dtype,
+            batch_tokens=options.batch_tokens,
+            world=world,
+            **progress,
+        )
+
+
+def described(found: "Accuracy") -> str:
+    """Return the figures as a line of text."""
+    return (
+        f"HellaSwag acc {found.acc:.4f} ± {_number(found.acc_stderr):.4f} · "
+        f"acc_norm {found.acc_norm:.4f} ± {_number(found.acc_norm_stderr):.4f} · "
+        f"{found.tasks:,} tasks · {found.tasks_per_second:,.1f} tasks/s · {found.model}"
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,89 @@
+"""`gpt2 eval loss`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2.cli.allocator import keep_freed_memory
+from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, SplitArg
+from gpt2.cli.launch import command_line, is_launched, launch
+from gpt2.runlog.console import note
+
+if TYPE_CHECKING:
+    from gpt2.evaluate.split_loss import SplitLoss
+
+
+def eval_loss(
+    model: ModelArg,
+    dataset: DatasetArg,
+    /,
+    *,
+    split: SplitArg = "val",
+    tokens: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    plot: Path | None = None,
+    data_dir: DataDirArg = "data",
+    device: DeviceArg = "auto",
+    dtype: DTypeArg = "auto",
+    nproc: NprocArg = "1",
+    json_: JsonFlag = False,
+) -> int | None:
+    """Measure mean loss, perplexity and bits per byte over a complete split.
+
+    Every token except the first is predicted once. Bits per byte are comparable between models with different
+    tokenizers. `--json` also gives the loss at each position of the context.
+
+    Parameters
+    ----------
+    tokens
+        Number of tokens to predict, from the start of the split. Default: all.
+    stride
+        Number of tokens by which a window of the model's context moves on. Default: the context length; a smaller
+        stride gives every token more context and takes longer.
+    batch_size
+        Number of windows in a batch.
+    plot
+        Draw the loss at each position of the context into this picture.
+    """
+    if nproc != "1" and not is_launched():
+        return launch(nproc, command_line())
+    keep_freed_memory()
+    from gpt2.evaluate.split_loss import measure_split
+
+    check(batch_size, stride, tokens, plot)
+    where = {"data_dir": data_dir, "device": device, "dtype": dtype}
+    found = measure_split(
+        model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, note=note
+    )
+    show(found, plot, json_)
+    return None
+
+
+def check(batch_size: int, stride: int | None, tokens: int | None, plot: Path | None) -> None:
+    """Raise UserError for numbers below 1 and for a picture of an unknown kind."""
+    from gpt2.report.picture import check_name
+    from gpt2.training.setting import at_least
+
+    if plot is not None:
+        check_name(plot)
+    for name, value in (("batch_size", batch_size), ("stride", stride), ("tokens", tokens)):
+        at_least(1).check(name, value)
+
+
+def show(found: "SplitLoss | None", plot: Path | None, as_json: bool) -> None:
+    """Draw and print the figures, which only the main process has."""
+    from gpt2.report.picture import plot_positions
+
+    if found is None:
+        return
+    if plot is not None:
+        plot_positions(found.by_position, f"{found.model}, {found.split} of {found.dataset}", plot)
+    if as_json:
+        print(json.dumps(found.figures()))
+        return
+    bits = "" if found.bits_per_byte is None else f" · {found.bits_per_byte:.4f} bits per byte"
+    print(
+        f"{found.split} loss {found.loss:.4f} · perplexity {found.perplexity:.2f}{bits} · {found.tokens:,} tokens · "
+        f"{found.model}"
+    )

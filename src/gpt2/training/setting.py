@@ -1,0 +1,88 @@
+"""What stands next to a setting of `TrainConfig`: its group in `--help` and the numbers that it accepts."""
+
+import math
+import numbers
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from cyclopts import Group, Parameter
+
+from gpt2.errors import UserError
+
+GROUPS = (
+    "Run",
+    "Data",
+    "Model",
+    "Optimizer",
+    "Evaluation",
+    "Records and checkpoints",
+    "Machine",
+    "Processes",
+)
+"""Titles of the groups, in the order in which `--help` shows them."""
+RUN, DATA, MODEL, OPTIMIZER, EVALUATION, RECORDS, MACHINE, PROCESSES = (
+    Parameter(group=Group(title, sort_key=number)) for number, title in enumerate(GROUPS)
+)
+QUOTED = Parameter(show_default=repr)
+"""Shows the default in quotes, for texts with characters that cannot be seen."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a setting accepts."""
+
+    accepts: Callable[[float], bool]
+    """Returns whether a number is accepted."""
+    requirement: str
+    """The same in words, as the end of an error line."""
+
+    def check(self, name: str, value: float | None) -> None:
+        """Raise UserError unless the setting `name` accepts `value`. None, an unset setting, is always accepted."""
+        if value is not None and not self.accepts(value):
+            raise UserError(f"{name} is {value}; it must {self.requirement}")
+
+
+def at_least(least: int) -> Bounds:
+    """Return the bounds of a number from `least` on."""
+    return Bounds(lambda value: value >= least, f"be at least {least}")
+
+
+FRACTION = Bounds(lambda value: 0 <= value < 1, "be at least 0 and below 1")
+"""Bounds of a probability or a decay rate."""
+
+
+def converted(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type `hint` of the setting `name`.
+
+    A path becomes text, any real number becomes a float where a float is needed, and a list of texts becomes a
+    tuple. Raises UserError for any other type (a TOML file can hold several), for a value that is not one of the
+    choices, and for numbers and texts that a TOML file cannot hold.
+    """
+    kinds = get_args(hint) or (hint,)
+    if str in kinds and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if float in kinds and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
+    if get_origin(hint) is Literal:
+        if value not in kinds:
+            raise UserError(f"{name} is {value!r}; choose from {', '.join(map(str, kinds))}")
+    elif tuple[str, ...] in kinds and isinstance(value, list | tuple):
+        value = tuple(value)
+        if not value or not all(isinstance(text, str) for text in value):
+            raise UserError(f"{name} is {value!r}; it must be a text or a list of texts")
+    elif type(value) not in kinds:
+        expected = " or ".join(k.__name__ for k in kinds if k is not type(None))
+        raise UserError(f"{name} is {value!r} ({type(value).__name__}); it must be {expected}")
+    _require_storable(name, value)
+    return value
+
+
+def _require_storable(name: str, value: Any) -> None:
+    """Raise UserError for a number that is not finite, and for text with surrogates, which UTF-8 cannot encode."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number")
+    texts = value if isinstance(value, tuple) else (value,)
+    if any(0xD800 <= ord(c) < 0xE000 for text in texts if isinstance(text, str) for c in text):
+        raise UserError(f"{name} is {value!r}, which is not valid text; give it in UTF-8")

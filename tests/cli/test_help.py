@@ -1,0 +1,59 @@
+"""The texts of `--help`, and arguments that need more than a conversion."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import cyclopts
+import pytest
+
+from gpt2.cli import make_app
+from gpt2.data.dataset import open_dataset
+from gpt2.training.config import TrainConfig
+from gpt2.training.setting import GROUPS
+
+
+def commands(app: cyclopts.App) -> Iterator[cyclopts.App]:
+    for name in app:
+        if not name.startswith("-"):
+            yield app[name]
+            yield from commands(app[name])
+
+
+def test_train_shows_its_settings_in_groups_in_the_order_of_the_fields(
+    gpt2_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    status, out, _ = gpt2_command("train", "--help")
+    assert status == 0
+    assert re.findall("^╭─ (.+?) ─", out, re.MULTILINE) == ["Arguments", "Parameters", *GROUPS]
+    settings = ["--" + field.name.replace("_", "-") for field in fields(TrainConfig)]
+    shown = re.findall("^│ (--[a-z0-9-]+)", out, re.MULTILINE)
+    assert [flag for flag in shown if flag in settings] == settings
+
+
+def test_every_command_and_argument_has_a_sentence_of_help() -> None:
+    found = list(commands(make_app()))
+    assert len(found) == 21
+    missing = []
+    for command in found:
+        if not command.help.splitlines()[0].endswith("."):
+            missing.append((command.name, command.help))
+        if command.default_command is not None:
+            arguments = command.assemble_argument_collection(parse_docstring=True)
+            missing += [
+                (command.name, a.name) for a in arguments if a.show and not str(a.parameter.help).endswith(".")
+            ]
+    assert missing == []
+
+
+def test_a_separator_can_contain_escaped_white_space(
+    tmp_path: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_bytes(b"one\t\r\n" * 100)
+    status, _, err = gpt2_command("prepare", "t.txt", "--tokenizer=byte", r"--separator=\t\r\n", "--out=d")
+    assert status == 0, err
+    dataset = open_dataset("d")
+    assert dataset.split("train", 14)[0:14].tolist() == [*b"one\t\r\n", dataset.tokenizer.eot] * 2
