@@ -27,9 +27,8 @@ from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
-from gpt2.cli.stored_settings import fill_in
 from gpt2.cli.tokenizer_train import tokenizer_train
-from gpt2.cli.train import train
+from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
 from gpt2.errors import ReportedElsewhere, UserError
 from gpt2.runlog.console import note

@@ -46,11 +46,16 @@ LONGEST_LINE = 1 << 24
 """Bytes of a line, at most: a file without newlines must not fill the memory."""
 
 
+Listener = Callable[[str, int, dict[str, Any]], None]
+"""A function that receives every record of a run: event, step and values."""
+
+
 class LogWriter:
     """Appends records to the log of a run folder and gives them to its trackers.
 
     A disk that is full, or fails, never ends a run: records wait in memory until they can be written, and `note`
-    receives a line about that. writes: False in all but one of several processes.
+    receives a line about that. writes: False in all but one of several processes. listener: called with every record
+    after it is written; what it raises is not caught.
     """
 
     def __init__(
@@ -59,11 +64,12 @@ class LogWriter:
         writes: bool = True,
         trackers: Trackers | None = None,
         *,
+        listener: Listener | None = None,
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path = out_dir / FILE if writes else Path(os.devnull)
         self.samples = out_dir / "samples" if writes else None
-        self.trackers, self.note = trackers, note
+        self.trackers, self.listener, self.note = trackers, listener, note
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self._dropped = self._failures = 0
         self._torn_at: int | None = None
@@ -80,6 +86,8 @@ class LogWriter:
         self._append(json.dumps(record).encode() + b"\n")
         if self.trackers is not None:
             self.trackers.log(event, step, values)
+        if self.listener is not None:
+            self.listener(event, step, values)
 
     def sample(self, step: int, text: str, **values: Any) -> None:
         """Keep a text that the model generated, as a file and as a record."""

@@ -8,7 +8,9 @@ import gpt2
 from gpt2 import accounting, device
 from gpt2.distributed.world import joined
 from gpt2.errors import TrainingFailed, UserError
+from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
+from gpt2.runlog.records import Listener
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
 from gpt2.training.rescue import as_user_error, out_of_memory_advice, release, save_last_step, traceback_of
@@ -37,8 +39,14 @@ class TrainResult:
     """Whether a signal ended the run early; it can be resumed."""
 
 
-def train(config: TrainConfig, imports: float = 0.0) -> TrainResult:
+def train(
+    config: TrainConfig, imports: float = 0.0, *, model: GPT | None = None, callback: Listener | None = None
+) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
+
+    model: a model to train in place of the one that `config` describes, such as one with changed layers; a resumed
+    run loads its weights into it. callback: called as `callback(event, step, values)` with every record of log.jsonl
+    (docs/records.md), in every process; an exception that it raises ends the run, which is saved first.
 
     In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
     Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
@@ -48,11 +56,11 @@ def train(config: TrainConfig, imports: float = 0.0) -> TrainResult:
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, out_of_memory_advice():
-        run = set_up(config, note, world, ledger)
+        run = set_up(config, note, world, ledger, model)
         with RunConsole(run.last_step, run.state.step, world.is_main) as console:
             if config.eval_only:
                 return _only_evaluate(run, console)
-            with open_session(run, console) as session:
+            with open_session(run, console, callback) as session:
                 return Loop(session).train()
 
 
@@ -195,6 +203,7 @@ class Loop:
         """Save the last complete step after an error, where that is possible; return the error to raise instead."""
         session, run, state = self.session, self.run, self.run.state
         release(session.reserve)
+        session.log.listener = None  # it may be what raised the error
         problem = as_user_error(error, state.step)
         with suppress(Exception):  # the device may have failed, and with it the losses of the last steps
             self.records.write()

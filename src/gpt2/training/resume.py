@@ -13,6 +13,8 @@ from gpt2.training.ownership import require_room
 
 def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path | None:
     """Return the checkpoint to resume; None for a run that begins, for which out_dir must have room."""
+    if not out_dir.exists() and config.init_from != "resume":
+        return None
     has_checkpoints = bool(saved_steps(out_dir))
     if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, log)

@@ -24,6 +24,8 @@ class Run:
 
     config: TrainConfig
     """The settings, with every default filled in."""
+    out_dir: Path
+    """The folder of the run."""
     world: World
     device: torch.device
     machine: dict[str, str | int]
@@ -57,8 +59,3 @@ class Run:
     is_consistent: bool = True
     """Whether weights, optimizer state and step count belong together; an exception while they change leaves False,
     and they must not be saved."""
-
-    @property
-    def out_dir(self) -> Path:
-        """The folder of the run."""
-        return Path(self.config.out_dir)

@@ -11,7 +11,7 @@ from gpt2.errors import Log, UserError
 from gpt2.files import locked, write_text
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter
-from gpt2.runlog.records import LogWriter
+from gpt2.runlog.records import Listener, LogWriter
 from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import CONFIG, files_of_run, leftovers
@@ -53,15 +53,15 @@ class Session:
 
 
 @contextmanager
-def open_session(run: Run, console: RunConsole) -> Iterator[Session]:
+def open_session(run: Run, console: RunConsole, callback: Listener | None = None) -> Iterator[Session]:
     """Make the run folder ready and lock it for this run, open its log and trackers, and listen to signals.
 
-    With `overwrite` a fresh run first deletes what an earlier one wrote there. Raises UserError where the folder
-    cannot be written or another process trains in it.
+    callback: receives every record, in every process. With `overwrite` a fresh run first deletes what an earlier one
+    wrote there. Raises UserError where the folder cannot be written or another process trains in it.
     """
     with (
         claimed_folder(run, console.note) as trackers,
-        LogWriter(run.out_dir, run.world.is_main, trackers, note=console.note) as log,
+        LogWriter(run.out_dir, run.world.is_main, trackers, listener=callback, note=console.note) as log,
         Saver(run.world, run.config.async_checkpoint) as saver,
         reserved_descriptors() as reserve,
     ):
@@ -71,34 +71,39 @@ def open_session(run: Run, console: RunConsole) -> Iterator[Session]:
 
 
 @contextmanager
-def claimed_folder(run: Run, log: Log) -> Iterator[Trackers]:
-    """Make the run folder ready and lock it; yield the trackers, which are open in the main process.
+def claimed_folder(run: Run, log: Log) -> Iterator[Trackers | None]:
+    """Make the run folder ready and lock it; yield the trackers that are switched on, open, in the main process.
 
     log: receives a line for a tracker that fails.
     """
     with ExitStack() as stack:
-        trackers = Trackers(log)
-        stack.callback(trackers.close)
-        run.world.main_only(lambda: _claim(run, stack, trackers))
-        yield trackers
+        yield run.world.main_only(lambda: _claim(run, stack, log))
 
 
-def _claim(run: Run, stack: ExitStack, trackers: Trackers) -> None:
+def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
     config, out_dir = run.config, run.out_dir
+    is_new = not out_dir.exists()
     try:
         (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
     if not stack.enter_context(locked(out_dir / ".lock")):
         raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
-    starts_over = config.overwrite and run.saved_step is None
-    for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    if not is_new:
+        starts_over = config.overwrite and run.saved_step is None
+        for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     write_config(run)
+    switches = ("wandb_log", "trackio_log", "tensorboard_log", "llmc_log", "build_nanogpt_log")
+    if not any(getattr(config, name) for name in switches):
+        return None
+    trackers = Trackers(log)
+    stack.callback(trackers.close)
     _open_trackers(config, out_dir, trackers)
+    return trackers
 
 
 def write_config(run: Run) -> None:

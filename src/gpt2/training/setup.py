@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2 import checkpoint, device
+from gpt2 import accounting, checkpoint, device
 from gpt2.checkpoint import TrainState
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.data.batches import Batches
@@ -68,11 +68,13 @@ class Prepared:
     """The state that came with an imported model, where resume_optimizer asks for it."""
 
 
-def set_up(given: TrainConfig, log: Log, world: World = ALONE, ledger: Ledger | None = None) -> Run:
+def set_up(
+    given: TrainConfig, log: Log, world: World = ALONE, ledger: Ledger | None = None, model: GPT | None = None
+) -> Run:
     """Build a run and find out whether it can work; its folder is not touched yet.
 
     log: receives lines that say what was chosen. ledger: receives the time of each phase and becomes the run's.
-    Raises UserError, in all processes of the `world` or in none.
+    model: trained in place of the one that the settings describe. Raises UserError, in all processes or in none.
     """
     ledger = ledger or Ledger()
     log = log if world.is_main else _silent
@@ -80,10 +82,10 @@ def set_up(given: TrainConfig, log: Log, world: World = ALONE, ledger: Ledger | 
     ledger.mark("peak")
     data = world.main_first(lambda: set_up_data(given, log))
     ledger.mark("data")
-    prepared = world.agreed(lambda: set_up_model(given, machine, data, world, log))
+    prepared = world.agreed(lambda: set_up_model(given, machine, data, world, log, model))
     state = world.agreed(lambda: set_up_state(prepared, data, machine, log))
     ledger.mark("model")
-    loss_of = world.agreed(lambda: set_up_loss(prepared, data, world, log))
+    loss_of = world.agreed(lambda: set_up_loss(machine, prepared, data, world, log))
     ledger.mark("compile")
     run = make_run(machine, data, prepared, state, loss_of, world, ledger, log)
     ledger.mark("optimizer")
@@ -119,7 +121,9 @@ def set_up_data(given: TrainConfig, log: Log) -> Data:
     return Data(dataset, *splits, restored)
 
 
-def set_up_model(given: TrainConfig, machine: Machine, data: Data, world: World, log: Log) -> Prepared:
+def set_up_model(
+    given: TrainConfig, machine: Machine, data: Data, world: World, log: Log, own: GPT | None = None
+) -> Prepared:
     """Step 3: fill in the settings' defaults, check that they fit each other and the data, and make the model."""
     resolved = _resolved(given, machine, data, world, log)
     check_processes(
@@ -134,9 +138,9 @@ def set_up_model(given: TrainConfig, machine: Machine, data: Data, world: World,
     prompts = _prompts(resolved, data.dataset.tokenizer)
     if not resolved.eval_only:
         _require_trackers(resolved)
-    model, source = make_model(given, resolved, data.dataset, data.restored, log)
+    model, source = make_model(given, resolved, data.dataset, data.restored, log, own)
     model.to(machine.device)
-    shape = {name: getattr(model.config, name) for name in MODEL_SETTINGS}
+    shape = {name: getattr(model.config, name) for name in (*MODEL_SETTINGS, "dropout")}
     init_from = resolved.init_from if data.restored is None else read_description(data.restored)["train"]["init_from"]
     config = replace(resolved, **shape, init_from=init_from)
     imported = optimizer_state(source, config) if config.resume_optimizer and data.restored is None else None
@@ -145,7 +149,7 @@ def set_up_model(given: TrainConfig, machine: Machine, data: Data, world: World,
         f"batch_size {config.batch_size} × block_size {config.block_size}"
         + (f", shared by {world.size} processes" if world.size > 1 else "")
     )
-    size, tokens = model.get_num_params(non_embedding=False), len(data.train_tokens)
+    size, tokens = accounting.num_params(model.config), len(data.train_tokens)
     log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
     return Prepared(model, config, prompts, imported)
 
@@ -164,8 +168,8 @@ def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> 
     return state
 
 
-def set_up_loss(prepared: Prepared, data: Data, world: World, log: Log) -> nn.Module:
-    """Step 5: make the module that computes the training loss; compile it, and try it on a micro-batch."""
+def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, log: Log) -> nn.Module:
+    """Step 5: make the module that computes the training loss; compile it, and try it where it could fail."""
     config, blocks = prepared.config, prepared.model.transformer.h
     loss_of = TrainingLoss(prepared.model)
     if config.activation_checkpointing:
@@ -176,7 +180,9 @@ def set_up_loss(prepared: Prepared, data: Data, world: World, log: Log) -> nn.Mo
         if config.compile:
             compile_blocks(blocks)
         return loss_of
-    return loss_of if config.eval_only else compiled_loss(loss_of, _batches(config, data), config, log)
+    if config.eval_only or (not config.compile and machine.device.type == "cpu"):
+        return loss_of
+    return compiled_loss(loss_of, _batches(config, data), config, log)
 
 
 def make_run(
@@ -206,6 +212,7 @@ def make_run(
         scaler.load_state_dict(state.scaler)
     return Run(
         config=config,
+        out_dir=Path(config.out_dir),
         world=world,
         device=machine.device,
         machine=machine.facts,

@@ -22,7 +22,7 @@ class StepRecords:
         self.steps_timed, self.seconds_timed = 0, 0.0
         self.skipped = 0
         """Number of steps skipped since the last one that changed the weights."""
-        self.spikes = SpikeWatch(session)
+        self.spikes = SpikeWatch(session) if session.run.config.rollback_on_spike else None
         self.stragglers = StragglerWatch(session.run.world, session.log, session.console)
 
     def write(self) -> None:
@@ -64,7 +64,7 @@ class StepRecords:
         seconds = {phase: round(s, 5) for phase, s in phases.items()}
         session.log.write("train", step, **values, seconds=seconds)
         session.run.ledger.mark("records")
-        if not self.spikes.is_spike(values["loss"]):
+        if self.spikes is None or not self.spikes.is_spike(values["loss"]):
             return False
         session.saver.wait()
         is_back = self.spikes.roll_back(step, values["loss"])

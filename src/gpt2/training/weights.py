@@ -18,20 +18,37 @@ MODEL_SETTINGS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bi
 
 
 def make_model(
-    given: TrainConfig, config: TrainConfig, dataset: Dataset, restored: Path | None, log: Log
+    given: TrainConfig, config: TrainConfig, dataset: Dataset, restored: Path | None, log: Log, own: GPT | None = None
 ) -> tuple[GPT, Source | None]:
     """Return the network on the CPU, and the opened file that its weights are from, if they are from one.
 
     given: the settings before defaults were filled in, which may contradict the weights. config: the same settings
-    with defaults. restored: the checkpoint that is resumed. Raises UserError.
+    with defaults. restored: the checkpoint that is resumed. own: the caller's model, which is returned once it is
+    checked. Raises UserError.
     """
     asked = {name: None if (value := getattr(given, name)) == "auto" else value for name in MODEL_SETTINGS}
     runtime: dict[str, Any] = {"dropout": config.dropout, "flash": config.flash, "pad_vocab": config.pad_vocab}
+    if own is not None:
+        return _checked_model(own, config, asked, dataset, restored), None
     if restored is not None:
         return _empty_model(config, asked, dataset, restored, runtime), None
     if config.init_from in ("scratch", "auto"):
         return _initialized_model(config, dataset, runtime), None
     return _pretrained_model(config, asked, dataset, runtime, log)
+
+
+def _checked_model(
+    own: GPT, config: TrainConfig, asked: dict[str, Any], dataset: Dataset, restored: Path | None
+) -> GPT:
+    """Return the caller's model. Raises UserError where it does not fit the settings, the data or the checkpoint."""
+    dataset.require_vocabulary(own.config.vocab_size, "the given model")
+    _require_shape({**asked, "block_size": config.block_size}, vars(own.config), "the given model")
+    if restored is not None:
+        description, owner = read_description(restored), f"the run in {config.out_dir}"
+        dataset.require_tokenizer(description["tokenizer"], owner)
+        theirs = {name: getattr(own.config, name) for name in MODEL_SETTINGS}
+        _require_shape(theirs, {name: description["model"][name] for name in MODEL_SETTINGS}, owner)
+    return own
 
 
 def _empty_model(
@@ -101,5 +118,5 @@ def optimizer_state(source: Source | None, config: TrainConfig) -> dict[str, tor
 def _require_shape(asked: dict[str, Any], shape: dict[str, Any], owner: str) -> None:
     """Raise UserError where the user asked for a shape that the weights of `owner` do not have."""
     for name, value in shape.items():
-        if asked[name] not in (None, value):
+        if asked.get(name) not in (None, value):
             raise UserError(f"{owner} has {name}={value}, not {asked[name]}; leave --{name} out")

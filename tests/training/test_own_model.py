@@ -1,0 +1,91 @@
+"""Training from a notebook: a model of the caller's, and a function that receives every record."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import final_weights
+from torch import Tensor
+
+import gpt2
+from gpt2.errors import UserError
+from gpt2.model import GPT, GPTConfig
+from gpt2.runlog.records import read_log
+from gpt2.training.loop import train
+
+SHAPE = GPTConfig(block_size=16, vocab_size=20, n_layer=2, n_head=2, n_embd=16)
+
+
+class Squared(torch.nn.Module):
+    """An MLP with the square of ReLU in place of GELU."""
+
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = mlp.c_fc, mlp.c_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(torch.relu(self.c_fc(x)) ** 2)
+
+
+def changed_model(seed: int) -> GPT:
+    torch.manual_seed(seed)
+    model = GPT(SHAPE)
+    for block in model.transformer.h:
+        block.mlp = Squared(block.mlp)
+    return model
+
+
+@pytest.fixture
+def settings(tiny, dataset: Path) -> Any:
+    vocabulary = gpt2.data.dataset.open_dataset(str(dataset)).tokenizer.vocab_size
+    assert vocabulary == SHAPE.vocab_size, "the toy text has another vocabulary now"
+    return lambda **changes: tiny(n_layer=None, n_head=None, n_embd=None, **changes)
+
+
+def test_a_model_of_the_callers_is_trained_in_place(settings, tmp_path: Path) -> None:
+    model = changed_model(0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = train(settings(max_iters=30), model=model)
+    assert result.val_loss is not None and result.val_loss < 2.5
+    assert not any(torch.equal(before[name], p) for name, p in model.named_parameters() if p.dim() > 1)
+    saved = torch.frombuffer(bytearray(final_weights(tmp_path / "run")), dtype=torch.uint8)
+    assert len(saved) > 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_a_resumed_run_continues_with_the_callers_layers(settings, tmp_path: Path) -> None:
+    train(settings(max_iters=20, out_dir=str(tmp_path / "whole")), model=changed_model(0))
+    train(settings(max_iters=10, lr_decay_iters=20, warmup_iters=1), model=changed_model(0))
+    train(settings(max_iters=20, init_from="resume"), model=changed_model(1))  # its weights are replaced
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")
+
+
+def test_a_model_that_does_not_fit_is_refused(settings, tmp_path: Path) -> None:
+    for changes, message in (({"block_size": 8}, "block_size=16, not 8"), ({"n_layer": 5}, "n_layer=2, not 5")):
+        with pytest.raises(UserError, match=f"the given model has {message}"):
+            train(
+                settings() if not changes else settings().__class__(**settings().as_dict() | changes),
+                model=GPT(SHAPE),
+            )
+    with pytest.raises(UserError, match="the given model has only 5 "):
+        train(settings(), model=GPT(GPTConfig(block_size=16, vocab_size=5, n_layer=1, n_head=1, n_embd=8)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callback_receives_every_record(tiny, tmp_path: Path) -> None:
+    received: list[tuple[str, int, dict[str, Any]]] = []
+    train(tiny(max_iters=4, eval_interval=2), callback=lambda *record: received.append(record))
+    logged = read_log(tmp_path / "run")
+    assert [(event, step) for event, step, _ in received] == [(r["event"], r["step"]) for r in logged]
+    losses = [values["loss"] for event, _, values in received if event == "train"]
+    assert losses == [r["loss"] for r in logged if r["event"] == "train"]
+
+
+def test_a_callback_that_raises_ends_the_run_which_is_saved(tiny, tmp_path: Path) -> None:
+    def enough(event: str, step: int, values: dict[str, Any]) -> None:
+        if event == "train" and step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(eval_interval=0), callback=enough)
+    assert (tmp_path / "run" / "checkpoints" / "step_0000007").is_dir()
