@@ -47,7 +47,7 @@ def test_a_model_of_the_callers_is_trained_in_place(settings, tmp_path: Path) ->
     model = changed_model(0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     result = train(settings(max_iters=30), model=model)
-    assert result.val_loss is not None and result.val_loss < 2.5
+    assert result.val_loss is not None and result.val_loss < 2.7  # ln 20 is 3.0
     assert not any(torch.equal(before[name], p) for name, p in model.named_parameters() if p.dim() > 1)
     saved = torch.frombuffer(bytearray(final_weights(tmp_path / "run")), dtype=torch.uint8)
     assert len(saved) > 4 * sum(p.numel() for p in model.parameters())

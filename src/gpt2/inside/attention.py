@@ -1,0 +1,38 @@
+"""The attention weights of every head."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gpt2.model import GPT, CausalSelfAttention
+
+
+@torch.no_grad()
+def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return how much every position attends to every other one: (n_layer, B, nh, T, T), each last axis sums to 1.
+
+    idx: int64 (B, T). mask: bool (B, 1, T, T) as in `GPT.forward`; None is causal attention. Dropout is off. Weights
+    are computed from the inputs of each layer, since fused attention never has them in memory.
+    """
+    T = idx.size(1)
+    allowed = torch.ones(T, T, dtype=torch.bool, device=idx.device).tril() if mask is None else mask
+    found: list[Tensor] = []
+
+    def compute(attention: CausalSelfAttention, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        q, k, _ = attention.c_attn(x).split(x.size(2), dim=2)
+        q, k = (t.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for t in (q, k))  # (B, nh, T, hs)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        found.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1))
+
+    hooks = [block.attn.register_forward_pre_hook(compute) for block in model.transformer.h]
+    was_training = model.training
+    model.eval()
+    try:
+        model.hidden(idx, mask)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
