@@ -24,8 +24,8 @@ import torch
 from peers import definitions
 
 from gpt2.device import pick_device
-from gpt2.evaluate.choices import choose
-from gpt2.evaluate.hellaswag import read_tasks
+from gpt2.evaluation.choices import choose
+from gpt2.evaluation.hellaswag import read_tasks
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import gpt2_tokenizer
 

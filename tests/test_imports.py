@@ -12,11 +12,11 @@ PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
     {"errors", "streams", "files"},
     {"model", "nanogpt_methods", "accounting", "device", "tokenizers", "chunked_loss", "distributed", "tensor_file"},
-    {"data", "optim", "formats", "generation", "runlog", "report"},
-    {"evaluate", "checkpoint"},
+    {"data", "optim", "formats", "generation", "runlog", "reporting", "inside"},
+    {"evaluation", "checkpoint"},
     {"training"},
     {"bench"},
-    {"cli"},
+    {"cli", "library"},
 ]
 ENTRANCES = {"__init__", "__main__"}
 LAZY = {"nanogpt_methods"}

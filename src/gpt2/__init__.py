@@ -11,12 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2.data.prepare import prepare
     from gpt2.errors import UserError
     from gpt2.formats.open import load
     from gpt2.generation.engine import generate
+    from gpt2.inside.attention import attention_weights
+    from gpt2.library import evaluate, export, plot, report
     from gpt2.model import GPT, GPTConfig
     from gpt2.training.config import TrainConfig
-    from gpt2.training.loop import train
+    from gpt2.training.loop import TrainResult, train
     from gpt2.training.recipes import load_recipe, resume_config
 
 __version__ = "0.1.0"
@@ -24,28 +27,46 @@ __all__ = [
     "GPT",
     "GPTConfig",
     "TrainConfig",
+    "TrainResult",
     "UserError",
+    "attention_weights",
+    "evaluate",
+    "export",
     "generate",
     "load",
     "load_recipe",
+    "plot",
+    "prepare",
+    "report",
     "resume_config",
     "train",
 ]
 
-_HOME = {
+_MODULE_OF = {
     "GPT": "gpt2.model",
     "GPTConfig": "gpt2.model",
     "TrainConfig": "gpt2.training.config",
+    "TrainResult": "gpt2.training.loop",
     "UserError": "gpt2.errors",
+    "attention_weights": "gpt2.inside.attention",
+    "evaluate": "gpt2.library",
+    "export": "gpt2.library",
     "generate": "gpt2.generation.engine",
     "load": "gpt2.formats.open",
     "load_recipe": "gpt2.training.recipes",
+    "plot": "gpt2.library",
+    "prepare": "gpt2.data.prepare",
+    "report": "gpt2.library",
     "resume_config": "gpt2.training.recipes",
     "train": "gpt2.training.loop",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

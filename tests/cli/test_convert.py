@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.evaluate import against_transformers
+from gpt2.evaluation import against_transformers
 from gpt2.formats.open import load
 from gpt2.training.loop import train
 

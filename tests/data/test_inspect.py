@@ -11,7 +11,7 @@ from gpt2.data.dataset import Dataset
 from gpt2.data.inspect import inspect
 from gpt2.data.shards import Tokens, open_shard
 from gpt2.errors import UserError
-from gpt2.report.dataset_page import page
+from gpt2.reporting.dataset_page import page
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer
 
 EOT = 256

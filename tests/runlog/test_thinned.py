@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.report.figures import RunReport
+from gpt2.reporting.figures import RunReport
 from gpt2.runlog import thinned
 from gpt2.runlog.curves import counts, extremes, load, seconds_worked, series, smooth
 from gpt2.runlog.records import read_log

@@ -29,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from gpt2 import checkpoint, tensor_file
 from gpt2.cli import main
 from gpt2.data import batches
-from gpt2.evaluate import loss as evaluation
+from gpt2.evaluation import loss as evaluation
 from gpt2.formats.run_folder import saved_steps
 from gpt2.optim import adamw
 from gpt2.runlog import records

@@ -8,8 +8,8 @@ from runs import curve, final_weights
 
 import gpt2
 from gpt2.errors import UserError
-from gpt2.evaluate.choices import choose
-from gpt2.evaluate.hellaswag import read_tasks
+from gpt2.evaluation.choices import choose
+from gpt2.evaluation.hellaswag import read_tasks
 from gpt2.runlog.records import read_log
 from gpt2.training.loop import train
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from runs import curve, final_weights, start_process, wait_for_step
 
-from gpt2.evaluate import choices
-from gpt2.evaluate import loss as loss_module
+from gpt2.evaluation import choices
+from gpt2.evaluation import loss as loss_module
 from gpt2.formats.run_folder import saved_steps
 from gpt2.generation import engine
 from gpt2.runlog.console import RunConsole
@@ -67,7 +67,7 @@ def test_a_signal_in_the_middle_ends_it_after_a_batch(
 def test_a_signal_during_hellaswag_ends_it_after_a_batch(
     tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gpt2.evaluate.choices import Task
+    from gpt2.evaluation.choices import Task
 
     tasks = [Task([1, 2, 3], [[4, 5], [6, 7]], [2, 2], 0)] * 2000
     monkeypatch.setattr("gpt2.training.setup._hellaswag_tasks", lambda *arguments: tasks)

@@ -27,7 +27,7 @@ def eval_harness(
         Arguments of lm-eval: --tasks, --num_fewshot, --limit, --output_path, --device and --batch_size (by default
         auto), and others.
     """
-    from gpt2.evaluate.run_harness import harness_results, run_harness
+    from gpt2.evaluation.run_harness import harness_results, run_harness
 
     if json_:
         print(json.dumps(harness_results(model, arguments, tokenizer, dtype)))

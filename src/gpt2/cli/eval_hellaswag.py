@@ -16,7 +16,7 @@ from gpt2.runlog.console import WorkConsole, note
 
 if TYPE_CHECKING:
     from gpt2.distributed.world import World
-    from gpt2.evaluate.hellaswag_accuracy import Accuracy
+    from gpt2.evaluation.hellaswag_accuracy import Accuracy
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def eval_hellaswag(
 
 def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
     """Evaluate the model in all processes of the world; return None where the tasks are only written to a file."""
-    from gpt2.evaluate.hellaswag_accuracy import measure, open_task_set, write_task_set
+    from gpt2.evaluation.hellaswag_accuracy import measure, open_task_set, write_task_set
 
     log = note if world.is_main else lambda line: None
     task_set = world.main_first(

@@ -10,7 +10,7 @@ from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
 
 if TYPE_CHECKING:
-    from gpt2.evaluate.split_loss import SplitLoss
+    from gpt2.evaluation.split_loss import SplitLoss
 
 
 def eval_loss(
@@ -49,7 +49,7 @@ def eval_loss(
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line())
     keep_freed_memory()
-    from gpt2.evaluate.split_loss import measure_split
+    from gpt2.evaluation.split_loss import measure_split
 
     check(batch_size, stride, tokens, plot)
     where = {"data_dir": data_dir, "device": device, "dtype": dtype}
@@ -62,7 +62,7 @@ def eval_loss(
 
 def check(batch_size: int, stride: int | None, tokens: int | None, plot: Path | None) -> None:
     """Raise UserError for numbers below 1 and for a picture of an unknown kind."""
-    from gpt2.report.picture import check_name
+    from gpt2.reporting.picture import check_name
     from gpt2.training.setting import at_least
 
     if plot is not None:
@@ -73,7 +73,7 @@ def check(batch_size: int, stride: int | None, tokens: int | None, plot: Path | 
 
 def show(found: "SplitLoss | None", plot: Path | None, as_json: bool) -> None:
     """Draw and print the figures, which only the main process has."""
-    from gpt2.report.picture import plot_positions
+    from gpt2.reporting.picture import plot_positions
 
     if found is None:
         return

@@ -45,8 +45,8 @@ def export(
     """
     from gpt2.errors import UserError
     from gpt2.formats.export import export as write
-    from gpt2.formats.llmc_batch import debug_batch
     from gpt2.formats.open import open_model
+    from gpt2.training.llmc_batch import debug_batch
 
     asked = (dataset, batch_size, block_size)
     if format_ != "llmc" and asked != (None, None, None):

@@ -37,7 +37,7 @@ def inspect(
     from gpt2.data.dataset import open_dataset
     from gpt2.data.inspect import inspect as count
     from gpt2.files import write_text
-    from gpt2.report.dataset_page import page
+    from gpt2.reporting.dataset_page import page
 
     found = open_dataset(dataset, data_dir, note)
     with WorkConsole("tokens") as console:

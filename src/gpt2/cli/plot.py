@@ -32,7 +32,7 @@ def plot(
     dark
         Draw light lines on a dark ground.
     """
-    from gpt2.report.picture import plot_runs
+    from gpt2.reporting.picture import plot_runs
 
     plot_runs(runs, out, x, smooth, dark=dark)
     note(f"wrote {out}")

@@ -35,9 +35,9 @@ def report(
         Also print the figures: one JSON object, or a list of objects for several runs.
     """
     from gpt2.files import write_text
-    from gpt2.report.figures import report_on
-    from gpt2.report.live import served
-    from gpt2.report.page import page
+    from gpt2.reporting.figures import report_on
+    from gpt2.reporting.live import served
+    from gpt2.reporting.page import page
 
     found, defaults = [report_on(run) for run in runs], TrainConfig().as_dict()
     if json_:

@@ -68,7 +68,7 @@ def train(
 @contextmanager
 def watched(config: TrainConfig, port: int) -> Iterator[None]:
     """Serve the page of a run while it trains. If that is not possible, a line reports it and the run trains."""
-    from gpt2.report.live import served
+    from gpt2.reporting.live import served
 
     with ExitStack() as stack:
         try:

@@ -8,7 +8,7 @@ from gpt2.cli.arguments import JsonFlag, ModelArg
 from gpt2.runlog.console import note
 
 if TYPE_CHECKING:
-    from gpt2.evaluate.against_transformers import Comparison
+    from gpt2.evaluation.against_transformers import Comparison
 
 
 def validate(model: ModelArg, /, *, json_: JsonFlag = False) -> int:
@@ -16,7 +16,7 @@ def validate(model: ModelArg, /, *, json_: JsonFlag = False) -> int:
 
     Needs the package transformers. Exits with status 1 if they differ by more than rounding.
     """
-    from gpt2.evaluate.against_transformers import compare
+    from gpt2.evaluation.against_transformers import compare
     from gpt2.formats.open import build, open_model
 
     source = open_model(model)

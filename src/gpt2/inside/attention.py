@@ -1,11 +1,12 @@
 """The attention weights of every head."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from gpt2.model import GPT, CausalSelfAttention
+from gpt2.model import GPT, Block, CausalSelfAttention
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Te
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
         found.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1))
 
-    hooks = [block.attn.register_forward_pre_hook(compute) for block in model.transformer.h]
+    hooks = [cast(Block, block).attn.register_forward_pre_hook(compute) for block in model.transformer.h]
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The records of a run as points of curves: placed on an axis, smoothed, thinned. Drawing is in `report/`."""
+"""The records of a run as points of curves: placed on an axis, smoothed, thinned. Drawing is in `reporting/`."""
 
 import tomllib
 from bisect import bisect_right

@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from gpt2 import checkpoint
-from gpt2.evaluate.choices import choose
-from gpt2.evaluate.loss import Progress, evaluate_loss, no_progress
+from gpt2.evaluation.choices import choose
+from gpt2.evaluation.loss import Progress, evaluate_loss, no_progress
 from gpt2.generation.engine import stream_text
 from gpt2.training.budget import evaluations_since
 from gpt2.training.run import Run

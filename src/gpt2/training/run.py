@@ -11,7 +11,7 @@ from gpt2.data.batches import Batches
 from gpt2.data.shards import Tokens
 from gpt2.distributed.gradients import GradientSync
 from gpt2.distributed.world import World
-from gpt2.evaluate.choices import Task
+from gpt2.evaluation.choices import Task
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.config import TrainConfig

@@ -16,8 +16,8 @@ from gpt2.data.shards import Tokens
 from gpt2.distributed.gradients import check_processes, synchronize_gradients
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError
-from gpt2.evaluate.choices import Task, check_fits
-from gpt2.evaluate.hellaswag import read_tasks, validation_file
+from gpt2.evaluation.choices import Task, check_fits
+from gpt2.evaluation.hellaswag import read_tasks, validation_file
 from gpt2.formats.run_folder import read_description
 from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT

@@ -1,0 +1,154 @@
+"""The accuracy of a model on HellaSwag's tasks."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.device import pick_device, pick_dtype
+from gpt2.distributed.world import ALONE, World
+from gpt2.errors import UserError
+from gpt2.evaluation import llmc_choices
+from gpt2.evaluation.choices import Progress, Result, Task, check_fits, choose
+from gpt2.evaluation.hellaswag import Rendering, read_tasks, validation_file
+from gpt2.formats.open import build, open_model
+from gpt2.formats.source import Source
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """Tasks as one model takes them."""
+
+    source: Source
+    """The model."""
+    path: Path
+    """File that the tasks are from."""
+    rendering: Rendering
+    tasks: list[Task]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well a model chose, and what it was measured on."""
+
+    model: str
+    """Origin of the model."""
+    data: Path
+    """File that the tasks are from."""
+    rendering: Rendering
+    result: Result
+    seconds: float
+    """Time of the evaluation, without opening the model and the tasks."""
+    dtype: str
+    """Dtype of matrix products."""
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.result.labels)
+
+    @property
+    def acc(self) -> float:
+        """Share of tasks in which the correct ending has the highest log-likelihood."""
+        return self.result.acc
+
+    @property
+    def acc_stderr(self) -> float | None:
+        """Standard error of `acc`; None for a single task."""
+        return self.result.standard_error(self.acc)
+
+    @property
+    def acc_norm(self) -> float:
+        """Share of tasks in which the correct ending has the highest normalised log-likelihood."""
+        return self.result.acc_norm
+
+    @property
+    def acc_norm_stderr(self) -> float | None:
+        """Standard error of `acc_norm`; None for a single task."""
+        return self.result.standard_error(self.acc_norm)
+
+    @property
+    def tasks_per_second(self) -> float:
+        """Number of tasks per second."""
+        return self.tasks / self.seconds
+
+    def figures(self) -> dict[str, Any]:
+        """Return all figures as a JSON object."""
+        return {
+            "model": self.model,
+            "data": str(self.data),
+            "rendering": self.rendering,
+            "tasks": self.tasks,
+            "acc": self.acc,
+            "acc_stderr": self.acc_stderr,
+            "acc_norm": self.acc_norm,
+            "acc_norm_stderr": self.acc_norm_stderr,
+            "seconds": round(self.seconds, 3),
+            "tasks_per_second": round(self.tasks_per_second, 3),
+            "dtype": self.dtype,
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the model's choice in each task, each as a JSON object."""
+        names = ("label", "prediction", "prediction_norm", "log_likelihoods")
+        found = self.result
+        columns = zip(found.labels, found.predictions, found.predictions_norm, found.log_likelihoods, strict=True)
+        return [{"task": i, **dict(zip(names, values, strict=True))} for i, values in enumerate(columns)]
+
+
+def open_task_set(
+    model: str,
+    tokenizer: str | None = None,
+    *,
+    data: Path | None = None,
+    data_dir: str = "data",
+    rendering: Rendering = "build-nanogpt",
+    limit: int | None = None,
+    for_llmc: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> TaskSet:
+    """Open a model and the first `limit` tasks of the file `data`, by default of the published validation tasks.
+
+    `for_llmc` checks that llm.c can take the tasks, instead of that they fit the model. Raises UserError for what is
+    no model or no tasks, and where they do not fit together.
+    """
+    source = open_model(model, tokenizer)
+    known = source.known_tokenizer
+    if for_llmc and (rendering != "build-nanogpt" or (known is not None and known.kind != "gpt2")):
+        raise UserError("llm.c's file holds GPT-2's tokens as build-nanogpt renders them; leave --write_bin out")
+    path = data or validation_file(data_dir, note)
+    tasks = read_tasks(path, known, rendering, limit, note)
+    if not for_llmc:
+        check_fits(tasks, source.config)
+    return TaskSet(source, path, rendering, tasks)
+
+
+def write_task_set(task_set: TaskSet, path: Path, world: World = ALONE) -> None:
+    """Write the tasks to a file of llm.c's, in the main process. Raises UserError for what such a file cannot
+    hold."""
+    world.main_only(lambda: llmc_choices.write(task_set.tasks, path))
+
+
+def measure(
+    task_set: TaskSet,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_tokens: int | None = None,
+    world: World = ALONE,
+    progress: Progress = lambda done, total, tasks: None,
+) -> Accuracy:
+    """Let the model of a task set choose an ending in each task. The processes of a `world` share the tasks.
+
+    `batch_tokens` is the number of tokens in a batch, by default what suits the device. Raises UserError where the
+    model gives no finite numbers.
+    """
+    source, tasks = task_set.source, task_set.tasks
+    where = pick_device(device, world.local_rank)
+    chosen = pick_dtype(dtype, where)
+    network = build(source).to(where)
+    began = time.perf_counter()
+    result = choose(network, tasks, dtype=chosen, batch_tokens=batch_tokens, world=world, progress=progress)
+    seconds = time.perf_counter() - began
+    return Accuracy(source.origin, task_set.path, task_set.rendering, result, seconds, chosen)

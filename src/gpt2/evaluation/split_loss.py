@@ -1,0 +1,124 @@
+"""The loss of a model over a split of a dataset."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.data.dataset import Dataset, open_dataset
+from gpt2.device import pick_device, pick_dtype
+from gpt2.distributed.world import joined
+from gpt2.errors import UserError
+from gpt2.evaluation.loss import measure, sliding
+from gpt2.formats.open import build, open_model
+from gpt2.formats.source import Source
+from gpt2.model import GPT
+
+DIST_TIMEOUT = 600.0
+"""Seconds that processes wait for each other."""
+
+
+@dataclass(frozen=True)
+class SplitLoss:
+    """The loss of a model over a split, and what it was measured on."""
+
+    model: str
+    """Origin of the model."""
+    dataset: Path
+    split: str
+    tokens: int
+    """Number of predicted tokens."""
+    loss: float
+    """Mean cross-entropy in nats per token."""
+    bits_per_byte: float | None
+    """Bits per byte of the predicted text; None if it has no bytes."""
+    stride: int
+    """Number of tokens by which a window moves on."""
+    by_position: list[float | None]
+    """Mean loss in nats at each position of the context; None where nothing was predicted."""
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss."""
+        return math.exp(self.loss)
+
+    def figures(self) -> dict[str, Any]:
+        """Return all figures as a JSON object."""
+        return {
+            "model": self.model,
+            "dataset": str(self.dataset),
+            "split": self.split,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "stride": self.stride,
+            "by_position": self.by_position,
+        }
+
+
+def measure_split(
+    model: str | GPT,
+    dataset: str,
+    *,
+    split: str = "val",
+    tokens: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    data_dir: str = "data",
+    device: str = "auto",
+    dtype: str = "auto",
+    note: Callable[[str], None] = lambda line: None,
+) -> SplitLoss | None:
+    """Measure the loss of a model over the first `tokens` predictions of a split, or all of them.
+
+    `model` is a GPT, or the path or name of any MODEL. `stride` is the number of tokens by which a window of the
+    model's context moves on, by default the context length. The processes of torchrun share the work; all except the
+    main one get None. Raises UserError for what is no model or no dataset, for a stride above the context length, and
+    where model and dataset do not fit together.
+    """
+    with joined(pick_device(device), "auto", DIST_TIMEOUT) as world:
+        source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, note))
+        found = data.split(split, 1)
+        length = min(len(found), (tokens or len(found)) + 1)
+        block_size = min(source.config.block_size, length - 1)
+        where = pick_device(device, world.local_rank)
+        result = measure(
+            (model if isinstance(model, GPT) else build(source)).to(where),
+            found,
+            sliding(length, block_size, min(stride or block_size, block_size)),
+            block_size=block_size,
+            batch_size=batch_size,
+            dtype=pick_dtype(dtype, where),
+            world=world,
+        )
+        if not world.is_main:
+            return None
+    return SplitLoss(
+        model=source.origin,
+        dataset=data.path,
+        split=split,
+        tokens=length - 1,
+        loss=result.mean,
+        bits_per_byte=result.bits_per_byte(data.tokenizer),
+        stride=stride or block_size,
+        by_position=result.by_position,
+    )
+
+
+def _open(
+    model: str | GPT, dataset: str, stride: int | None, data_dir: str, note: Callable[[str], None]
+) -> tuple[Source, Dataset]:
+    """Open model and dataset and check that they fit together. Raises UserError."""
+    if isinstance(model, GPT):
+        source = Source(model.config, {}, lambda: None, "the given model")
+    else:
+        source = open_model(model)
+    data = open_dataset(dataset, data_dir, note)
+    if stride is not None and stride > (context := source.config.block_size):
+        raise UserError(f"stride is {stride}, more than the model's context of {context}; lower it")
+    if source.known_tokenizer:
+        data.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
+    data.require_vocabulary(source.config.vocab_size, source.origin)
+    return source, data

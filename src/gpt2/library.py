@@ -1,0 +1,105 @@
+"""What `import gpt2` offers for datasets, runs and files; the commands of the same names do the same."""
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Literal
+
+from gpt2.errors import Log
+from gpt2.evaluation.split_loss import SplitLoss, measure_split
+from gpt2.files import write_text
+from gpt2.formats.export import Exported
+from gpt2.formats.export import export as export_source
+from gpt2.formats.open import open_model
+from gpt2.formats.source import Source, StoredTensor
+from gpt2.model import GPT
+from gpt2.reporting.figures import RunReport, report_on
+from gpt2.reporting.page import page
+from gpt2.reporting.picture import plot_runs
+from gpt2.tokenizers import Tokenizer
+from gpt2.training.config import TrainConfig
+
+Name = str | PathLike[str]
+FormatName = Literal["hf", "nanogpt", "llmc", "gguf", "safetensors"]
+
+
+def evaluate(
+    model: Name | GPT,
+    dataset: Name,
+    *,
+    split: Literal["train", "val"] = "val",
+    tokens: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    data_dir: str = "data",
+    device: str = "auto",
+    dtype: str = "auto",
+) -> SplitLoss:
+    """Return the mean loss, perplexity and bits per byte of a model over a split, as `gpt2 eval loss` does.
+
+    model: a GPT, or any MODEL by path or name. dataset: a prepared folder, token files or a corpus. tokens: number of
+    predictions, by default all. stride: number of tokens by which a window moves on, by default the context length.
+    Raises UserError.
+    """
+    found = measure_split(
+        model if isinstance(model, GPT) else fspath(model),
+        fspath(dataset),
+        split=split,
+        tokens=tokens,
+        stride=stride,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        device=device,
+        dtype=dtype,
+    )
+    assert found is not None, "a process alone gets the result"
+    return found
+
+
+def export(
+    model: Name | GPT,
+    format: FormatName,
+    out: Name,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "float32",
+    log: Log = lambda line: None,
+) -> Exported:
+    """Write a model for another program, as `gpt2 export` does, and return how far its logits are from the model's.
+
+    model: a GPT, or any MODEL by path or name. out: must not exist yet. tokenizer: of a GPT; a MODEL has its own.
+    dtype: float32, bfloat16, float16 or q8_0, as far as the format has it. log: receives a line about every change
+    that the format needs. Raises UserError.
+    """
+    if isinstance(model, GPT):
+        tensors = {name: StoredTensor.of(p.detach().cpu()) for name, p in model.named_parameters()}
+        source = Source(model.config, tensors, lambda: tokenizer, "the given model")
+    else:
+        source = open_model(fspath(model))
+    return export_source(source, format, Path(out), log, dtype)
+
+
+def plot(
+    *runs: Name,
+    out: Name = "plot.png",
+    x: Literal["steps", "tokens", "flops", "time"] = "steps",
+    smooth: float | None = None,
+    dark: bool = False,
+) -> Path:
+    """Draw the curves of one or more runs into a .png, .svg or .pdf, as `gpt2 plot` does; return its path.
+
+    smooth: weight of the earlier values in the moving average of the training loss, below 1; None chooses it. Raises
+    UserError.
+    """
+    plot_runs([Path(run) for run in runs], Path(out), x, smooth, dark=dark)
+    return Path(out)
+
+
+def report(*runs: Name, out: Name | None = "report.html") -> list[RunReport]:
+    """Write a page about one or more runs, as `gpt2 report` does, and return the facts of each run.
+
+    out: the page; None writes none. Raises UserError.
+    """
+    reports = [report_on(Path(run)) for run in runs]
+    if out is not None:
+        write_text(Path(out), page(reports, TrainConfig().as_dict()))
+    return reports

@@ -1,0 +1,194 @@
+"""The report in a real browser: needs Playwright and a Chromium that is installed already."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from logs import HOSTILE, long_run, write_log
+
+from gpt2.reporting.figures import report_on
+from gpt2.reporting.live import served
+from gpt2.reporting.page import page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    if not CHROMIUM:
+        pytest.skip("needs Chromium in the PATH")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
+    """Opens a page; at the end of the test it must have complained of nothing and asked nobody but its own server."""
+    contexts, complaints, asked = [], [], []
+
+    def open_page(address: str, viewport: dict[str, int] = DESKTOP, scheme: str = "light") -> "Page":
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        contexts.append(context)
+        context.on("request", lambda request: asked.append(request.url))
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(address)
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text] == []  # of a server that has gone
+    assert asked
+    assert [url for url in asked if not url.startswith(("file://", "http://127.0.0.1:", "data:,"))] == []
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    run = write_log(folder / f"a-run-{'with-a-long-name-' * 6}", long_run(1000), 'n_layer = 12\ndataset = "d"\n')
+    (folder / "report.html").write_text(page([report_on(run)], {"n_layer": 12}))
+    return (folder / "report.html").as_uri()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_the_page_fits_its_window_and_draws_its_curves(opened, report_file: str, viewport: dict[str, int]) -> None:
+    tab = opened(report_file, viewport)
+    assert tab.title().endswith("· gpt2")
+    assert tab.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert tab.evaluate("[...document.querySelectorAll('.wide')].every(box => box.scrollWidth <= box.clientWidth)")
+    curves = "[...document.querySelectorAll('.plot path.train, .plot path.val:not(.dots)')]"
+    lengths = tab.evaluate(f"{curves}.map(path => path.getTotalLength())")
+    assert len(lengths) == 6  # loss twice, HellaSwag, learning rate, gradient norm, speed
+    assert min(lengths) > 900  # the drawing is 1000 wide
+    widths = tab.evaluate("[...document.querySelectorAll('.plot svg')].map(s => s.getBoundingClientRect().width)")
+    assert len(widths) == 5
+    assert min(widths) > 160
+    assert tab.evaluate("parseFloat(getComputedStyle(document.querySelector('.plot .y')).fontSize)") >= 11
+
+
+def test_several_runs_fit_a_phone(opened, tmp_path: Path) -> None:
+    runs = [write_log(tmp_path / f"{n}-{'long-name-' * 8}", long_run(200), "") for n in range(4)]
+    (tmp_path / "report.html").write_text(page([report_on(run) for run in runs], {}))
+    tab = opened((tmp_path / "report.html").as_uri(), PHONE)
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    strokes = {
+        tab.evaluate(f"getComputedStyle(document.querySelector('.plot .train.s{n}')).stroke") for n in range(4)
+    }
+    assert len(strokes) == 4
+
+
+def test_the_x_axis_can_be_switched(opened, report_file: str) -> None:
+    """The run has 1000 tokens and half a second per step."""
+    tab = opened(report_file)
+    lines = tab.locator(".plot path.train").count()
+    for axis, title, last in (
+        ("tokens", "tokens", "1,000,000"),
+        ("time", "minutes of training", ""),
+        ("steps", "step", "1,000"),
+    ):
+        tab.locator(".axes label", has_text=axis).click()
+        assert tab.locator(".plot .xtitle").all_inner_texts() == [title] * 5
+        tab.locator(".plot").first.focus()
+        tab.keyboard.press("End")
+        assert tab.locator(".tip").inner_text().startswith(f"{title} {last}")
+        assert tab.locator(".plot path.train").count() == lines
+
+
+def test_a_term_is_explained_where_it_has_the_focus(opened, report_file: str) -> None:
+    tab = opened(report_file, PHONE)
+    term = tab.locator("dfn", has_text="MFU").first
+    shown = "getComputedStyle(document.querySelector('dl dfn:focus') ?? document.body, '::after').content"
+    assert tab.evaluate(shown) == "none"
+    term.focus()
+    assert "FLOPs" in tab.evaluate(shown)
+
+
+def luminance(color: str) -> float:
+    """Of an opaque rgb(r, g, b), relative, by WCAG 2."""
+    parts = [int(part) / 255 for part in color.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_curves_stand_out_in_both_colour_schemes(opened, report_file: str, scheme: str) -> None:
+    """WCAG 2 asks for 4.5 of text and 3 of graphics."""
+    tab = opened(report_file, PHONE, scheme)
+
+    def seen(selector: str, style: str) -> float:
+        return luminance(tab.evaluate(f"getComputedStyle(document.querySelector({selector!r}))[{style!r}]"))
+
+    card = seen("figure", "backgroundColor")
+    assert (card > 0.5) == (scheme == "light")
+    for selector, style, least in (
+        ("body", "color", 4.5), (".legend", "color", 4.5), (".plot .x", "color", 4.5), (".best td", "color", 4.5),
+        (".plot .train", "stroke", 3), (".plot .val", "stroke", 3),
+    ):  # fmt: skip
+        brighter, darker = sorted((seen(selector, style), card), reverse=True)
+        assert (brighter + 0.05) / (darker + 0.05) >= least, selector
+
+
+def test_values_are_read_with_the_pointer_and_with_keys(opened, report_file: str) -> None:
+    tab = opened(report_file)
+    plot = tab.locator(".plot").first
+    box = plot.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
+    told = tab.locator(".tip").inner_text()
+    assert abs(int(told.split()[1].replace(",", "")) - 500) <= 5
+    assert "validation" in told
+    tab.mouse.move(5, 5)
+    assert tab.locator(".tip").count() == 0
+    plot.focus()
+    tab.keyboard.press("End")
+    assert tab.locator(".tip").inner_text().startswith("step 1,000\n")
+    tab.keyboard.press("ArrowLeft")
+    assert abs(int(tab.locator(".tip").inner_text().split()[1]) - 980) <= 5
+    tab.keyboard.press("Escape")
+    assert tab.locator(".tip").count() == 0
+
+
+def test_everything_to_use_is_reached_with_tab(opened, report_file: str) -> None:
+    tab = opened(report_file)
+    reached = set()
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.className || document.activeElement.localName"))
+    assert {"plot", "wide", "summary"} <= reached
+
+
+def test_what_a_model_wrote_is_shown_and_not_run(opened, report_file: str) -> None:
+    tab = opened(report_file)
+    assert HOSTILE in tab.locator("details[open] pre").inner_text()
+    assert "owned" not in tab.title()
+    assert tab.locator("main script, main img").count() == 0
+
+
+def test_the_live_page_follows_without_losing_the_place(opened, tmp_path: Path) -> None:
+    run = write_log(tmp_path / "run", long_run(200))
+    with served(run, {}, 0) as address:
+        tab = opened(address, PHONE)
+        assert "200" in tab.locator(".tiles").inner_text()
+        tab.locator("details summary").nth(2).click()  # the sample of step 100
+        tab.locator("#hardware").scroll_into_view_if_needed()
+        before = tab.evaluate("scrollY")
+        assert before > 500
+        write_log(run, long_run(250))
+        tab.locator(".tiles", has_text="250").wait_for(timeout=20_000)
+        assert tab.locator("#sample-250").count() == 1
+        assert tab.locator("#sample-100").get_attribute("open") is not None
+        assert tab.locator("#hardware").bounding_box()["y"] < PHONE["height"]
+        assert tab.evaluate("scrollY") >= before
+    tab.locator("html.lost").wait_for(timeout=20_000)

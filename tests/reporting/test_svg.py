@@ -1,0 +1,84 @@
+import html
+import json
+import re
+
+import pytest
+
+from gpt2.reporting.charts import Band, Chart, Line, Scale
+from gpt2.reporting.style import short
+from gpt2.reporting.svg import svg
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert Scale(0, 2000).ticks(5) == [0, 500, 1000, 1500, 2000]
+    assert Scale(0.003, 0.0101).ticks(6) == pytest.approx([0.004, 0.006, 0.008, 0.01])
+    assert Scale(0.05, 2000, log=True).ticks(6) == [0.1, 1, 10, 100, 1000]
+    wide = Scale(1.5, 4.2, log=True)
+    assert {2, 4} <= {round(v, 6) for v in wide.ticks(6)}
+    assert all(wide(b) - wide(a) > 0.08 for a, b in zip(wide.ticks(6), wide.ticks(6)[1:], strict=False))
+
+
+def test_a_logarithmic_scale_goes_by_ratios() -> None:
+    assert Scale(1, 100, log=True)(10) == pytest.approx(0.5)
+    assert Scale(0, 100)(10) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (6e-4, "6e-4"),
+        (0.25, "0.25"),
+        (500, "500"),
+        (2000, "2k"),
+        (1.536e6, "1.536M"),
+        (9.961e9, "9.961B"),
+        (1e13, "10T"),
+    ],
+)
+def test_numbers_at_an_axis_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+def test_points_lie_where_their_values_are() -> None:
+    """From 0, with a sixteenth of room above: 8 is 8.48 high, so that 4 lies at 400·(1 - 4/8.48)."""
+    chart = Chart("t", [Line("a", "train", [0, 5, 10], [0, 4, 8])], from_zero=True)
+    assert 'd="M0 400 500 211.3 1000 22.6"' in svg(chart, 10)
+
+
+def test_an_axis_can_fit_what_comes_after_the_start() -> None:
+    """Of 8, 4, 2 the last two fill the axis but for 0.06·2 on both sides; the first lies above it."""
+    chart = Chart("t", [Line("a", "train", [0, 5, 10], [8, 4, 2])], fit_from=5)
+    assert 'd="M0 -692.9 500 21.4 1000 378.6"' in svg(chart, 10)
+
+
+def test_the_values_themselves_travel_with_the_chart() -> None:
+    drawn = svg(Chart("t", [Line("<b>", "val", [0, 10], [1.23456, 8])], log=True), 10)
+    found = re.search(r'data-lines="([^"]*)"', drawn)
+    assert found
+    assert json.loads(html.unescape(found[1]))["lines"] == [["<b>", "val", [0, 10], [1.23456, 8]]]
+    assert "<b>" not in drawn
+
+
+def test_what_a_logarithm_does_not_have_is_left_out() -> None:
+    drawn = svg(Chart("t", [Line("a", "train", [0, 1, 2], [0.0, 1.0, 10.0])], log=True), 2)
+    assert "nan" not in drawn
+    assert "Nothing recorded yet" in svg(Chart("t", [Line("a", "train", [0], [0.0])], log=True), 2)
+
+
+def test_one_point_and_a_constant_can_be_drawn() -> None:
+    assert 'class="train dots"' in svg(Chart("t", [Line("a", "train", [1], [3.0])]), 1)
+    assert "M500 200h0" in svg(Chart("t", [Line("a", "val", [1], [0.0])]), 2)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_reference_band_ends_where_the_axes_end(log: bool) -> None:
+    """Its steps go on to 20, and its values from 0.01 to 50, where the axes end at 10 and at about 2 and 4."""
+    band = Band("known", [0.0, 5.0, 10.0, 15.0, 20.0], [0.01, 2.5, 3.0, 0.01, 2.0], [50.0, 3.5, 50.0, 50.0, 3.0])
+    drawn = svg(Chart("t", [Line("a", "val", [0, 10], [2, 4])], log=log, band=band), 10)
+    path = re.search(r"<path class=band d=\"M(.*?)Z\"", drawn)
+    assert path
+    numbers = [float(number) for number in path[1].split()]
+    xs, ys = numbers[::2], numbers[1::2]
+    assert xs == [0, 500, 1000, 1000, 500, 0]
+    assert (min(ys), max(ys)) == (0, 400)
