@@ -4,7 +4,6 @@ import gzip
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from gpt2 import accounting, device
 from gpt2.data.dataset import find_dataset
 from gpt2.data.prepare import prepare
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.files import check_free, write_bytes
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
@@ -24,7 +23,6 @@ from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
 from gpt2.training.timing import phase_seconds
 
-Note = Callable[[str], None]
 WARMUP_STEPS = 3
 """Number of optimizer steps before the timed ones."""
 PROFILED_STEPS = 2
@@ -68,7 +66,7 @@ def check_trace(path: Path) -> None:
         raise UserError(f"there is no folder {path.parent} for {path.name}; make it, or name another file")
 
 
-def measure(config: TrainConfig, steps: int, note: Note, trace: Path | None = None) -> TrainingSpeed:
+def measure(config: TrainConfig, steps: int, note: Log, trace: Path | None = None) -> TrainingSpeed:
     """Train `steps` optimizer steps and measure their time. Nothing is kept.
 
     Without a dataset, and for a corpus that is not prepared, the tokens are random. PyTorch's profile of two further

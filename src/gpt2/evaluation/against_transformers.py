@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.formats.export import fit, logits_of, probe
 from gpt2.formats.huggingface import config_values, huggingface_tensors
-from gpt2.formats.source import Note
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT
 
@@ -42,7 +41,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model: GPT, note: Note) -> Comparison:
+def compare(model: GPT, note: Log) -> Comparison:
     """Compute logits, loss and greedy tokens with both, in float32 on the CPU.
 
     `note` receives what the model lacks and theirs has. Raises UserError where transformers is not installed.

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.files import check_free, publish
 from gpt2.formats import gguf, huggingface, llmc, nanogpt, safetensors_file
 from gpt2.formats.open import build, open_model
-from gpt2.formats.source import Extras, Note, Progress, Source
+from gpt2.formats.source import Extras, Progress, Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer
 
@@ -77,7 +77,7 @@ def export(
     source: Source,
     name: str,
     out: Path,
-    note: Note,
+    note: Log,
     dtype: str = "float32",
     batch: tuple[Tensor, Tensor] | None = None,
 ) -> Exported:
@@ -108,7 +108,7 @@ def export(
     return Exported(out, difference(found, expected), expected.abs().max().item())
 
 
-def fit(model: GPT, tokenizer: Tokenizer | None, name: str, note: Note) -> GPT:
+def fit(model: GPT, tokenizer: Tokenizer | None, name: str, note: Log) -> GPT:
     """Return the model as the format `name` can represent it; `note` receives a line about every change.
 
     The returned model shares the weights that do not change.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gpt2.accounting import parameter_shapes
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.formats import torch_file
-from gpt2.formats.source import Extras, Note, Progress, Source, checked_config, infer_config, to_our_names
+from gpt2.formats.source import Extras, Progress, Source, checked_config, infer_config, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.model import GPT, GPTConfig
@@ -132,7 +132,7 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
         extras.note(f"nanoGPT has no {extras.tokenizer.kind} tokenizer: it can train this model, not sample from it")
 
 
-def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Note) -> dict[str, Any]:
+def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Log) -> dict[str, Any]:
     """Return AdamW's state dict as nanoGPT's optimizer loads it; its state is empty where none is known."""
     named = progress.optimizer_state(note)
     order = optimizer_order(config)

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
 from gpt2.tokenizers import Tokenizer
-
-Note = Callable[[str], None]
 
 PREFIXES = ("_orig_mod.", "module.", "transformer.")
 """Prefixes of parameter names: torch.compile's, DDP's, and the one that OpenAI's originals on the hub lack."""
@@ -54,7 +52,7 @@ class Progress:
     best_val_loss: float | None = None
     """Lowest validation loss so far, if it is known."""
 
-    def optimizer_state(self, note: Note) -> dict[str, Tensor]:
+    def optimizer_state(self, note: Log) -> dict[str, Tensor]:
         """Return AdamW's state; where it is missing or unreadable, report that to `note` and return nothing."""
         if self.optimizer is None:
             note("there is no optimizer state with the weights: AdamW starts with an empty state")
@@ -114,7 +112,7 @@ class Extras:
     """Name of the model, for formats that record one."""
     dtype: str
     """Dtype of the matrices: float32, bfloat16, float16 or q8_0."""
-    note: Note
+    note: Log
     """Receives a line about everything that the format cannot represent."""
     batch: tuple[Tensor, Tensor] | None = None
     """Inputs and targets of llm.c's debug state, int64 (B, T) each. Default: random ids."""
