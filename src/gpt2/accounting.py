@@ -66,7 +66,7 @@ def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float
 
 @dataclass(frozen=True)
 class Sharing:
-    """How processes share a model."""
+    """Describes how processes share a model."""
 
     processes: int = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -30,7 +30,7 @@ SPARE = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run with the configuration `config` will take."""
+    """A plan says what a run with the configuration `config` will take."""
 
     config: TrainConfig
     """The configuration, with the batch_size that was chosen for it."""

@@ -68,7 +68,7 @@ class Staging:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all files are written, and only have to be moved to their places."""
+        """Return whether all files are written, and only have to be moved to their final paths."""
         return (self.folder / DESCRIPTION).is_file()
 
     def complete(

@@ -9,7 +9,7 @@ Kind = Literal["raw", "train", "val", "third"]
 
 @dataclass(frozen=True)
 class Look:
-    """How the lines of one kind are drawn."""
+    """A look says how the lines of one kind are drawn."""
 
     width: float
     """Width in CSS pixels."""

@@ -27,7 +27,7 @@ from gpt2.training.write_tensors import write_tensors
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended."""
+    """A result says how a run ended."""
 
     out_dir: Path
     step: int

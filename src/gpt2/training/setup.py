@@ -13,7 +13,7 @@ from gpt2.chunked_loss import TrainingLoss
 from gpt2.data.batches import Batches
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.distributed.gradients import check_processes, synchronize_gradients
+from gpt2.distributed.gradients import GradientSync, check_processes, synchronize_gradients
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError
 from gpt2.evaluation.choices import Task, check_fits
@@ -46,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on, and the checkpoint that it resumes."""
+    """Holds what a run trains on, and the checkpoint that it resumes."""
 
     dataset: Dataset
     train_tokens: Tokens
@@ -57,7 +57,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model on its device, and the settings with which it trains."""
+    """Holds a model on its device, and the settings with which it trains."""
 
     model: GPT
     config: TrainConfig
@@ -198,18 +198,7 @@ def make_run(
     """Step 6: synchronize gradients between processes, shard where that is asked for, and make the optimizers."""
     config, model, tokenizer = prepared.config, prepared.model, data.dataset.tokenizer
     hellaswag = world.main_first(lambda: _hellaswag_tasks(config, tokenizer, model, log))
-    gradients = synchronize_gradients(
-        loss_of,
-        world,
-        machine.device,
-        micro_batches=config.accumulation,
-        deterministic=config.deterministic,
-        parallel=config.parallel,
-        cpu_offload=config.cpu_offload,
-    )
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=config.dtype == "float16")
-    if state.scaler:
-        scaler.load_state_dict(state.scaler)
+    gradients = _gradient_sync(config, machine.device, loss_of, world)
     return Run(
         config=config,
         out_dir=Path(config.out_dir),
@@ -226,7 +215,7 @@ def make_run(
         model=model,
         gradients=gradients,
         optimizers=_optimizers(prepared, data.restored, world),
-        scaler=scaler,
+        scaler=_scaler(config, machine.device, state),
         last_step=last_step(config, len(data.train_tokens), state, _silent),
         ledger=ledger,
         clock=device_clock(machine.device),
@@ -245,6 +234,26 @@ def _resolved(given: TrainConfig, machine: Machine, data: Data, world: World, lo
         "max_iters": given.max_iters,
     }
     return replace(replace(given, max_iters=last).resolved(), **chosen)
+
+
+def _gradient_sync(config: TrainConfig, where: torch.device, loss_of: nn.Module, world: World) -> GradientSync:
+    return synchronize_gradients(
+        loss_of,
+        world,
+        where,
+        micro_batches=config.accumulation,
+        deterministic=config.deterministic,
+        parallel=config.parallel,
+        cpu_offload=config.cpu_offload,
+    )
+
+
+def _scaler(config: TrainConfig, where: torch.device, state: TrainState) -> torch.amp.GradScaler:
+    """Return the gradient scaler of float16, in the state of the checkpoint; it does nothing for other dtypes."""
+    scaler = torch.amp.GradScaler(where.type, enabled=config.dtype == "float16")
+    if state.scaler:
+        scaler.load_state_dict(state.scaler)
+    return scaler
 
 
 def _batches(config: TrainConfig, data: Data) -> Batches:
