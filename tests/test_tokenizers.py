@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpt2 import tokenizers
 from gpt2.errors import UserError
-from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, decode, from_json, train_bpe
+from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, from_json, train_bpe
 
 PROSE = "Once upon a midnight dreary, while I pondered, weak and weary,\nover many a quaint volume. " * 40
 
@@ -43,13 +43,13 @@ def test_unknown_character_is_named() -> None:
 def test_bytes_round_trip_any_text(text: str) -> None:
     tokenizer = ByteTokenizer()
     assert tokenizer.encode(text) == list(text.encode())
-    assert decode(tokenizer, tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_trained_bpe_round_trips_any_text(bpe: BPETokenizer) -> None:
     @given(st.text())
     def round_trip(text: str) -> None:
-        assert decode(bpe, bpe.encode(text)) == text
+        assert bpe.decode(bpe.encode(text)) == text
 
     round_trip()
 
@@ -104,7 +104,7 @@ def test_arrays_and_lists_refuse_the_same_characters(text: str) -> None:
 def test_half_a_surrogate_pair_is_a_replacement_character(bpe: BPETokenizer) -> None:
     for tokenizer in (ByteTokenizer(), bpe):
         for specials in (False, True):
-            assert decode(tokenizer, tokenizer.encode("a\ud800b \ud83d\ude00", specials)) == "a\ufffdb 😀"
+            assert tokenizer.decode(tokenizer.encode("a\ud800b \ud83d\ude00", specials)) == "a\ufffdb 😀"
 
 
 def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
@@ -112,7 +112,7 @@ def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
         ids = tokenizer.encode("a<|endoftext|>b", specials=True)
         assert ids.count(tokenizer.eot) == 1
         assert tokenizer.eot not in tokenizer.encode("a<|endoftext|>b")
-        assert decode(tokenizer, ids) == "a<|endoftext|>b"
+        assert tokenizer.decode(ids) == "a<|endoftext|>b"
 
 
 def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
@@ -124,11 +124,11 @@ def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
         once, upon = tokenizer.encode("Once"), tokenizer.encode(" upon")
         assert tokenizer.vocab_size == 302
         assert ids == [*once, 300, *upon, 301, tokenizer.eot]
-        assert decode(tokenizer, ids) == text
+        assert tokenizer.decode(ids) == text
         plain = tokenizer.encode(text)
         assert not {300, 301, tokenizer.eot} & set(plain)
         assert tokenizer.encode_array(text).tolist() == plain
-        assert decode(tokenizer, plain) == text
+        assert tokenizer.decode(plain) == text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_json_that_describes_no_tokenizer_is_refused(value: object) -> None:
 def test_gpt2s_tokens(gpt2_vocabulary: None, text: str, ids: list[int]) -> None:
     tokenizer = tokenizers.gpt2_tokenizer()
     assert tokenizer.encode(text) == ids
-    assert decode(tokenizer, ids) == text
+    assert tokenizer.decode(ids) == text
     assert (tokenizer.vocab_size, tokenizer.eot) == (50257, 50256)
     assert from_json(tokenizer.to_json()).encode(text) == ids  # needs no cache and no network
 

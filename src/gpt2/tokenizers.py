@@ -64,6 +64,10 @@ class Tokenizer(Protocol):
         """Return the bytes that the tokens stand for; a character may be split over several tokens."""
         ...
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object from which `from_json` makes an equal tokenizer."""
         ...
@@ -78,7 +82,18 @@ def _valid_unicode(text: str) -> str:
     return text
 
 
-class CharTokenizer:
+class _Decoding:
+    """What all tokenizers do alike."""
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+class CharTokenizer(_Decoding):
     """A character tokenizer has one id per character, sorted by code point, as in nanoGPT's shakespeare_char."""
 
     kind = "char"
@@ -131,7 +146,7 @@ class CharTokenizer:
         return {"kind": self.kind, "characters": self.characters}
 
 
-class ByteTokenizer:
+class ByteTokenizer(_Decoding):
     """A byte tokenizer has the 256 bytes of UTF-8, and end-of-text as id 256."""
 
     kind = "byte"
@@ -159,7 +174,7 @@ class ByteTokenizer:
         return {"kind": self.kind}
 
 
-class BPETokenizer:
+class BPETokenizer(_Decoding):
     """A BPE tokenizer does byte-level byte-pair encoding, by tiktoken.
 
     `tokens` are the bytes of each id in order, without end-of-text, whose id is `eot`; by default the last. The ids
@@ -275,11 +290,6 @@ def byte_of_character() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-    return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 def from_json(value: dict[str, Any]) -> Tokenizer:

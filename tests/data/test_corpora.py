@@ -22,7 +22,6 @@ import pytest
 from gpt2.cli import prepare as prepare_command
 from gpt2.data.corpora import CORPORA, HubFiles
 from gpt2.data.dataset import open_dataset
-from gpt2.tokenizers import decode
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "over", "some", "hill"]
 
@@ -163,7 +162,7 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def texts(folder: Path, split: str) -> list[str]:
     data = open_dataset(str(folder))
-    return decode(data.tokenizer, data.splits[split][:].tolist()).split("<|endoftext|>")[:-1]
+    return data.tokenizer.decode(data.splits[split][:].tolist()).split("<|endoftext|>")[:-1]
 
 
 def test_stories_are_tokenised_file_by_file(hub: type[Hub], command, tmp_path: Path) -> None:

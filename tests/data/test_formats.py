@@ -13,7 +13,7 @@ from gpt2.data import encode
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
-from gpt2.tokenizers import ByteTokenizer, decode
+from gpt2.tokenizers import ByteTokenizer
 
 EOT = 256
 LLMC_SHA256 = {
@@ -106,7 +106,7 @@ def test_validation_text_can_be_given(tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.txt" for name in "abc"]
     out = prepare(files[0], files[2], val=[files[1]], out=tmp_path / "d", tokenizer="byte")
     data = open_dataset(str(out))
-    texts = {s: decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")}
+    texts = {s: data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val")}
     assert texts == {"train": "text a<|endoftext|>text c<|endoftext|>", "val": "text b<|endoftext|>"}
 
 

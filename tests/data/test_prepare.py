@@ -14,7 +14,7 @@ from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
 from gpt2.data.sources import pieces
 from gpt2.errors import UserError
-from gpt2.tokenizers import decode, train_bpe
+from gpt2.tokenizers import train_bpe
 
 NANOGPT_SHA256 = {
     ("shakespeare_char", "train"): "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
@@ -46,7 +46,7 @@ def test_tokens_decode_to_the_text(tokenizer: str, text: str, tmp_path: Path) ->
         tmp_path / "a.txt", out=tmp_path / "out", tokenizer=tokenizer, vocab_size=300 if tokenizer == "bpe" else None
     )
     data = open_dataset(str(tmp_path / "out"))
-    train, val = (decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val"))
+    train, val = (data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val"))
     assert train + val == text
     assert len(train) == int(0.9 * len(text))
 
@@ -72,7 +72,7 @@ def test_many_documents_are_split_whole_and_end_with_end_of_text(
         (tmp_path / f"{j:03d}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     prepare(tmp_path, out=tmp_path / "out", tokenizer="byte", val_fraction=fraction)
     data = open_dataset(str(tmp_path / "out"))
-    train, val = (decode(data.tokenizer, data.splits[s][:].tolist()).split("<|endoftext|>") for s in ("train", "val"))
+    train, val = (data.tokenizer.decode(data.splits[s][:].tolist()).split("<|endoftext|>") for s in ("train", "val"))
     assert (train.pop(), val.pop()) == ("", "")
     assert sorted(train + val) == sorted(itertools.chain(*every))
     assert len(val) == pytest.approx(files * rows * fraction, abs=max(1, 0.3 * files * rows * fraction))
@@ -88,7 +88,7 @@ def test_no_text_is_taken_twice(tmp_path: Path) -> None:
         tmp_path / "t", tmp_path / "t" / "a.txt", val=[tmp_path / "t" / "b.txt"], out=tmp_path / "d", tokenizer="byte"
     )
     data = open_dataset(str(out))
-    texts = [decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")]
+    texts = [data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val")]
     assert [t.split("<|endoftext|>")[:-1] for t in texts] == [["a" * 9, "c" * 9], ["b" * 9]]
     with pytest.raises(UserError, match="all of the text is for validation"):
         prepare(tmp_path / "t", val=[tmp_path / "t"], out=tmp_path / "e", tokenizer="byte")
@@ -197,7 +197,7 @@ def test_a_few_documents_keep_their_ends_and_gain_nothing(tmp_path: Path) -> Non
     end = "<|endoftext|>"
     prepare(tmp_path, out=tmp_path / "bytes", tokenizer="byte", val_fraction=0.2)
     data = open_dataset(str(tmp_path / "bytes"))
-    texts = {s: decode(data.tokenizer, data.splits[s][:].tolist()) for s in ("train", "val")}
+    texts = {s: data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val")}
     assert texts == {"train": "a" * 10 + end + "b" * 10 + end + "cccc", "val": "cccccc" + end}
     prepare(*(tmp_path / f"{n}.txt" for n in "abc"), out=tmp_path / "chars", tokenizer="char", val_fraction=0.2)
     assert open_dataset(str(tmp_path / "chars")).tokenizer.characters == "abc"

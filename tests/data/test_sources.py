@@ -16,7 +16,6 @@ from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
 from gpt2.data.sources import find_files, pieces
 from gpt2.errors import UserError
-from gpt2.tokenizers import decode
 from gpt2.training.loop import train
 
 TEXTS = ["one\nline", "", "naïve ☕\r\n", "日本"]
@@ -94,7 +93,7 @@ def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monk
     assert status == 0, err
     assert "1 files, " in err
     data = open_dataset("mine")
-    texts = [decode(data.tokenizer, data.splits[name][:].tolist()) for name in ("train", "val")]
+    texts = [data.tokenizer.decode(data.splits[name][:].tolist()) for name in ("train", "val")]
     found = "".join(texts).split("<|endoftext|>")[:-1]
     assert sorted(found) == sorted(f"document {i}" for i in range(40))
 

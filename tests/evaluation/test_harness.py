@@ -20,7 +20,7 @@ from gpt2.formats.open import load, open_model
 from gpt2.formats.source import Extras
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import CharTokenizer, Tokenizer, decode, gpt2_tokenizer, train_bpe
+from gpt2.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs EleutherAI's harness: pip install lm-eval")
 pytest.importorskip("accelerate", reason="the harness's hf model needs pip install transformers accelerate")
@@ -168,7 +168,7 @@ def test_real_hellaswag_is_the_same_three_ways(
 def continued(model: GPT, tokenizer: Tokenizer, prompt: str, count: int) -> str:
     """The text of the likeliest tokens after a prompt, each computed alone."""
     tokens = stream_tokens(model, torch.tensor([tokenizer.encode(prompt)]), temperature=0)
-    return decode(tokenizer, [int(token) for token in itertools.islice(tokens, count)])
+    return tokenizer.decode([int(token) for token in itertools.islice(tokens, count)])
 
 
 def test_likelihoods_and_greedy_continuations_are_those_of_hf(

@@ -16,7 +16,7 @@ from gpt2.evaluation import hellaswag
 from gpt2.evaluation.choices import choose
 from gpt2.evaluation.hellaswag import read_tasks, validation_file
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import ByteTokenizer, CharTokenizer, decode, gpt2_tokenizer
+from gpt2.tokenizers import ByteTokenizer, CharTokenizer, gpt2_tokenizer
 
 BYTES = ByteTokenizer()
 WIKIHOW = {
@@ -38,7 +38,7 @@ def write(path: Path, *questions: object) -> Path:
 
 
 def texts(task) -> tuple[str, list[str]]:
-    return decode(BYTES, task.context), [decode(BYTES, ending) for ending in task.endings]
+    return BYTES.decode(task.context), [BYTES.decode(ending) for ending in task.endings]
 
 
 def test_build_nanogpt_asks_context_and_ending_as_they_are(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_file_without_parts_of_the_context_is_asked_and_said(tmp_path: Path) -
     short = {name: WIKIHOW[name] for name in ("ind", "activity_label", "ctx", "label", "endings")}
     notes: list[str] = []
     tasks = read_tasks(write(tmp_path / "h.jsonl", short, short), BYTES, "lm-eval", note=notes.append)
-    assert decode(BYTES, tasks[0].context) == "Home: How to fix it. Find the leak. Look under the sink. then YOU"
+    assert BYTES.decode(tasks[0].context) == "Home: How to fix it. Find the leak. Look under the sink. then YOU"
     assert len(notes) == 1
     assert "no ctx_a and ctx_b" in notes[0]
 
@@ -196,7 +196,7 @@ def test_all_tasks_for_validation_are_read(real: Path) -> None:
 
 def texts_of(task) -> tuple[str, list[str]]:
     tokenizer = gpt2_tokenizer()
-    return decode(tokenizer, task.context), [decode(tokenizer, ending) for ending in task.endings]
+    return tokenizer.decode(task.context), [tokenizer.decode(ending) for ending in task.endings]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from gpt2.formats.export import export
 from gpt2.formats.tokenizer_files import llmc_bytes, open_tokenizer
 from gpt2.formats.tokenizer_writer import write_llmc
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import ByteTokenizer, decode, gpt2_tokenizer, train_bpe
+from gpt2.tokenizers import ByteTokenizer, gpt2_tokenizer, train_bpe
 
 
 def sha256(data: bytes) -> str:
@@ -127,7 +127,7 @@ def test_special_tokens_are_written_and_the_loss_is_reported(text: str, tmp_path
         "<|user|>, [PAD] become ordinary tokens there"
     ]
     ids = tokenizer.encode("a<|user|>b[PAD]<|endoftext|>", specials=True)
-    assert decode(open_tokenizer(str(tmp_path / "x")), ids) == "a<|user|>b[PAD]<|endoftext|>"
+    assert open_tokenizer(str(tmp_path / "x")).decode(ids) == "a<|user|>b[PAD]<|endoftext|>"
 
 
 def test_samples_of_a_character_model_start_from_a_newline(tmp_path: Path) -> None:

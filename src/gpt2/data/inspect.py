@@ -12,7 +12,7 @@ import numpy as np
 from gpt2.data.dataset import Dataset
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError
-from gpt2.tokenizers import Tokenizer, decode
+from gpt2.tokenizers import Tokenizer
 
 STRETCH = 1 << 20
 """Number of tokens per chunk."""
@@ -117,7 +117,7 @@ def _inspect_split(tokens: Tokens, tokenizer: Tokenizer, seen: Callable[[], None
         largest_id=int(counts.nonzero()[0].max()),
         unused_ids=int((counts == 0).sum()),
         duplicates=len(hashes) - len(np.unique(hashes)),
-        excerpts=[decode(tokenizer, tokens[s : s + EXCERPT_TOKENS].tolist()) for s in starts],
+        excerpts=[tokenizer.decode(tokens[s : s + EXCERPT_TOKENS].tolist()) for s in starts],
         lengths=lengths,
         counts=counts,
         hashes=hashes,
