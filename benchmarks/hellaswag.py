@@ -86,20 +86,20 @@ def main() -> None:
     lines = [every[i * len(every) // arguments.tasks] for i in range(arguments.tasks)]
     spread = Path(tempfile.mkdtemp()) / "tasks.jsonl"
     spread.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    contestants = {f"gpt2, {dtype}": toolkit(dtype) for dtype in arguments.dtypes}
+    programs = {f"gpt2, {dtype}": toolkit(dtype) for dtype in arguments.dtypes}
     if arguments.build_nanogpt:
-        contestants["build-nanogpt, float32"] = build_nanogpt(arguments.build_nanogpt, model, lines)
+        programs["build-nanogpt, float32"] = build_nanogpt(arguments.build_nanogpt, model, lines)
     gpt2_tokenizer()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
     choices: dict[str, list[int]] = {}
     for number in range(arguments.rounds):
-        for name, run in contestants.items():
+        for name, run in programs.items():
             began = time.perf_counter()
             choices[name] = run()
             seconds[name].append(time.perf_counter() - began)
             print(f"round {number + 1}: {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
 
-    base = list(contestants)[-1]
+    base = list(programs)[-1]
     table = {
         name: {
             "tasks_per_second": arguments.tasks / statistics.median(runs),

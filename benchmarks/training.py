@@ -154,10 +154,10 @@ class ServingProcess:
             text=True,
         )
 
-    def ask(self, updates: int) -> list[float]:
-        """Make `updates` optimizer steps, and return the seconds of each."""
+    def ask(self, steps: int) -> list[float]:
+        """Make `steps` optimizer steps, and return the seconds of each."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(updates, file=self.process.stdin, flush=True)
+        print(steps, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
             raise SystemExit(f"{self.name} ended; --verbose shows its output")
         figures = json.loads(line)
@@ -176,8 +176,8 @@ class CProgram:
         self.rounds: list[float] = []
         self.peak = 0
 
-    def ask(self, updates: int) -> list[float]:
-        """Make `updates` optimizer steps after an untimed one, and return the seconds of each."""
+    def ask(self, steps: int) -> list[float]:
+        """Make `steps` optimizer steps after an untimed one, and return the seconds of each."""
         command = ["stdbuf", "-oL", str(self.path)]
         seconds: list[float] = []
         with subprocess.Popen(command, cwd=self.path.parent, stdout=subprocess.PIPE, text=True) as process:
@@ -185,11 +185,11 @@ class CProgram:
             for line in process.stdout:
                 if took := re.search(r"\(took ([\d.]+) ms\)", line):
                     seconds.append(float(took[1]) / 1000)
-                if len(seconds) > updates:
+                if len(seconds) > steps:
                     break
             status = Path(f"/proc/{process.pid}/status").read_text()
             process.kill()
-        if len(seconds) <= updates:
+        if len(seconds) <= steps:
             raise SystemExit(f"{self.path} ended after {len(seconds)} steps")
         self.peak = max(self.peak, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024)
         return seconds[1:]
