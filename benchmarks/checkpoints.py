@@ -1,12 +1,11 @@
-"""What records, progress and checkpoints cost a run, with training waiting for the disk or not.
+"""Measure what records, progress and checkpoints cost a run, with checkpoints in the foreground or the background.
 
     python benchmarks/checkpoints.py data/shakespeare --model gpt2 --batch_size 1 --block_size 64
 
-Each run has one half of the cores, and at the same time the same updates are made on the other half by a process
-that does nothing else: the trainer's update again and again, without its loop. So both meet the same moods of the
-machine; the halves change places from round to round. The runs believe that they write to a terminal. The first two
-checkpoints of a run are left out: their memory and files are new, where later ones take those of one that is deleted.
-Linux only.
+A run has one half of the cores. At the same time, a second process makes the same optimizer steps on the other half
+and does nothing else. Both processes thus see the same state of the machine. They exchange their halves after each
+round. The runs write their progress to a pseudo-terminal. The first two checkpoints of a run are not counted, because
+they need new memory and new files, while later ones reuse those of deleted checkpoints. Linux only.
 """
 
 import argparse
@@ -36,24 +35,24 @@ from gpt2.training.step import train_step
 WAYS = {
     "no checkpoints": [],
     "training waits": ["--checkpoint_interval={interval}"],
-    "beside the training": ["--checkpoint_interval={interval}", "--async_checkpoint"],
+    "in the background": ["--checkpoint_interval={interval}", "--async_checkpoint"],
 }
 
 
 class Measured(NamedTuple):
-    """A run's."""
+    """The measurements of a run."""
 
     seconds: float
-    """Of the updates that are measured, and of all between them."""
+    """Seconds of the measured optimizer steps, and of everything between them."""
     waited: list[float]
-    """Seconds, at each checkpoint."""
+    """Seconds that training waited at each checkpoint."""
     size: int
-    """Bytes of a checkpoint."""
+    """Number of bytes of a checkpoint."""
 
 
 def measure(arguments: argparse.Namespace, way: list[str], halves: list[list[int]]) -> tuple[Measured, float]:
-    """A run in one way on the first half of the cores, and seconds of its updates alone, beside it on the second."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as beside:
+    """Measure a run on the first half of the cores, and the seconds of its steps alone on the second half."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as background:
         interval = arguments.interval
         settings = {
             "dataset": arguments.dataset,
@@ -68,7 +67,7 @@ def measure(arguments: argparse.Namespace, way: list[str], halves: list[list[int
             "keep_checkpoints": 1,
         }
         began, ended = 3 * interval - 1, interval * (arguments.checkpoints + 3) - 1
-        alone = beside.submit(updates_alone, settings, began, ended, halves[1])
+        alone = background.submit(steps_alone, settings, began, ended, halves[1])
         flags = [f"--{name}={value}" for name, value in settings.items()]
         train(["-m", "gpt2", "train", *flags, *(flag.format(interval=interval) for flag in way)], halves[0])
         out = Path(folder, "run")
@@ -80,38 +79,38 @@ def measure(arguments: argparse.Namespace, way: list[str], halves: list[list[int
 
 
 def on(cores: list[int], arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a Python program that has these cores and no others."""
+    """Return the command and the environment that run a Python program on these cores only."""
     command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, *arguments]
     return command, os.environ | {"OMP_NUM_THREADS": str(len(cores))}
 
 
 def train(arguments: list[str], cores: list[int]) -> None:
-    """Run `gpt2 train` as if on a terminal."""
+    """Run `gpt2 train` on a pseudo-terminal."""
     command, environment = on(cores, arguments)
-    terminal, its_end = pty.openpty()
+    terminal, end_of_run = pty.openpty()
     reader = threading.Thread(target=read_all, args=[terminal], daemon=True)
     reader.start()
-    subprocess.run(command, check=True, env=environment, stderr=its_end)
-    os.close(its_end)
+    subprocess.run(command, check=True, env=environment, stderr=end_of_run)
+    os.close(end_of_run)
     reader.join()
 
 
 def read_all(terminal: int) -> None:
-    """Read what a terminal shows until nobody writes to it."""
+    """Read and discard the output on a terminal until its other end is closed."""
     with contextlib.suppress(OSError):
         while os.read(terminal, 65536):
             pass
 
 
-def updates_alone(settings: dict[str, Any], began: int, ended: int, cores: list[int]) -> float:
-    """Seconds of the updates after number `began` up to `ended`, in a process that does nothing else."""
+def steps_alone(settings: dict[str, Any], began: int, ended: int, cores: list[int]) -> float:
+    """Return the seconds of the steps after number `began` up to `ended`, in a process that does nothing else."""
     command, environment = on(cores, [__file__, "--alone", json.dumps([settings, began, ended]), "-"])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return float(subprocess.run(command, check=True, env=environment, **pipes).stdout)
 
 
 def train_alone(settings: dict[str, Any], began: int, ended: int) -> None:
-    """Be that process."""
+    """Make the optimizer steps of `steps_alone` in this process, and print their seconds."""
     keep_freed_memory()
     run = set_up(TrainConfig(**settings), lambda line: None)
     times = []
@@ -124,14 +123,16 @@ def train_alone(settings: dict[str, Any], began: int, ended: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="a prepared folder")
+    parser.add_argument("dataset", help="folder of a prepared dataset")
     parser.add_argument("--model", default="gpt2")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--block_size", type=int, default=64)
-    parser.add_argument("--interval", type=int, default=10, help="updates between checkpoints")
-    parser.add_argument("--checkpoints", type=int, default=3, help="that are measured in a run")
+    parser.add_argument("--interval", type=int, default=10, help="number of optimizer steps between checkpoints")
+    parser.add_argument("--checkpoints", type=int, default=3, help="number of measured checkpoints per run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="to train")
+    parser.add_argument(
+        "--ways", nargs="+", default=list(WAYS), choices=WAYS, help="ways to write checkpoints to compare"
+    )
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
@@ -140,7 +141,7 @@ def main() -> None:
 
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise SystemExit("this compares two programs at the same time and needs two cores")
+        raise SystemExit("this benchmark runs two programs at the same time, so it needs at least two cores")
     halves = [cores[: len(cores) // 2], cores[len(cores) // 2 :]]
     seconds: dict[str, list[float]] = {name: [] for name in arguments.ways}
     ratios: dict[str, list[float]] = {name: [] for name in arguments.ways}
@@ -153,13 +154,13 @@ def main() -> None:
             ratios[name].append(done.seconds / alone)
             waited[name] += done.waited
             size = max(size, done.size)
-            said = f"{done.seconds:.1f} s beside {alone:.1f} s, waited {done.waited}"
-            print(f"round {number + 1}: {name}: {said}", file=sys.stderr, flush=True)
+            figures = f"{done.seconds:.1f} s, the steps alone {alone:.1f} s, waited {done.waited} s"
+            print(f"round {number + 1}: {name}: {figures}", file=sys.stderr, flush=True)
 
     machine = f"{platform.machine()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
-    updates = arguments.interval * arguments.checkpoints
-    print(f"checkpoints of {size / 1e6:,.0f} MB, every {arguments.interval} updates, {updates} updates; {machine}\n")
-    print("| | seconds, median (spread) | to the updates alone (spread) | waited at a checkpoint (spread) |")
+    steps = arguments.interval * arguments.checkpoints
+    print(f"checkpoints of {size / 1e6:,.0f} MB, every {arguments.interval} steps, {steps} steps; {machine}\n")
+    print("| | seconds, median (spread) | relative to the steps alone (spread) | wait per checkpoint (spread) |")
     print("|---|---|---|---|")
     for name in arguments.ways:
         print(f"| {name} | {spread(seconds[name], '.1f')} | {spread(ratios[name], '.3f')} ", end="")
@@ -167,7 +168,7 @@ def main() -> None:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Median, least and greatest."""
+    """Return the median, the minimum and the maximum as text."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 

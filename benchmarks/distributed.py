@@ -1,11 +1,12 @@
-"""What sharing a model costs and saves: updates a second and memory of every way, beside the arithmetic.
+"""Measure the speed and the memory of every way to share a model between processes, and compare with the arithmetic.
 
     python benchmarks/distributed.py data/shakespeare --processes 2 --n_layer 6 --n_embd 512
 
-Each way trains the same updates, as processes of its own under torchrun, one way after the other in each round.
-Memory is that of the fullest process in one more round: what its tensors take, and its peak during the timed updates
-beyond what Python and PyTorch had taken before the run was set up (on a CPU of the resident set, read from /proc; the
-C library is told to give back at once what is freed, which takes time).
+Every way makes the same optimizer steps, in processes of its own under torchrun. In each round, the ways run one
+after the other. Memory is measured in one more round, in the process that uses most: the bytes of its tensors, and
+its peak during the timed steps minus the memory that Python and PyTorch used before the run was set up. On a CPU the
+peak is that of the resident set, from /proc. The C library then returns freed memory to the system at once, which
+costs time.
 """
 
 import argparse
@@ -43,19 +44,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp, activation_checkpointing": {"parallel": "fsdp", "activation_checkpointing": True},
 }
 UNTIMED = 3
-"""Updates before the clock runs."""
+"""Number of optimizer steps before the timed ones."""
 
 
-def work(settings: dict[str, Any], updates: int) -> None:
-    """One process of one way: trains and prints its figures."""
+def work(settings: dict[str, Any], steps: int) -> None:
+    """Train as one process of one way; the main process prints the figures of all."""
     config = TrainConfig(**settings)
     with joined(device.pick_device(config.device), config.backend, 600) as world:
         before = peak_bytes()
         run = set_up(config, lambda line: None, world)
         seconds = []
-        for number in range(UNTIMED + updates):
+        for number in range(UNTIMED + steps):
             if number == UNTIMED:
-                forget_peak()
+                reset_peak()
             began = time.perf_counter()
             train_step(run).loss.item()
             seconds.append(time.perf_counter() - began)
@@ -74,20 +75,20 @@ def work(settings: dict[str, Any], updates: int) -> None:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """What this process has of them."""
-    here = [cast(Any, t).to_local() if hasattr(t, "to_local") else t for t in tensors]
-    return sum(t.numel() * t.element_size() for t in here)
+    """Return the number of bytes of the tensors in this process; of sharded ones, those of its shards."""
+    local = [cast(Any, t).to_local() if hasattr(t, "to_local") else t for t in tensors]
+    return sum(t.numel() * t.element_size() for t in local)
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had since the peak was last forgotten."""
+    """Return the peak memory of this process in bytes since the last `reset_peak`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
 
 
-def forget_peak() -> None:
-    """Give back what set-up has freed, and begin to look for the peak anew."""
+def reset_peak() -> None:
+    """Return freed memory to the system, and start a new measurement of the peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -95,16 +96,17 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Environment variables with which glibc returns freed memory to the system at once."""
 
 
 def measure(
-    settings: dict[str, Any], processes: int, updates: int, environment: dict[str, str]
+    settings: dict[str, Any], processes: int, steps: int, environment: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """The figures of all processes of a way, by rank."""
+    """Run one way under torchrun, and return the figures of all its processes, by rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
-        [*command, __file__, "--worker", json.dumps(settings), "--updates", str(updates), "-"],
+        [*command, __file__, "--worker", json.dumps(settings), "--updates", str(steps), "-"],
         env={"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} | os.environ | environment,
         capture_output=True,
         text=True,
@@ -115,7 +117,7 @@ def measure(
 
 
 def expected(config: GPTConfig, settings: dict[str, Any], processes: int) -> accounting.Memory:
-    """The memory that the arithmetic gives."""
+    """Return the memory of a process according to the arithmetic."""
     sharing = Sharing(processes, settings.get("parallel", "ddp"), settings.get("zero_stage", 0))
     checkpointing = settings.get("activation_checkpointing", False)
     batch_size = settings["batch_size"]
@@ -124,15 +126,15 @@ def expected(config: GPTConfig, settings: dict[str, Any], processes: int) -> acc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="a prepared folder")
+    parser.add_argument("dataset", help="folder of a prepared dataset")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=10, help="that are timed")
+    parser.add_argument("--updates", type=int, default=10, help="number of timed optimizer steps")
     for name, value in (("n_layer", 6), ("n_head", 8), ("n_embd", 512), ("block_size", 128), ("batch_size", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--micro_batches", type=int, default=2, help="of an update, in each process")
-    parser.add_argument("--only", nargs="*", help="names of ways")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--micro_batches", type=int, default=2, help="number of micro-batches per step and process")
+    parser.add_argument("--only", nargs="*", help="names of the ways to measure; default: all")
+    parser.add_argument("--json", type=Path, help="file for the figures as JSON")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -156,13 +158,13 @@ def main() -> None:
             for name, way in ways.items():
                 results[name].append(measure(way, n, arguments.updates, {}))
                 print(f"round {number + 1}: {name}: {results[name][-1][0]['seconds']:.3f} s", file=sys.stderr)
-        taken = {name: measure(way, n, 2, GIVE_BACK) for name, way in ways.items()}
+        taken = {name: measure(way, n, 2, RETURN_FREED) for name, way in ways.items()}
 
     config = GPTConfig(**next(iter(results.values()))[0][0]["model"])
     tokens = n * arguments.micro_batches * arguments.batch_size * arguments.block_size
     machine = f"{platform.machine()}, {os.cpu_count()} cores, PyTorch {torch.__version__}"
     print(f"{accounting.num_params(config):,} parameters, {n} processes, {tokens:,} tokens per step; {machine}\n")
-    print("| | tokens/s (spread) | to ddp | parameters: measured, by arithmetic | optimizer | peak |")
+    print("| | tokens/s (spread) | relative to ddp | parameters: measured, calculated | optimizer state | peak |")
     print("|---|---|---|---|---|---|")
     table, base = {}, None
     for name, runs in results.items():

@@ -1,12 +1,12 @@
-"""Validation loss over wall time, where everyone may train for the same minutes: nanoGPT and ours, in turns.
+"""Compare the validation losses that nanoGPT and runs of `gpt2 train` reach in the same time, one after the other.
 
     python benchmarks/equal_time.py --nanogpt ~/nanoGPT --nanogpt_flags "--dataset=docs --max_iters=700" \\
         --runs "gpt2 --dataset=data/docs --max_iters=1000" "gpt2 --dataset=data/docs --optimizer=muon"
 
---nanogpt_flags are of nanoGPT's train.py, which starts in its own folder; --runs of `gpt2 train`. The clock runs from
-the start of each process, through its evaluations and checkpoints, and stops it when the minutes are over. Losses are
-the estimates that the programs print, so both should take as many batches (--eval_iters) as often (--eval_interval).
-Without nanoGPT the runs are compared with the first of them.
+--nanogpt_flags are flags of nanoGPT's train.py, which starts in its own folder. --runs are arguments of `gpt2 train`.
+The time starts with the process and includes evaluations and checkpoints; the process is stopped when the minutes are
+over. Losses are the estimates that the programs print, so all runs should have the same --eval_iters and
+--eval_interval. All runs are compared with nanoGPT, or with the first of --runs if nanoGPT is not given.
 """
 
 import argparse
@@ -25,14 +25,14 @@ import time
 from pathlib import Path
 
 import torch
-from peers import commit
+from other_projects import commit
 
 Curve = list[tuple[float, float]]
-"""Seconds since the start of the process, and the validation loss that it printed then."""
+"""Pairs of the seconds since the start of the process and the validation loss that it printed then."""
 
 
 def curve(command: list[str], folder: Path | None, seconds: float) -> Curve:
-    """The evaluations that a program prints within its time, after which it is interrupted."""
+    """Run a program for at most `seconds` and return the evaluations that it prints. Exits if there are none."""
     began = time.perf_counter()
     found: Curve = []
     last = ""
@@ -45,25 +45,25 @@ def curve(command: list[str], folder: Path | None, seconds: float) -> Curve:
         timer.start()
         for line in process.stdout:
             took = time.perf_counter() - began
-            if took <= seconds and (said := re.search(r"val loss ([\d.]+)", line)):
-                found.append((took, float(said[1])))
+            if took <= seconds and (match := re.search(r"val loss ([\d.]+)", line)):
+                found.append((took, float(match[1])))
             last = line
         timer.cancel()
     if process.returncode and time.perf_counter() - began < seconds:
         raise SystemExit(f"{shlex.join(command)} failed; it ended with: {last}")
     if not found:
-        raise SystemExit(f"{shlex.join(command)} came to no evaluation in {seconds:.0f} s; it ended with: {last}")
+        raise SystemExit(f"{shlex.join(command)} printed no evaluation in {seconds:.0f} s; it ended with: {last}")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, its data prepared")
-    parser.add_argument("--nanogpt_flags", default="", help="of its train.py, quoted")
-    parser.add_argument("--runs", nargs="+", required=True, help="recipe or size with flags, each quoted")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT with prepared data")
+    parser.add_argument("--nanogpt_flags", default="", help="flags of its train.py, quoted")
+    parser.add_argument("--runs", nargs="+", required=True, help="arguments of `gpt2 train`, each run quoted")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write the curves here")
+    parser.add_argument("--json", type=Path, help="file for the curves as JSON")
     options = parser.parse_args()
 
     commands: dict[str, tuple[list[str], Path | None]] = {}
@@ -86,7 +86,9 @@ def main() -> None:
     about += f"; {options.minutes:g} minutes, {options.rounds} rounds"
     about += f"; nanoGPT {commit(options.nanogpt)}" if options.nanogpt else ""
     base = curves[next(iter(curves))]
-    print(f"{about}\n\n| | validation loss at the end (spread) | the first's loss after | of its time |")
+    print(
+        f"{about}\n\n| | validation loss at the end (spread) | time to the first's loss | share of the first's time |"
+    )
     print("|---|---|---|---|")
     for name, rounds in curves.items():
         losses = [points[-1][1] for points in rounds]

@@ -1,10 +1,11 @@
-"""The table of docs/distributed.md: how to share models of three sizes between 1 and 1,024 GPUs.
+"""Print the table of docs/distributed.md: how to train models of three sizes on 1 to 1,024 GPUs.
 
     python benchmarks/plan_table.py
 
-Arithmetic alone, for GPUs of 80 GB with 989 TFLOP/s in bfloat16 (NVIDIA H100's data sheet), of which 40 % are used, 8
-a machine; they send 400 GB/s each within a machine (NVLink) and 50 GB/s between machines (400 Gbit/s). A way is
-chosen if it takes at most nine tenths of the memory, the simplest first, and the largest micro-batch that does.
+The table is calculated, not measured. A GPU has 80 GB and reaches 40 % of 989 TFLOP/s in bfloat16 (data sheet of
+NVIDIA's H100). A machine has 8 GPUs. Each GPU sends 400 GB/s within its machine (NVLink) and 50 GB/s between machines
+(400 Gbit/s). The table shows the simplest flags that need at most nine tenths of the memory, with the largest
+micro-batch that does.
 """
 
 from gpt2 import accounting
@@ -12,18 +13,18 @@ from gpt2.accounting import Memory, Sharing
 from gpt2.model import GPTConfig
 
 GB = 1e9
-MEMORY, PEAK, UTILISATION, A_MACHINE, WITHIN, BETWEEN = 80 * GB, 989e12, 0.4, 8, 400 * GB, 50 * GB
+MEMORY, PEAK, UTILISATION, GPUS_PER_MACHINE, WITHIN, BETWEEN = 80 * GB, 989e12, 0.4, 8, 400 * GB, 50 * GB
 MODELS = {
     "124M": (GPTConfig(), 1 << 19),
     "1.5B": (GPTConfig.preset("gpt2-xl"), 1 << 20),
     "7B-sized": (GPTConfig(n_layer=32, n_head=32, n_embd=4096), 1 << 22),
 }
-"""Each with its tokens per step."""
+"""Configuration and number of tokens per step of each model."""
 GPUS = (1, 8, 64, 1024)
 
 
 def ways(gpus: int) -> list[tuple[str, Sharing, bool]]:
-    """What can be chosen, the simplest first: flags, sharing, activation checkpointing."""
+    """Return the choices, simplest first: flags, sharing, and whether activations are checkpointed."""
     if gpus == 1:
         return [("one process", Sharing(), False), ("--activation_checkpointing", Sharing(), True)]
     return [
@@ -35,24 +36,25 @@ def ways(gpus: int) -> list[tuple[str, Sharing, bool]]:
 
 
 def plan(config: GPTConfig, tokens_per_step: int, gpus: int) -> tuple[str, Sharing, int, int, Memory] | None:
-    """Flags, sharing, batch_size, micro-batches of each process and memory; None where nothing fits."""
-    rows = max(1, tokens_per_step // config.block_size // gpus)
+    """Return flags, sharing, batch_size, micro-batches per process and memory; None where nothing fits."""
+    sequences = max(1, tokens_per_step // config.block_size // gpus)
     for flags, sharing, checkpointing in ways(gpus):
-        batch_size = min(rows, 64)
+        batch_size = min(sequences, 64)
         while batch_size:
             taken = accounting.memory(
                 config, sharing, batch_size, half=True, compiled=True, activation_checkpointing=checkpointing
             )
             if taken.total <= 0.9 * MEMORY:
-                return flags, sharing, batch_size, rows // batch_size, taken
+                return flags, sharing, batch_size, sequences // batch_size, taken
             batch_size //= 2
     return None
 
 
 def table() -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     lines = [
-        "| model | GPUs | flags | batch_size × micro-batches | tokens per step | memory | computes | sends | in |",
+        "| model | GPUs | flags | batch_size × micro-batches | tokens per step | memory | compute time "
+        "| sent | sending time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (config, tokens_per_step) in MODELS.items():
@@ -64,10 +66,10 @@ def table() -> str:
             tokens = gpus * batch_size * micro_batches * config.block_size
             seconds = accounting.flops_per_token(config) * tokens / gpus / (UTILISATION * PEAK)
             sent = accounting.communication(config, sharing, micro_batches)
-            talking = sent / (WITHIN if gpus <= A_MACHINE else BETWEEN)
+            sending = sent / (WITHIN if gpus <= GPUS_PER_MACHINE else BETWEEN)
             lines.append(
                 f"| {name} | {gpus:,} | {flags} | {batch_size} × {micro_batches} | {tokens / 1e6:.1f}M | "
-                f"{taken.total / GB:.1f} GB | {seconds:.3g} s | {sent / GB:.1f} GB | {talking:.2g} s |"
+                f"{taken.total / GB:.1f} GB | {seconds:.3g} s | {sent / GB:.1f} GB | {sending:.2g} s |"
             )
     return "\n".join(lines) + "\n"
 

@@ -1,11 +1,12 @@
-"""How fast text becomes tokens: `gpt2 prepare` beside tiktoken on one core, nanoGPT's and build-nanogpt's scripts.
+"""Compare the speed of `gpt2 prepare` with that of tiktoken on one core and of nanoGPT's and build-nanogpt's scripts.
 
     python benchmarks/prepare.py docs.jsonl.xz --nanogpt ~/nanoGPT --build_nanogpt ~/build-nanogpt
 
-Every contestant reads the same compressed JSON lines and writes token files, as a process of its own, one after the
-other in each round. Memory is that of the process and all its children, shared pages counted once. The peers' scripts
-are run as they are, but that the dataset they would download is the file given, and that nanoGPT's writes in one
-portion instead of 1,024, of which a small text has too few documents. They need Hugging Face's datasets.
+Every program reads the same compressed JSON lines and writes token files. In each round the programs run one after
+the other, each in its own process. Memory is that of the process and all its children, with shared pages counted
+once. The scripts of nanoGPT and build-nanogpt run with two changes: they read the given file instead of downloading a
+dataset, and nanoGPT's writes one batch of documents instead of 1,024, for which a small text has too few documents.
+They need the package datasets of Hugging Face.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def load_dataset(_, split=None, **options):
 datasets.load_dataset = load_dataset
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""Runs a script with rows of a file where it would download a dataset of Hugging Face's."""
+"""A program that runs a script with the rows of a file in place of the dataset that it would download."""
 TIKTOKEN = """
 import json, lzma, sys, numpy as np, tiktoken
 encoding = tiktoken.get_encoding("gpt2")
@@ -41,26 +42,28 @@ with lzma.open(sys.argv[1]) as rows, open("train.bin", "wb") as out:
 """
 
 
-def contestants(rows: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Commands by name, each to be run in an empty folder."""
-    ours = [sys.executable, "-m", "gpt2", "prepare", str(rows), "--out=out"]
-    theirs = [sys.executable, "-c", LOCAL_DATASETS, str(rows)]
+def commands(rows: Path, arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the command of each program by name. Each must run in an empty folder."""
+    prepare = [sys.executable, "-m", "gpt2", "prepare", str(rows), "--out=out"]
+    with_local_data = [sys.executable, "-c", LOCAL_DATASETS, str(rows)]
     found = {
         "tiktoken, one core": [sys.executable, "-c", TIKTOKEN, str(rows)],
-        "gpt2 prepare, one worker": [*ours, "--workers=1"],
-        "gpt2 prepare": ours,
+        "gpt2 prepare, one worker": [*prepare, "--workers=1"],
+        "gpt2 prepare": prepare,
     }
     if arguments.nanogpt:
         script = (arguments.nanogpt / "data" / "openwebtext" / "prepare.py").read_text()
         assert script.count("total_batches = 1024") == 1
-        found["nanoGPT"] = [*theirs, copied(script.replace("total_batches = 1024", "total_batches = 1"), rows, "n")]
+        script = script.replace("total_batches = 1024", "total_batches = 1")
+        found["nanoGPT"] = [*with_local_data, copied(script, rows, "n")]
     if arguments.build_nanogpt:
-        found["build-nanogpt"] = [*theirs, copied((arguments.build_nanogpt / "fineweb.py").read_text(), rows, "b")]
+        script = (arguments.build_nanogpt / "fineweb.py").read_text()
+        found["build-nanogpt"] = [*with_local_data, copied(script, rows, "b")]
     return {name: command for name, command in found.items() if not arguments.only or name in arguments.only}
 
 
 def copied(script: str, rows: Path, name: str) -> str:
-    """A copy of a script, which writes beside itself."""
+    """Copy a script into a folder of its own, because it writes next to itself; return the path of the copy."""
     path = rows.parent / name / "script.py"
     path.parent.mkdir(exist_ok=True)
     path.write_text(script)
@@ -68,7 +71,7 @@ def copied(script: str, rows: Path, name: str) -> str:
 
 
 def measure(command: list[str], folder: Path) -> tuple[float, int]:
-    """Seconds and peak memory in bytes of a command and all that it starts."""
+    """Run a command; return its seconds, and the peak memory in bytes of it and all processes that it starts."""
     folder.mkdir()
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -90,19 +93,22 @@ def measure(command: list[str], folder: Path) -> tuple[float, int]:
 
 
 def memory(session: int) -> int:
-    """Bytes of all processes of a session, shared pages by their shares."""
+    """Return the memory in bytes of all processes of a session, with each shared page divided among its users."""
     total = 0
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if int((path / "stat").read_text().rsplit(")", 1)[1].split()[3]) == session:
                 total += int((path / "smaps_rollup").read_text().split("Pss:")[1].split()[0]) * 1024
         except (OSError, IndexError, ValueError):
-            continue  # it has ended
+            continue  # the process has ended
     return total
 
 
 def write_rows(source: Path, megabytes: float, target: Path) -> int:
-    """The first megabytes of text of a .jsonl.xz, begun again where it is shorter; returns the bytes of text."""
+    """Write the first megabytes of text of a .jsonl.xz to `target`, and return the number of bytes of text.
+
+    A shorter text is repeated.
+    """
     size = 0
     with lzma.open(target, "wt", preset=1) as out:
         while size < megabytes * 1e6:
@@ -119,12 +125,12 @@ def write_rows(source: Path, megabytes: float, target: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="documents as .jsonl.xz, with the field text")
-    parser.add_argument("--megabytes", type=float, default=200, help="of text to prepare")
+    parser.add_argument("--megabytes", type=float, default=200, help="amount of text to prepare")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--build_nanogpt", type=Path, help="a checkout of build-nanogpt")
-    parser.add_argument("--only", nargs="*", help="names of contestants")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--only", nargs="*", help="names of the programs to run; default: all")
+    parser.add_argument("--json", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args()
 
     results: dict[str, list[tuple[float, int]]] = {}
@@ -132,7 +138,7 @@ def main() -> None:
         rows = Path(temporary) / "rows.jsonl.xz"
         size = write_rows(arguments.text, arguments.megabytes, rows)
         for number in range(arguments.rounds):
-            for name, command in contestants(rows, arguments).items():
+            for name, command in commands(rows, arguments).items():
                 folder = Path(temporary) / f"round{number}"
                 results.setdefault(name, []).append(measure(command, folder))
                 shutil.rmtree(folder)
@@ -150,7 +156,9 @@ def main() -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     base = table.get("tiktoken, one core", next(iter(table.values())))["seconds"]
     print(f"{size / 1e6:,.0f} MB of text as .jsonl.xz; {machine}; medians of {arguments.rounds} rounds\n")
-    print("| | seconds (spread) | MB of text/s | to one-core tiktoken | peak memory |\n|---|---|---|---|---|")
+    print(
+        "| | seconds (spread) | MB of text/s | relative to one-core tiktoken | peak memory |\n|---|---|---|---|---|"
+    )
     for name, row in table.items():
         seconds = row["seconds"]
         spread = f"{seconds:.1f} ({row['fastest']:.1f}–{row['slowest']:.1f})"

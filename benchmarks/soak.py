@@ -1,10 +1,10 @@
-"""What a log of a million records costs: memory of a run that is watched, and of its report and plot.
+"""Measure the memory of a run with a log of a million records while its page is open, and of its report and plot.
 
     python benchmarks/soak.py data/shakespeare_char --records 1000000 --minutes 60
 
-A short run gets a log as if it had made that many updates. It is then resumed with `--ui`, and its page is asked for
-every second. Printed are the memory (resident set) of its process after the first minute, at its largest and at the
-end; then memory and time of `gpt2 report` and `gpt2 plot` on the log. Linux only.
+A short run gets a log as if it had made that number of optimizer steps. It is then resumed with `--ui`, and its page
+is requested every second. The benchmark prints the memory (resident set) of the run after the first minute, at its
+peak and at the end. It then prints the memory and the time of `gpt2 report` and `gpt2 plot` on the log. Linux only.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHAPE = [
 
 
 def age(run: Path, records: int) -> None:
-    """Give a run the log, and the step count, of one that made `records` updates."""
+    """Give a run the log and the step count of a run that made `records` optimizer steps."""
     old = folder_of(run, saved_steps(run)[0])
     state = json.loads((old / "state.json").read_text())
     state |= {"step": records, "tokens": records * 512, "best_step": None, "best_val_loss": None}
@@ -60,13 +60,13 @@ def age(run: Path, records: int) -> None:
 
 
 def resident(process: int) -> float:
-    """Memory of a process in MB."""
+    """Return the resident memory of a process in MB."""
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def soak(run: Path, minutes: float, port: int) -> list[tuple[float, float]]:
-    """Resume the run and ask for its page every second; returns seconds and MB, every second."""
+    """Resume the run and request its page every second; return the seconds and the memory in MB at each request."""
     command = [sys.executable, "-m", "gpt2", "train", "--init_from=resume", f"--out_dir={run}", "--ui"]
     process = subprocess.Popen([*command, f"--ui_port={port}"], stderr=subprocess.DEVNULL)
     found, began, answers = [], time.monotonic(), 0
@@ -78,19 +78,19 @@ def soak(run: Path, minutes: float, port: int) -> list[tuple[float, float]]:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/body", timeout=60) as answer:
                     answers += len(answer.read()) > 0
             except OSError:
-                pass  # it has not begun yet
+                pass  # the server has not started yet
             found.append((time.monotonic() - began, resident(process.pid)))
             if len(found) % 300 == 0:
                 print(f"{found[-1][0]:6.0f} s  {found[-1][1]:7.1f} MB", flush=True)
     finally:
         process.terminate()
         status = process.wait()
-    print(f"{answers:,} answers; the run ended with status {status}")
+    print(f"{answers:,} pages served; the run ended with status {status}")
     return found
 
 
 def command(*arguments: str) -> tuple[float, float]:
-    """Seconds and MB of a command of ours."""
+    """Run a command of `gpt2`, and return its seconds and its peak memory in MB."""
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "gpt2", *arguments], stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -100,10 +100,10 @@ def command(*arguments: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset")
-    parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--port", type=int, default=18_765)
+    parser.add_argument("dataset", help="folder of a prepared dataset")
+    parser.add_argument("--records", type=int, default=1_000_000, help="number of steps in the log")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of the resumed run")
+    parser.add_argument("--port", type=int, default=18_765, help="port of the page")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -112,12 +112,12 @@ def main() -> None:
         age(run, given.records)
         assert checkpoint.latest(run, print) == folder_of(run, given.records)
         size = (run / "log.jsonl").stat().st_size / 1e6
-        print(f"a log of {given.records:,} updates, {size:.0f} MB")
+        print(f"a log of {given.records:,} steps, {size:.0f} MB")
         if given.minutes:
             memory = soak(run, given.minutes, given.port)
             settled = [mb for second, mb in memory if second >= min(60, 30 * given.minutes)]
             first, most, last = settled[0], max(settled), settled[-1]
-            print(f"memory in MB: {first:.1f} after a minute, {most:.1f} at most, {last:.1f} at the end")
+            print(f"memory in MB: {first:.1f} after a minute, {most:.1f} at the peak, {last:.1f} at the end")
         for arguments in (
             ["report", str(run), f"--out={folder}/x.html"],
             ["plot", str(run), f"--out={folder}/x.png"],

@@ -1,12 +1,12 @@
-"""Train a recipe with every combination of some settings and write a table.
+"""Train a recipe with every combination of some settings, and print a table of the losses.
 
     python benchmarks/sweep.py shakespeare_char_cpu --eval_interval=0 --eval_iters=0 \\
         --optimizer=adamw,muon --learning_rate=1e-3,3e-3 --seed=1,2,3 --table=sweep.md
 
-Flags are those of `gpt2 train`, with commas between the values to try; with --eval_iters=0 the validation loss is
-that of the whole split. Combinations that differ only in their seed share a line: mean and spread of the loss.
---at_once=2 trains two at a time, each on half of the cores, where small models make more of them. The dataset must be
-prepared.
+The flags are those of `gpt2 train`, with commas between the values to try. With --eval_iters=0, the validation loss
+is that of the complete split. Combinations that differ only in their seed share a line, with the mean and the spread
+of the loss. --table also writes the table to a file. --at_once=2 trains two runs at the same time, each on half of
+the cores, which small models use better than all cores. The dataset must be prepared.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from pathlib import Path
 
 
 def train(recipe: str, settings: dict[str, str], environment: dict[str, str]) -> tuple[float, float]:
-    """Validation loss at the end, and seconds from start to finish."""
+    """Train once; return the validation loss at the end, and the seconds from start to end."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--{name}={value}" for name, value in settings.items()]
         began = time.perf_counter()

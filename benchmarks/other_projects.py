@@ -1,4 +1,4 @@
-"""Other projects' code, taken from the folders where it lies."""
+"""Code of other projects, read from a checkout of each."""
 
 import ast
 import inspect
@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 
 def definitions(path: Path, **names: object) -> SimpleNamespace:
-    """The functions and classes of a script, which is not run otherwise; `names` is what they need."""
+    """Return the functions and classes of a script without running the rest of it.
+
+    `names` are further names that they need.
+    """
     tree = ast.parse(path.read_text(), str(path))
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     space: dict[str, object] = {"torch": torch, "nn": nn, "F": F, "math": math, "dataclass": dataclass}
@@ -25,7 +28,7 @@ def definitions(path: Path, **names: object) -> SimpleNamespace:
 
 
 def commit(folder: Path) -> str:
-    """The commit that is checked out there, or nothing where git does not say."""
+    """Return the commit that is checked out in a folder, or an empty text if git does not know it."""
     asked = subprocess.run(
         ["git", "-C", str(folder), "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True
     )
