@@ -53,7 +53,7 @@ class Task(Question):
     """A task is a question with one correct ending."""
 
     lengths: list[int]
-    """Length by which the log-likelihood of each ending is divided for the normalised choice: tokens or characters."""
+    """Length by which the log-likelihood of each ending is divided for the normalised choice."""
     label: int
     """Index of the correct ending."""
 
