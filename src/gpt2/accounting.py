@@ -67,7 +67,7 @@ def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float
 
 @dataclass(frozen=True)
 class Sharing:
-    """Says how processes share a model."""
+    """Describes how processes share a model."""
 
     processes: int = 1
     """Number of processes."""

@@ -118,13 +118,13 @@ def check_three_ways(
     """Check that `hf`, our model and `gpt2 eval hellaswag` choose the same ending in each task."""
     own_task = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
     write_task(folder, "hs", data, include=str(own_task))
-    (ours, samples), (hf, hf_samples) = both(folder, "hs", models)
+    (figures, samples), (hf_figures, hf_samples) = both(folder, "hs", models)
     line = ["eval", "hellaswag", models[0], f"--data={data}", "--rendering=lm-eval", "--device=cpu"]
     status, out, err = command(*line, "--dtype=float32", "--json", f"--out={folder / 'choices.jsonl'}")
     assert status == 0, err
     own = json.loads(out)
     for name in ("acc", "acc_norm"):
-        assert ours[name] == hf[name] == own[name], name
+        assert figures[name] == hf_figures[name] == own[name], name
         assert 0 < own[name] < 1
     records = [json.loads(line) for line in (folder / "choices.jsonl").read_text().splitlines()]
     chosen = [record["prediction"] for record in records], [record["prediction_norm"] for record in records]
@@ -186,10 +186,10 @@ def test_likelihoods_and_greedy_continuations_are_those_of_hf(
     settings = {"output_type": "loglikelihood", "doc_to_text": "{{prompt}}", "doc_to_target": "{{target}}"}
     metrics = [{"metric": "perplexity"}, {"metric": "acc"}]
     write_task(tmp_path, "ll", data, **settings, target_delimiter="", metric_list=metrics)
-    (ours, samples), (hf, hf_samples) = both(tmp_path, "ll", models)
-    assert ours["acc"] == hf["acc"]
-    assert 0.2 < ours["acc"] < 0.8
-    assert ours["perplexity"] == pytest.approx(hf["perplexity"], rel=1e-4)
+    (figures, samples), (hf_figures, hf_samples) = both(tmp_path, "ll", models)
+    assert figures["acc"] == hf_figures["acc"]
+    assert 0.2 < figures["acc"] < 0.8
+    assert figures["perplexity"] == pytest.approx(hf_figures["perplexity"], rel=1e-4)
     for ((value, is_greedy),), ((hf_value, hf_is_greedy),) in zip(resps(samples), resps(hf_samples), strict=True):
         assert value == pytest.approx(hf_value, rel=1e-4)
         assert is_greedy == hf_is_greedy
@@ -207,9 +207,9 @@ def test_rolling_likelihoods_are_those_of_hf(tmp_path: Path, texts: list[str], m
     settings = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
     metrics = [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}, {"metric": "bits_per_byte"}]
     write_task(tmp_path, "roll", data, **settings, metric_list=metrics)
-    (ours, samples), (hf, hf_samples) = both(tmp_path, "roll", models)
+    (figures, samples), (hf_figures, hf_samples) = both(tmp_path, "roll", models)
     for metric in metrics:
-        assert ours[metric["metric"]] == pytest.approx(hf[metric["metric"]], rel=1e-4)
+        assert figures[metric["metric"]] == pytest.approx(hf_figures[metric["metric"]], rel=1e-4)
     assert resps(samples) == [pytest.approx(value, rel=1e-5) for value in resps(hf_samples)]
     assert ToolkitLM(models[0], device="cpu").loglikelihood_rolling(requests(("",)), disable_tqdm=True) == [0]
 

@@ -47,8 +47,8 @@ def test_draws_follow_the_tempered_probabilities() -> None:
     draws = next_token(LOGITS.expand(40_000, -1), temperature=0.5, generator=generator)
     weights = torch.tensor([0.1, 0.5, 0.25, 0.15]) ** 2
     expected = weights / weights.sum()
-    found = torch.bincount(draws.flatten(), minlength=4) / 40_000
-    assert torch.allclose(found, expected, atol=0.01)
+    frequencies = torch.bincount(draws.flatten(), minlength=4) / 40_000
+    assert torch.allclose(frequencies, expected, atol=0.01)
 
 
 def test_limits_hold_for_every_draw() -> None:

@@ -1,4 +1,4 @@
-"""The log-likelihoods that a model gives to the endings of a context, for multiple-choice tasks.
+"""Computes the log-likelihoods of the endings of a context, for multiple-choice tasks.
 
 A context is computed once for all its endings. They are packed into one sequence,
 
@@ -75,12 +75,13 @@ class PackedSequence:
     task: int
     """Index of the task."""
     context: list[int]
+    """Token ids of the context."""
     endings: dict[int, list[int]]
     """Token ids of the endings, by their index in the task."""
 
     @property
     def length(self) -> int:
-        """Number of tokens to compute."""
+        """Return the number of tokens to compute."""
         return len(self.context) + sum(len(ending) - 1 for ending in self.endings.values())
 
 

@@ -26,6 +26,7 @@ class TaskSet:
     rendering: Rendering
     """The way in which the tasks became text."""
     tasks: list[Task]
+    """The tasks as token ids."""
 
 
 @dataclass(frozen=True)
