@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, memory and communication: arithmetic on a configuration, nothing measured."""
+"""Computes parameters, FLOPs, memory and communication from a configuration, without measuring anything."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import Literal
 from gpt2.chunked_loss import chunk_size
 from gpt2.model import GPTConfig
 
-# The parts of a block and the shape of their weights, in units of n_embd.
 BLOCK = {
     "ln_1": (1,),
     "attn.c_attn": (3, 1),
@@ -17,13 +16,15 @@ BLOCK = {
     "mlp.c_fc": (4, 1),
     "mlp.c_proj": (1, 4),
 }
+"""The modules of a block and the shapes of their weights, in units of n_embd."""
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every parameter of `GPT(config)` in its order, one by one and without building it."""
+    """Yield the name and shape of every parameter of `GPT(config)`, in its order, without building the model."""
     C = config.n_embd
 
-    def part(name: str, units: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def module(name: str, units: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield the parameters of the module `name` whose weight has a shape of `units` times n_embd."""
         shape = tuple(n * C for n in units)
         yield f"transformer.{name}.weight", shape
         if config.bias:
@@ -33,12 +34,12 @@ def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]
     yield "transformer.wpe.weight", (config.block_size, C)
     for layer in range(config.n_layer):
         for name, units in BLOCK.items():
-            yield from part(f"h.{layer}.{name}", units)
-    yield from part("ln_f", (1,))
+            yield from module(f"h.{layer}.{name}", units)
+    yield from module("ln_f", (1,))
 
 
 def num_params(config: GPTConfig) -> int:
-    """Parameters of the model, the tied head counted once."""
+    """Return the number of parameters of the model. The tied head is counted once."""
     C, L = config.n_embd, config.n_layer
     embeddings = (config.vocab_size + config.block_size) * C
     if config.bias:
@@ -47,19 +48,19 @@ def num_params(config: GPTConfig) -> int:
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Forward and backward FLOPs a token at full context: 6N + 12·n_layer·n_embd·block_size.
+    """Return the FLOPs per token, forward and backward, at full context: 6N + 12·n_layer·n_embd·block_size.
 
-    PaLM's accounting (Chowdhery et al. 2022, appendix B) as nanoGPT counts it: N leaves out the position
-    embeddings, and attention counts the whole square although half of it is masked.
+    This is PaLM's accounting (Chowdhery et al. 2022, appendix B) as in nanoGPT: N omits the position embeddings, and
+    attention counts the full square although half of it is masked.
     """
     n = num_params(config) - config.block_size * config.n_embd
     return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float:
-    """Model FLOPs utilisation: the share of `peak_flops` (FLOP/s) that the model's own arithmetic uses.
+    """Return the model FLOPs utilisation: the share of `peak_flops` (FLOP/s) that the model's arithmetic uses.
 
-    At most 1: a rate that was reached is one that the device has, so that its peak was then measured too low.
+    The result is at most 1, because a higher rate only shows that the peak was measured too low.
     """
     return min(1.0, flops_per_token(config) * tokens_per_second / peak_flops)
 
@@ -69,27 +70,33 @@ class Sharing:
     """Describes how processes share a model."""
 
     processes: int = 1
+    """Number of processes."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Full copies of the parameters in each process, or shards of them."""
     zero_stage: Literal[0, 1] = 0
+    """With 1 and ddp, each process keeps a shard of the optimizer state."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the process with the largest share needs."""
+    """Holds the bytes that the process with the largest share needs."""
 
     parameters: int
+    """Bytes of the parameters that the process keeps."""
     gradients: int
+    """Bytes of their gradients."""
     optimizer: int
+    """Bytes of the optimizer state."""
     gathered: int
-    """What fully_shard puts together to compute with."""
+    """Bytes of the full tensors that fully_shard gathers for a computation."""
     activations: int
-    """Kept from forward for backward."""
+    """Bytes that the forward pass keeps for the backward pass."""
     logits: int
-    """With what is computed from them at a time, and the gradient of the head."""
+    """Bytes of the logits of a chunk, of what is computed from them, and of the gradient of the head."""
 
     @property
     def total(self) -> int:
-        """All of it, as if all of it had its largest size at once."""
+        """Return the sum, as if everything had its largest size at the same time."""
         return sum(astuple(self))
 
 
@@ -104,43 +111,47 @@ def memory(
     activation_checkpointing: bool = False,
     device: str = "cuda",
 ) -> Memory:
-    """Memory of a process that trains with micro-batches of (batch_size, block_size), without dropout.
+    """Return the memory of a process that trains with micro-batches of (batch_size, block_size), without dropout.
 
-    Weights, gradients and AdamW's two moments are float32: 16 bytes a parameter before they are shared. Of a block's
-    matrix Muon keeps one; what it computes with is not counted, the activations being gone by then. `half`: matrix
-    products in bfloat16 or float16, whose inputs are kept so. As Korthikanti et al. 2022 count, section 4.1, for
-    attention that keeps no scores.
+    Weights, gradients and AdamW's two state tensors are float32: 16 bytes per parameter in one process. Muon keeps
+    one state tensor for each matrix of a block; its temporary memory is not counted, because the activations are free
+    then. With `half`, matrix products are in bfloat16 or float16, and their inputs are kept in that dtype.
+    Activations are counted as in Korthikanti et al. 2022, section 4.1, for attention that keeps no scores.
     """
     shapes = dict(parameter_shapes(config))
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    all_of, blocks = sum(sizes.values()), sum(n for name, n in sizes.items() if name.startswith("transformer.h."))
+    total = sum(sizes.values())
+    in_blocks = sum(n for name, n in sizes.items() if name.startswith("transformer.h."))
     gathered = 0
     if sharing.processes > 1 and sharing.parallel == "fsdp":
         sizes = {name: math.ceil(s[0] / sharing.processes) * math.prod(s[1:]) for name, s in shapes.items()}
-        block = blocks // config.n_layer
-        rest = all_of - blocks
-        gathered = 4 * (2 * rest + 3 * block)  # weights of two blocks, gradients of one; both of what is in none
-    here = sum(sizes.values())
-    muons = {name for name, s in shapes.items() if optimizer == "muon" and ".h." in name and len(s) == 2}
+        block = in_blocks // config.n_layer
+        rest = total - in_blocks
+        gathered = 4 * (2 * rest + 3 * block)  # weights of two blocks, gradients of one, and both of the rest
+    local = sum(sizes.values())
+    muon = {name for name, s in shapes.items() if optimizer == "muon" and ".h." in name and len(s) == 2}
     share = sharing.processes if sharing.parallel == "ddp" and sharing.zero_stage else 1
-    momentum = 4 * largest_zero_share([n for name, n in sizes.items() if name in muons], share)
-    moments = 8 * largest_zero_share([n for name, n in sizes.items() if name not in muons], share)
+    momentum = 4 * largest_zero_share([n for name, n in sizes.items() if name in muon], share)
+    adamw = 8 * largest_zero_share([n for name, n in sizes.items() if name not in muon], share)
     C, L, BT = config.n_embd, config.n_layer, batch_size * config.block_size
     item = 2 if half else 4
-    inputs = 8 if compiled else 14  # compiled, what GELU and the LayerNorms gave is computed again
+    inputs = 8 if compiled else 14  # compiled code computes the results of GELU and the LayerNorms again
     block_input, block_all = 4 * BT * C, (8 + inputs * item) * BT * C + 4 * BT * config.n_head
     activations = L * block_input + block_all if activation_checkpointing else L * block_all
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
-    if half and not compiled:  # autocast keeps the matrices it has converted
+    if half and not compiled:  # autocast keeps the matrices that it has converted
         activations += 2 * 12 * L * C * C
     positions = chunk_size(BT, config.vocab_size, device)
-    logits = (4 + 2 * item if half else 8) * positions * config.vocab_size  # themselves, probabilities, gradient
-    logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its weights as they are multiplied with
-    return Memory(4 * here, 4 * here, momentum + moments, gathered, activations, logits)
+    logits = (4 + 2 * item if half else 8) * positions * config.vocab_size  # logits, probabilities, gradient
+    logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its converted weights
+    return Memory(4 * local, 4 * local, momentum + adamw, gathered, activations, logits)
 
 
 def largest_zero_share(sizes: list[int], processes: int) -> int:
-    """Parameters whose state the fullest process keeps: each goes, largest first, to the one that has least."""
+    """Return the number of parameters whose optimizer state the process with the most of them keeps.
+
+    ZeRO assigns the parameters, of the given `sizes`, largest first, each to the process with the fewest so far.
+    """
     shares = [0] * processes
     for size in sorted(sizes, reverse=True):
         shares[shares.index(min(shares))] += size
@@ -148,10 +159,11 @@ def largest_zero_share(sizes: list[int], processes: int) -> int:
 
 
 def communication(config: GPTConfig, sharing: Sharing, micro_batches: int) -> float:
-    """Bytes that a process sends in an update of so many micro-batches of its own, by ring algorithms.
+    """Return the bytes that a process sends in an optimizer step of `micro_batches` in each process.
 
-    ddp reduces gradients once (Patarasuk & Yuan 2009); ZeRO then sends each parameter from its owner to all; fsdp
-    gathers the parameters twice a micro-batch and reduces the gradients once (Rajbhandari et al. 2020, section 7).
+    Ring algorithms are assumed. ddp reduces gradients once (Patarasuk & Yuan 2009). ZeRO then sends each parameter
+    from its owner to all processes. fsdp gathers the parameters twice per micro-batch and reduces the gradients once
+    (Rajbhandari et al. 2020, section 7).
     """
     once = 4 * num_params(config) * (sharing.processes - 1) / sharing.processes
     if sharing.parallel == "fsdp":

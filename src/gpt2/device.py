@@ -1,4 +1,4 @@
-"""What this machine can do: devices, number formats, peak rates."""
+"""Chooses the device and the dtype, and finds out peak rates, memory and other facts about this machine."""
 
 import functools
 import os
@@ -16,9 +16,8 @@ import torch
 from gpt2.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The dtypes of matrix products, by their names in settings."""
 
-# Dense bf16 (fp16 where there is no bf16) tensor-core FLOP/s from NVIDIA's data sheets, by the name the
-# driver reports. A GPU that is not listed is measured instead.
 DATA_SHEET_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -31,65 +30,69 @@ DATA_SHEET_FLOPS = {
     "Tesla V100-SXM2-32GB": 125e12,
     "Tesla T4": 65e12,
 }
+"""Dense tensor-core FLOP/s of bfloat16, or float16 on GPUs without it, by the name that the driver reports.
+
+They are from NVIDIA's data sheets. The rate of any other GPU is measured.
+"""
 
 CONTAINER = Path("/sys/fs/cgroup")
-"""Control group that a container sees as its own, version 2."""
+"""Folder of the control group (version 2) of a container, as seen inside it."""
 CPU_INFO = Path("/proc/cpuinfo")
-"""Where Linux says what the processor can do."""
+"""File in which Linux lists what the processor supports."""
 PROCESS = Path("/proc/self/stat")
-"""Where Linux says when this process began."""
+"""File in which Linux records when this process started."""
 PEAK_SECONDS = 0.2
-"""Time for the matrix products that show how fast a device is."""
+"""Maximum number of seconds for the matrix products that measure the rate of a device."""
 SMALLEST_PRODUCT = 256
-"""Size of the first of them: 0.07 s where PyTorch has only a plain loop for the format."""
+"""Size of the first of these products. It takes 0.07 s where PyTorch has no optimized kernel for the dtype."""
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto`, which takes the best there is.
+    """Return the device called `name`: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto` for the best one available.
 
-    A CUDA device always has an index. Of several processes on a machine, process `local_rank` takes GPU
-    N + local_rank, where N is 0 unless the name gives it. Raises UserError for a device that is not there.
+    A CUDA device always has an index. Process `local_rank` of a machine gets GPU N + local_rank, where N is 0 unless
+    the name contains it. Raises UserError for a device that is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    found = re.fullmatch(r"(cpu|mps)(?::0)?|cuda(?::(\d+))?", name, re.ASCII)  # torch takes cuda:256 for cuda:0
-    if found is None:
+    match = re.fullmatch(r"(cpu|mps)(?::0)?|cuda(?::(\d+))?", name, re.ASCII)  # torch takes cuda:256 for cuda:0
+    if match is None:
         raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
-    if found[1] is None:
-        return _pick_gpu(name, int(found[2] or 0), local_rank)
-    if found[1] == "mps" and not torch.backends.mps.is_available():
+    if match[1] is None:
+        return _pick_gpu(name, int(match[2] or 0), local_rank)
+    if match[1] == "mps" and not torch.backends.mps.is_available():
         raise UserError("device=mps is not available on this machine; use --device=cpu or --device=auto")
-    return torch.device(found[1])
+    return torch.device(match[1])
 
 
 def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
-    """The GPU of process `local_rank`, where process 0 takes GPU `first`. Raises UserError."""
+    """Return the GPU of process `local_rank`, where process 0 gets GPU `first`. Raises UserError if there is none."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = first + local_rank
     if wanted < count:
         return torch.device("cuda", wanted)
-    there = {0: "no CUDA GPU", 1: "1 GPU (cuda:0)"}.get(count, f"{count} GPUs (cuda:0 to cuda:{count - 1})")
+    gpus = {0: "no CUDA GPU", 1: "1 GPU (cuda:0)"}.get(count, f"{count} GPUs (cuda:0 to cuda:{count - 1})")
     if first >= count:
         other = "--device=cpu or --device=auto" if count == 0 else "--device=cuda or one of these"
-        raise UserError(f"device={name} is not available: PyTorch finds {there} on this machine; use {other}")
+        raise UserError(f"device={name} is not available: PyTorch finds {gpus} on this machine; use {other}")
     raise UserError(
-        f"device={name}: process {local_rank} of this machine needs cuda:{wanted}, and PyTorch finds {there}; start "
-        f"at most --nproc={count - first} here, or let each process see more GPUs"
+        f"device={name}: process {local_rank} of this machine needs cuda:{wanted}, and PyTorch finds {gpus}; start "
+        f"at most --nproc={count - first} on this machine, or let each process see more GPUs"
     )
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
-    """The number format to compute in: `name`, or for `auto` the fastest that trains well on `device`.
+    """Return the name of the dtype of matrix products: `name`, or for `auto` the fastest that trains well.
 
-    CUDA takes bfloat16 where the GPU has it and else float16. A CPU takes bfloat16 where it has AMX, and every other
-    device float32. Nothing is timed, so the same machine takes the same format at every start.
+    This is bfloat16 on a CUDA GPU that supports it and on a CPU with AMX, float16 on other CUDA GPUs, and float32
+    elsewhere. Nothing is timed, so a machine gets the same dtype at every start. Raises UserError for unknown names.
     """
     if name != "auto":
         if name not in DTYPES:
             raise UserError(f"dtype is {name!r}; choose auto, {', '.join(DTYPES)}")
         return name
     if device.type == "cuda":
-        with torch.cuda.device(device):  # the question is about the current GPU
+        with torch.cuda.device(device):  # the answer is about the current GPU
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if device.type == "cpu" and has_amx() else "float32"
 
@@ -112,28 +115,31 @@ def has_amx() -> bool:
 
 
 def make_deterministic() -> None:
-    """Have this process compute the same bits from the same numbers, on a CPU with as many threads everywhere."""
+    """Make this process compute the same bits from the same numbers.
+
+    On a CPU this fixes the number of threads too, to OMP_NUM_THREADS or 1.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
-    """Context in which matrix products run in `dtype`; does nothing for float32."""
+    """Return a context in which matrix products run in `dtype`; for float32 it changes nothing."""
     if dtype == "float32":
         return nullcontext()
     return torch.autocast(device.type, DTYPES[dtype])
 
 
 def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
-    """Peak matrix-product rate of `device` in FLOP/s, and where the figure is from."""
+    """Return the peak rate of matrix products on `device` in FLOP/s, and the origin of the figure in words."""
     if sheet := data_sheet_flops(device, dtype):
         return sheet, "data sheet"
     return measured_flops(device, dtype), "measured matmul"
 
 
 def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
-    """What the maker of `device` gives, in FLOP/s, where that is known."""
+    """Return the peak rate of `device` in FLOP/s by its data sheet; None if that is unknown."""
     if device.type != "cuda" or dtype == "float32":
         return None
     return DATA_SHEET_FLOPS.get(torch.cuda.get_device_name(device))
@@ -141,9 +147,9 @@ def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
 
 @functools.cache
 def measured_flops(device: torch.device, dtype: str) -> float:
-    """Rate of large matrix products of `device` in FLOP/s, measured once in a process, in a fraction of a second.
+    """Measure the rate of large matrix products on `device` in FLOP/s, once per process, in a fraction of a second.
 
-    On a CPU it is at least the rate of float32, in which much of a 16-bit run is computed too.
+    On a CPU the result is at least the rate of float32, in which much of a 16-bit run is computed too.
     """
     largest = 2048 if device.type == "cpu" else 8192
     rate = best_rate(functools.partial(matmul_seconds, device, DTYPES[dtype]), largest)
@@ -151,10 +157,10 @@ def measured_flops(device: torch.device, dtype: str) -> float:
 
 
 def best_rate(seconds_of: Callable[[int], float], largest: int) -> float:
-    """The highest rate of square matrix products in FLOP/s, of sizes from SMALLEST_PRODUCT to `largest`.
+    """Return the highest rate of square matrix products, in FLOP/s, of sizes from SMALLEST_PRODUCT to `largest`.
 
-    `seconds_of(size)` makes one product and returns its seconds. The size doubles as long as a product of the next
-    one, with 8 times the work, is expected to fit into what is left of PEAK_SECONDS.
+    `seconds_of(size)` computes one product and returns its seconds. The size doubles as long as a product of the next
+    size, with 8 times the work, is expected to fit into the rest of PEAK_SECONDS.
     """
     size, spent, best = SMALLEST_PRODUCT, 0.0, 0.0
     while size <= largest:
@@ -172,8 +178,8 @@ def best_rate(seconds_of: Callable[[int], float], largest: int) -> float:
 
 
 def matmul_seconds(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Seconds that the product of two (size, size) matrices of random numbers takes; size is a multiple of 256."""
-    generator = torch.Generator().manual_seed(0)  # leave the global generator alone
+    """Return the seconds that a product of two random (size, size) matrices takes; size is a multiple of 256."""
+    generator = torch.Generator().manual_seed(0)  # the global generator must not advance
     block = torch.randn(256, 256, generator=generator).to(device, dtype)
     a = block.repeat(size // 256, size // 256)
     synchronize(device)
@@ -184,7 +190,7 @@ def matmul_seconds(device: torch.device, dtype: torch.dtype, size: int) -> float
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has completed all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -192,7 +198,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_since_process_start() -> float | None:
-    """Seconds since the system started this process, Python's own start included; None where it does not say."""
+    """Return the seconds since the system started this process, before Python's start; None if it is unknown."""
     try:
         ticks = int(PROCESS.read_text().rpartition(")")[2].split()[19])  # the name in brackets may hold anything
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -201,7 +207,7 @@ def seconds_since_process_start() -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has had at most: of tensors on a GPU, of everything on a CPU."""
+    """Return the peak memory of this process in bytes: of tensors on a GPU, of everything on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -209,7 +215,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now: on a GPU, or of the machine or the container."""
+    """Return the bytes that can be allocated now, on a GPU, or else on this machine or in its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -221,7 +227,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_in_container(group: Path) -> int:
-    """Bytes that Linux's control group may take, with cached files that would give way; huge without a limit."""
+    """Return the bytes that the control group `group` can still allocate, including cached files that can be dropped.
+
+    Without a limit, or on another system than Linux, this is `sys.maxsize`.
+    """
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
@@ -231,7 +240,7 @@ def free_in_container(group: Path) -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """Return the device in words, with the name of a GPU or the number of CPU threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -240,13 +249,13 @@ def describe(device: torch.device) -> str:
 
 
 def about(device: torch.device) -> dict[str, str]:
-    """What figures of this device are worth knowing with: it, the machine around it, PyTorch's version."""
+    """Return facts to record with figures measured here: the device, the machine and PyTorch's version."""
     machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {os.cpu_count()} cores)"
     return {"device": describe(device), "machine": machine, "torch": torch.__version__}
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is what PyTorch raises where a GPU or a CPU has no memory left."""
+    """Return whether PyTorch raised this error because a GPU or a CPU has no memory left."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(

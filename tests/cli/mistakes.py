@@ -94,7 +94,7 @@ WRONG = [
     ("eval loss r", "DATASET"),
     ("eval loss r empty", "holds no dataset"),
     ("eval hellaswag r --data=nowhere.jsonl", "no file nowhere.jsonl"),
-    ("eval hellaswag r --data=broken.jsonl", "broken.jsonl, line 2 is no JSON"),
+    ("eval hellaswag r --data=broken.jsonl", "broken.jsonl, line 2 is not JSON"),
     ("eval hellaswag r --data=long.jsonl", "task 0 has an ending of 18 tokens, more than the model's 16"),
     ("eval hellaswag r --data=h.jsonl --limit=0", "limit is 0"),
     ("eval hellaswag r --data=h.jsonl --limit=1.5", "--limit is 1.5"),

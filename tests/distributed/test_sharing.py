@@ -39,7 +39,7 @@ def train_within_the_allowance(dataset: Path, out: Path, *launcher: str, **chang
 def test_a_model_too_large_for_one_process_is_trained_by_four(dataset: Path, tmp_path: Path) -> None:
     status, err = train_within_the_allowance(dataset, tmp_path / "alone")
     assert status == 2, err
-    assert err.splitlines()[-1].startswith("gpt2: the memory does not hold the run; lower --batch_size")
+    assert err.splitlines()[-1].startswith("gpt2: the run does not fit into memory; lower --batch_size")
     for name, sharing in {"zero": {"zero_stage": 1}, "fsdp": {"parallel": "fsdp"}}.items():
         status, err = train_within_the_allowance(dataset, tmp_path / name, "--nproc=4", **sharing)
         assert status == 0, err

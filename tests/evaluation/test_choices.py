@@ -1,4 +1,4 @@
-"""Likelihoods of endings, beside a loop that computes one ending at a time from its context anew."""
+"""Log-likelihoods of endings are those of a loop that computes context and ending together, one ending at a time."""
 
 import threading
 from collections.abc import Sequence
@@ -9,14 +9,24 @@ from torch.nn import functional as F
 
 from gpt2.distributed.world import World
 from gpt2.errors import UserError
-from gpt2.evaluation.choices import Question, Result, Row, Task, batches_of, choose, log_likelihoods, scores
+from gpt2.evaluation.choices import (
+    PackedSequence,
+    Question,
+    Result,
+    Task,
+    batches_of,
+    choose,
+    log_likelihoods,
+    scores,
+    sequences_of,
+)
 from gpt2.model import GPT, GPTConfig
 
 VOCABULARY, BLOCK = 50, 24
 
 
 def toy(seed: int = 0, **changes: object) -> GPT:
-    """A model in float64 whose predictions differ much from token to token."""
+    """Return a model in float64 whose predictions differ much from token to token."""
     torch.manual_seed(seed)
     settings = {"block_size": BLOCK, "vocab_size": VOCABULARY, "n_layer": 2, "n_head": 2, "n_embd": 16}
     model = GPT(GPTConfig(**settings | changes)).double().eval()
@@ -27,7 +37,7 @@ def toy(seed: int = 0, **changes: object) -> GPT:
 
 
 def some_tasks(count: int, longest: int = BLOCK, seed: int = 0) -> list[Task]:
-    """Random tasks with contexts up to `longest` and four endings of up to 9 tokens."""
+    """Return random tasks with contexts of up to `longest` tokens and four endings of up to 9 tokens."""
     generator = torch.Generator().manual_seed(seed)
 
     def number(below: int) -> int:
@@ -45,13 +55,13 @@ def some_tasks(count: int, longest: int = BLOCK, seed: int = 0) -> list[Task]:
 
 @torch.no_grad()
 def one_by_one(model: GPT, task: Task) -> list[float]:
-    """The plain way; what does not fit loses the beginning of its context."""
-    found = []
+    """Compute the log-likelihood of each ending alone; a context that is too long loses its first tokens."""
+    sums = []
     for ending in task.endings:
         ids = torch.tensor([*task.context, *ending])[-(model.config.block_size + 1) :]
         logits = model.head(model.hidden(ids[None, :-1]))[0]
-        found.append(-F.cross_entropy(logits[-len(ending) :], ids[-len(ending) :], reduction="sum").item())
-    return found
+        sums.append(-F.cross_entropy(logits[-len(ending) :], ids[-len(ending) :], reduction="sum").item())
+    return sums
 
 
 @pytest.mark.parametrize("flash", [True, False])
@@ -60,14 +70,14 @@ def test_the_likelihoods_are_those_of_one_ending_at_a_time(flash: bool, batch_to
     model, tasks = toy(flash=flash), some_tasks(40)
     lengths = [len(t.context) + max(map(len, t.endings)) - 1 for t in tasks]
     assert min(lengths) < BLOCK < max(lengths), "some fit and some do not"
-    found = log_likelihoods(model, tasks, batch_tokens=batch_tokens, dtype="float32")
-    for values, task in zip(found, tasks, strict=True):
+    computed = log_likelihoods(model, tasks, batch_tokens=batch_tokens, dtype="float32")
+    for values, task in zip(computed, tasks, strict=True):
         assert values == pytest.approx(one_by_one(model, task), rel=1e-10)
 
 
 @torch.no_grad()
 def greedily(model: GPT, context: list[int], count: int) -> list[int]:
-    """The likeliest continuation, one token at a time."""
+    """Return the `count` likeliest next tokens, one at a time."""
     ids = list(context)
     for _ in range(count):
         ids.append(int(model(torch.tensor([ids]))[0].argmax()))
@@ -81,8 +91,8 @@ def test_an_ending_is_greedy_when_each_of_its_tokens_is_the_likeliest() -> None:
         swapped = [[*likeliest[:i], (likeliest[i] + 1) % VOCABULARY, *likeliest[i + 1 :]] for i in range(5)]
         questions.append(Question(context, [likeliest, *swapped, likeliest[:1]]))
         wanted.append([True, False, False, False, False, False, True])
-    found = scores(model, questions, dtype="float32")
-    assert [[score.greedy for score in row] for row in found] == wanted
+    results = scores(model, questions, dtype="float32")
+    assert [[score.greedy for score in of_question] for of_question in results] == wanted
 
 
 def test_an_ending_does_not_depend_on_the_others() -> None:
@@ -102,15 +112,18 @@ def test_the_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [(1, 5 + 1 + 0 + 2 + 0)]
 
 
-def test_rows_go_into_batches_by_length() -> None:
+def test_sequences_are_batched_by_length() -> None:
+    def tasks_in_batches(sequences: list[PackedSequence]) -> list[list[int]]:
+        return [[sequence.task for sequence in batch] for batch in batches_of(sequences, 20)]
+
     lengths = [3, 9, 4, 8, 1, 9, 2]
-    batches = batches_of([Row(i, [0] * n, {0: [1]}) for i, n in enumerate(lengths)], 20)
-    assert [[row.task for row in batch] for batch in batches] == [[1, 5], [3, 2], [0, 6, 4]]
-    assert [[row.task for row in batch] for batch in batches_of([Row(7, [0] * 30, {0: [1]})], 20)] == [[7]]
+    sequences = [PackedSequence(i, [0] * n, {0: [1]}) for i, n in enumerate(lengths)]
+    assert tasks_in_batches(sequences) == [[1, 5], [3, 2], [0, 6, 4]]
+    assert tasks_in_batches([PackedSequence(7, [0] * 30, {0: [1]})]) == [[7]]
 
 
-class Together(World):
-    """One of the processes of a world, here a thread."""
+class ThreadWorld(World):
+    """A process of a world that is only a thread."""
 
     def gather(self, value):
         self.control["values"][self.rank] = value
@@ -121,32 +134,31 @@ class Together(World):
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_share_the_batches_and_agree(size: int) -> None:
     models, tasks = [toy() for _ in range(size)], some_tasks(15, longest=8)
-    rows = [Row(i, t.context, dict(enumerate(t.endings))) for i, t in enumerate(tasks)]
-    batches = len(batches_of(rows, 60))
-    assert batches % size, "at the end some have nothing to do"
+    batches = len(batches_of([s for i, t in enumerate(tasks) for s in sequences_of(i, t, BLOCK)], 60))
+    assert batches % size, "at the end some processes have no batch"
     alone = log_likelihoods(toy(), tasks, batch_tokens=60, dtype="float32")
     control = {"values": [None] * size, "barrier": threading.Barrier(size)}
-    found: list = [None] * size
+    results: list = [None] * size
     forwards = [0] * size
 
     def run(rank: int) -> None:
-        mine, compute = models[rank], models[rank].hidden
+        model, compute = models[rank], models[rank].hidden
 
         def counted(*arguments, **named):
             forwards[rank] += 1
             return compute(*arguments, **named)
 
-        mine.hidden = counted
-        world = Together(rank, size, control=control)
-        found[rank] = log_likelihoods(mine, tasks, batch_tokens=60, dtype="float32", world=world)
+        model.hidden = counted
+        world = ThreadWorld(rank, size, control=control)
+        results[rank] = log_likelihoods(model, tasks, batch_tokens=60, dtype="float32", world=world)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [alone] * size
-    assert set(forwards) == {-(-batches // size)}, "a sharded model needs all at every forward"
+    assert results == [alone] * size
+    assert set(forwards) == {-(-batches // size)}, "a sharded model needs every process in each forward pass"
 
 
 def test_logits_stay_in_float32_under_autocast() -> None:
@@ -156,19 +168,19 @@ def test_logits_stay_in_float32_under_autocast() -> None:
         model.transformer.ln_f.bias.fill_(5)
         model.transformer.wte.weight.add_(1.2)
     [task] = some_tasks(1, longest=5)
-    [found] = log_likelihoods(model, [task], dtype="bfloat16")
+    [computed] = log_likelihoods(model, [task], dtype="bfloat16")
     idx = torch.tensor([task.context])
     assert model(idx)[0].abs().min() > 64
-    assert found == pytest.approx(one_by_one(model, task), abs=0.02)
+    assert computed == pytest.approx(one_by_one(model, task), abs=0.02)
 
 
 def plain_choices(model: GPT, tasks: Sequence[Task]) -> list[tuple[int, int]]:
-    """The choices by sum and by mean, worked out from `one_by_one`."""
-    found = []
+    """Return the choices by sum and by mean, computed with `one_by_one`."""
+    chosen = []
     for task in tasks:
         sums = torch.tensor(one_by_one(model, task), dtype=torch.float64)
-        found.append((int(sums.argmax()), int((sums / torch.tensor(task.lengths)).argmax())))
-    return found
+        chosen.append((int(sums.argmax()), int((sums / torch.tensor(task.lengths)).argmax())))
+    return chosen
 
 
 def choices(result: Result) -> list[tuple[int, int]]:
@@ -218,7 +230,7 @@ def test_the_first_of_equal_endings_is_chosen_and_lengths_count() -> None:
     assert result.predictions_norm[1] == 1
 
 
-def test_the_mode_of_the_model_is_left() -> None:
+def test_the_model_keeps_its_mode() -> None:
     model = toy(dropout=0.5)
     expected = log_likelihoods(model, some_tasks(2), dtype="float32")
     model.train()
@@ -233,7 +245,7 @@ def test_the_mode_of_the_model_is_left() -> None:
         (Task([1], [[2], [VOCABULARY]], [1, 1], 0), f"task 0 has the token id {VOCABULARY}"),
     ],
 )
-def test_what_the_model_cannot_hold_is_said(task: Task, message: str) -> None:
+def test_tasks_that_do_not_fit_the_model_are_refused(task: Task, message: str) -> None:
     with pytest.raises(UserError, match=message):
         log_likelihoods(toy(), [task], dtype="float32")
 
@@ -244,7 +256,7 @@ def test_an_ending_as_long_as_the_context_of_the_model_fits() -> None:
     assert log_likelihoods(model, [task], dtype="float32")[0] == pytest.approx(one_by_one(model, task), rel=1e-10)
 
 
-def test_a_broken_model_is_said() -> None:
+def test_a_model_without_finite_numbers_is_reported() -> None:
     model = toy()
     with torch.no_grad():
         model.transformer.ln_f.weight[0] = float("nan")

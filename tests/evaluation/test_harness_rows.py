@@ -1,4 +1,4 @@
-"""Which of the requests of EleutherAI's harness are computed in one row."""
+"""Adjacent requests of EleutherAI's harness with the same context are computed in one sequence."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytest.importorskip("lm_eval", reason="needs EleutherAI's harness: pip install l
 from gpt2.evaluation.harness import questions_of
 
 
-def test_no_row_gets_longer_than_the_context_of_the_model() -> None:
+def test_no_sequence_gets_longer_than_the_context_of_the_model() -> None:
     asked = [(None, [1], [2, 3, 4])] * 5 + [(None, [5], [6])] + [(None, [1], [7])] * 2
     questions = questions_of(asked, block_size=6)
     assert [(q.context, len(q.endings)) for q in questions] == [([1], 2), ([1], 2), ([1], 1), ([5], 1), ([1], 2)]

@@ -1,4 +1,4 @@
-"""Reading and asking HellaSwag's tasks: the renderings by hand, the published file, what can be wrong with one."""
+"""HellaSwag's tasks are read, rendered and checked: the renderings, the published file, and wrong files."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ WIKIHOW = {
     "ctx": "[header] How to fix it [title] Find the leak. [step] Look under the sink. then YOU",
     "split": "val",
     "label": 1,
-    "endings": ["call. [step] Wait.", "mend it [title] Done", "sing", "é"],
+    "endings": ["call. [step] Wait.", "fix it [title] Done", "sing", "é"],
 }
 TAG_AT_THE_END = {**WIKIHOW, "ctx_a": "Look. [step]", "ctx_b": "", "ctx": "Look. [step]"}
 
@@ -41,31 +41,31 @@ def texts(task) -> tuple[str, list[str]]:
     return BYTES.decode(task.context), [BYTES.decode(ending) for ending in task.endings]
 
 
-def test_build_nanogpt_asks_context_and_ending_as_they_are(tmp_path: Path) -> None:
+def test_build_nanogpt_asks_context_and_ending_unchanged(tmp_path: Path) -> None:
     [task] = read_tasks(write(tmp_path / "h.jsonl", WIKIHOW), BYTES)
     assert texts(task) == (WIKIHOW["ctx"], [" " + ending for ending in WIKIHOW["endings"]])
-    assert (task.lengths, task.label) == ([19, 21, 5, 3], 1)  # tokens, here bytes, with the space
+    assert (task.lengths, task.label) == ([19, 20, 5, 3], 1)  # tokens, here bytes, with the space
 
 
 def test_lm_eval_asks_without_tags_and_counts_characters(tmp_path: Path) -> None:
     one, two = read_tasks(write(tmp_path / "h.jsonl", WIKIHOW, TAG_AT_THE_END), BYTES, "lm-eval")
-    # worked out by hand from process_docs: `capitalize` makes other letters small; ` [title]` becomes `. `
+    # derived by hand from process_docs: `capitalize` makes other letters small; ` [title]` becomes `. `
     assert texts(one) == (
         "Home: How to fix it. Find the leak. Look under the sink. Then you",
-        [" call. Wait.", " mend it. Done", " sing", " é"],
+        [" call. Wait.", " fix it. Done", " sing", " é"],
     )
-    assert one.lengths == [11, 13, 4, 1]
-    assert texts(two) == ("Home: Look.", ["  call. Wait.", "  mend it. Done", "  sing", "  é"])  # a space moves over
-    assert two.lengths == [11, 13, 4, 1]
+    assert one.lengths == [11, 12, 4, 1]
+    assert texts(two) == ("Home: Look.", ["  call. Wait.", "  fix it. Done", "  sing", "  é"])  # a space moves over
+    assert two.lengths == [11, 12, 4, 1]
 
 
-def test_a_file_without_parts_of_the_context_is_asked_and_said(tmp_path: Path) -> None:
+def test_a_file_without_ctx_a_and_ctx_b_is_reported(tmp_path: Path) -> None:
     short = {name: WIKIHOW[name] for name in ("ind", "activity_label", "ctx", "label", "endings")}
-    notes: list[str] = []
-    tasks = read_tasks(write(tmp_path / "h.jsonl", short, short), BYTES, "lm-eval", note=notes.append)
+    lines: list[str] = []
+    tasks = read_tasks(write(tmp_path / "h.jsonl", short, short), BYTES, "lm-eval", log=lines.append)
     assert BYTES.decode(tasks[0].context) == "Home: How to fix it. Find the leak. Look under the sink. then YOU"
-    assert len(notes) == 1
-    assert "no ctx_a and ctx_b" in notes[0]
+    assert len(lines) == 1
+    assert "no ctx_a and ctx_b" in lines[0]
 
 
 def test_limit_and_labels_as_text(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_limit_and_labels_as_text(tmp_path: Path) -> None:
 
 
 WRONG = [
-    (b'{"ctx": ', "line 2 is no JSON;"),
-    (b"\xff", "line 2 is no JSON;"),
-    (b"[]", "line 2 is no JSON object"),
-    (b"", "line 2 is no JSON"),
+    (b'{"ctx": ', "line 2 is not JSON;"),
+    (b"\xff", "line 2 is not JSON;"),
+    (b"[]", "line 2 is not a JSON object"),
+    (b"", "line 2 is not JSON"),
     (
         json.dumps({k: v for k, v in WIKIHOW.items() if k != "label"}).encode(),
-        "line 2 has no label; the tasks for testing",
+        "line 2 has no label; the test tasks",
     ),
     (b'{"label": 0}', "line 2 has no ctx and no endings"),
     (json.dumps({**WIKIHOW, "label": 4}).encode(), "line 2: label is 4; it must be 0 to 3"),
@@ -109,7 +109,7 @@ def test_an_ending_of_tags_alone_has_no_length(tmp_path: Path) -> None:
         read_tasks(path, BYTES, "lm-eval")
 
 
-def test_a_wrong_file_is_said(tmp_path: Path) -> None:
+def test_a_wrong_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     path = write(tmp_path / "h.jsonl", WIKIHOW)
     for file, tokenizer, limit, message in [
@@ -126,13 +126,13 @@ def test_a_wrong_file_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A server that has the file; gives the list of what is asked of it."""
+    """Start a server of the file, and return the list of paths requested from it."""
     content = json.dumps(WIKIHOW).encode() + b"\n"
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -145,17 +145,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(hellaswag, "URL", f"http://127.0.0.1:{server.server_port}/hellaswag_val.jsonl")
     monkeypatch.setattr(hellaswag, "SHA256", hashlib.sha256(content).hexdigest())
-    yield asked
+    yield requested
     server.shutdown()
     server.server_close()
 
 
 def test_the_published_file_is_downloaded_once(tmp_path: Path, stand_in: list[str]) -> None:
-    notes: list[str] = []
-    paths = {validation_file(str(tmp_path / "data"), notes.append) for _ in range(2)}
+    lines: list[str] = []
+    paths = {validation_file(str(tmp_path / "data"), lines.append) for _ in range(2)}
     assert paths == {tmp_path / "data" / "hellaswag" / "hellaswag_val.jsonl"}
     assert stand_in == ["/hellaswag_val.jsonl"]
-    assert len(notes) == 1
+    assert len(lines) == 1
     assert len(read_tasks(paths.pop(), BYTES)) == 1
 
 
@@ -201,7 +201,7 @@ def texts_of(task) -> tuple[str, list[str]]:
 
 @torch.no_grad()
 def test_real_tasks_get_the_choices_of_a_plain_loop(real: Path) -> None:
-    """build-nanogpt's method, one ending at a time, from the text on."""
+    """The loop is build-nanogpt's method, one ending at a time, beginning with the text."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=320, n_layer=2, n_head=2, n_embd=32)).eval()
     tokenizer, count = gpt2_tokenizer(), 60

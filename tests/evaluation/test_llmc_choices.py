@@ -1,4 +1,4 @@
-"""llm.c's file of tasks, beside bytes worked out from its own writer."""
+"""llm.c's file of tasks has the bytes that its own writer gives."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from gpt2.evaluation.llmc_choices import read, write
 from gpt2.tokenizers import ByteTokenizer, gpt2_tokenizer
 
 ONE = Task([464, 3797, 3332], [[319], [739, 262], [1497, 2952, 13], [0]], [1, 2, 3, 1], 2)
-# as `write_evalfile` of llm.c's dev/data/data_common.py writes ONE
+# ONE as written by `write_evalfile` in llm.c's dev/data/data_common.py
 STREAM = [65535, 40, 0, 2, 4, 3, 464, 3797, 3332, 1, 319, 2, 739, 262, 3, 1497, 2952, 13, 1, 0]
 SHA256 = "913ea67e60a5645f42951d43159410a89bf48afd2fb5d3c59aa41409f578c9ba"
 TWO = Task([7], [[1, 2], [3], [4], [5]], [2, 1, 1, 1], 0)
@@ -27,7 +27,7 @@ def test_the_bytes_are_llmcs(tmp_path: Path) -> None:
     assert hashlib.sha256(data).hexdigest() == SHA256
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_tasks_are_read_back(tmp_path: Path) -> None:
     write([ONE, TWO], tmp_path / "t.bin")
     assert read(tmp_path / "t.bin") == [ONE, TWO]
     assert read(tmp_path / "t.bin", limit=1) == [ONE]
@@ -48,7 +48,7 @@ def test_the_file_of_the_real_tasks_gives_them_back(tmp_path: Path, shared_data:
         Task([1] * 33_000, [[1]] * 4, [1] * 4, 0),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused(task: Task, tmp_path: Path) -> None:
+def test_tasks_that_the_format_cannot_hold_are_refused(task: Task, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task 1 does not fit"):
         write([ONE, task], tmp_path / "t.bin")
     assert not list(tmp_path.iterdir())
@@ -60,7 +60,7 @@ def test_tokens_go_with_gpt2s_vocabulary_and_one_rendering(tmp_path: Path) -> No
     write([ONE], tmp_path / "t.bin")
     with pytest.raises(UserError, match="GPT-2's tokens"):
         read_tasks(tmp_path / "t.bin", ByteTokenizer())
-    with pytest.raises(UserError, match="leave --rendering out"):
+    with pytest.raises(UserError, match="omit --rendering"):
         read_tasks(tmp_path / "t.bin", None, "lm-eval")
 
 
@@ -74,7 +74,7 @@ def test_an_empty_ending_is_damage(tmp_path: Path) -> None:
 
 
 def test_every_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
-    """Cut anywhere, or any word of the frame changed: one error line, or tasks of another content."""
+    """A file that is cut, or has a changed word, gives an error, or tasks in which only tokens or a label differ."""
     path = tmp_path / "t.bin"
     write([ONE, TWO], path)
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Losses are those of a reference written out in float64, whatever the windows, batches and processes."""
+"""Losses are those of a reference in float64, with any windows, batches and number of processes."""
 
 import json
 import math
@@ -25,7 +25,7 @@ CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
 
 
 def reference(model: GPT, ids: list[int]) -> list[float]:
-    """The loss of each token of a row but the first, by the formulas, in float64 numpy."""
+    """Compute the loss of each token of a sequence except the first, by the formulas, in float64 with numpy."""
     p = {name: tensor.detach().double().numpy() for name, tensor in model.named_parameters()}
     c = model.config
 
@@ -48,9 +48,9 @@ def reference(model: GPT, ids: list[int]) -> list[float]:
         name = f"transformer.h.{layer}"
         q, k, v = np.split(linear(norm(x, f"{name}.ln_1"), f"{name}.attn.c_attn"), 3, axis=-1)
         heads = []
-        for part in np.split(np.arange(c.n_embd), c.n_head):
-            scores = q[:, part] @ k[:, part].T / math.sqrt(len(part))
-            heads.append(softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf)) @ v[:, part])
+        for head in np.split(np.arange(c.n_embd), c.n_head):
+            scores = q[:, head] @ k[:, head].T / math.sqrt(len(head))
+            heads.append(softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf)) @ v[:, head])
         x = x + linear(np.concatenate(heads, -1), f"{name}.attn.c_proj")
         h = linear(norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
         h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
@@ -60,7 +60,7 @@ def reference(model: GPT, ids: list[int]) -> list[float]:
 
 
 class Array:
-    """A shard in memory."""
+    """Stands for a shard whose tokens are in memory."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids, self.count = ids, len(ids)
@@ -71,7 +71,7 @@ class Array:
 
 def some_tokens(count: int) -> Tokens:
     ids = np.random.default_rng(0).integers(0, 50, count).astype("<u2")
-    return Tokens([Array(part) for part in np.array_split(ids, 3)])  # type: ignore[list-item]
+    return Tokens([Array(shard) for shard in np.array_split(ids, 3)])  # type: ignore[list-item]
 
 
 def a_model() -> GPT:
@@ -89,14 +89,14 @@ def test_every_token_is_predicted_once_as_the_reference_does(stride: int) -> Non
     expected: list[list[float]] = [[] for _ in range(8)]
     done = 0
     for end in sorted({8, *range(8, 60, stride), 60}):
-        row = reference(model, tokens[end - 8 : end + 1].tolist())
-        for place in range(8 - (end - done), 8):
-            expected[place].append(row[place])
+        losses = reference(model, tokens[end - 8 : end + 1].tolist())
+        for position in range(8 - (end - done), 8):
+            expected[position].append(losses[position])
         done = end
     result = measure(model.double(), tokens, sliding(61, 8, stride), block_size=8, batch_size=5, dtype="float32")
     assert result.counts.tolist() == [len(losses) for losses in expected]
-    for ours, losses in zip(result.by_position, expected, strict=True):
-        assert ours == pytest.approx(np.mean(losses), abs=1e-9) if losses else ours is None
+    for mean, losses in zip(result.by_position, expected, strict=True):
+        assert mean == pytest.approx(np.mean(losses), abs=1e-9) if losses else mean is None
     assert result.mean == pytest.approx(np.mean(np.concatenate(expected)), abs=1e-9)
     assert result.ids.tolist() == np.bincount(tokens[1:61], minlength=50).tolist()
 
@@ -105,10 +105,10 @@ def test_a_runs_evaluation_is_the_references_mean_over_its_blocks() -> None:
     model, tokens = a_model(), some_tokens(100)
     starts = [w.start for w in blocks(tokens, 8, 6)]
     assert starts == [0, 16, 32, 48, 64, 80]
-    rows = [reference(model, tokens[s : s + 9].tolist()) for s in starts]
+    losses = [reference(model, tokens[s : s + 9].tolist()) for s in starts]
     settings = {"block_size": 8, "batch_size": 2, "batches": 3, "dtype": "float32"}
-    assert evaluate_loss(model.double(), tokens, **settings) == pytest.approx(np.mean(rows), abs=1e-9)
-    assert evaluate_loss(model.float(), tokens, **settings) == pytest.approx(np.mean(rows), abs=1e-5)
+    assert evaluate_loss(model.double(), tokens, **settings) == pytest.approx(np.mean(losses), abs=1e-9)
+    assert evaluate_loss(model.float(), tokens, **settings) == pytest.approx(np.mean(losses), abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -116,9 +116,9 @@ def test_an_evaluation_is_without_dropout_and_leaves_the_mode(training: bool) ->
     model, tokens = GPT(replace(CONFIG, dropout=0.5)), some_tokens(41)
     model.load_state_dict(a_model().state_dict())
     model.train(training)
-    rows = [reference(model, tokens[start : start + 9].tolist()) for start in range(0, 40, 8)]
+    losses = [reference(model, tokens[start : start + 9].tolist()) for start in range(0, 40, 8)]
     loss = evaluate_loss(model, tokens, block_size=8, batch_size=2, batches=0, dtype="float32")
-    assert loss == pytest.approx(np.mean(rows), abs=1e-5)
+    assert loss == pytest.approx(np.mean(losses), abs=1e-5)
     assert model.training == training
 
 
@@ -199,10 +199,10 @@ def test_several_processes_give_the_same_figures(nproc: int, run: Path, dataset:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    ours, theirs = json.loads(alone), json.loads(done.stdout)
-    assert ours.pop("by_position") == pytest.approx(theirs.pop("by_position"), rel=1e-6)
-    assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-9)
-    assert ours["tokens"] == theirs["tokens"]
+    one, several = json.loads(alone), json.loads(done.stdout)
+    assert one["by_position"] == pytest.approx(several["by_position"], rel=1e-6)
+    assert one["loss"] == pytest.approx(several["loss"], rel=1e-9)
+    assert one["tokens"] == several["tokens"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Prompts decoded side by side, beside each of them alone."""
+"""Prompts that are decoded in one batch get the tokens that each of them gets alone."""
 
 import itertools
 
@@ -14,7 +14,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13]]
 
 
 def toy(**changes: object) -> GPT:
-    """A model whose predictions differ much from token to token and from position to position."""
+    """Return a model whose predictions differ much from token to token and from position to position."""
     torch.manual_seed(0)
     settings = {"block_size": 16, "vocab_size": 50, "n_layer": 2, "n_head": 2, "n_embd": 16}
     model = GPT(GPTConfig(**settings | changes)).eval()
@@ -25,14 +25,14 @@ def toy(**changes: object) -> GPT:
 
 
 @pytest.mark.parametrize("flash", [True, False])
-def test_each_row_is_what_it_is_alone(flash: bool) -> None:
+def test_each_sequence_gets_the_tokens_that_it_gets_alone(flash: bool) -> None:
     model = toy(flash=flash)
-    together = torch.cat(list(stream_batch(model, PROMPTS, temperature=0)), dim=1).tolist()
-    assert [len(row) for row in together] == [16 - 7 + 1] * 4, "the longest fills the positions"
-    for prompt, row in zip(PROMPTS, together, strict=True):
+    batch = torch.cat(list(stream_batch(model, PROMPTS, temperature=0)), dim=1).tolist()
+    assert [len(tokens) for tokens in batch] == [16 - 7 + 1] * 4, "the longest sequence fills the context"
+    for prompt, tokens in zip(PROMPTS, batch, strict=True):
         alone = stream_tokens(model, torch.tensor([prompt]), temperature=0)
-        assert row == [int(token) for token in itertools.islice(alone, len(row))]
-    assert len({tuple(row) for row in together}) == 4, "they differ, so that rows cannot be mixed up unseen"
+        assert tokens == [int(token) for token in itertools.islice(alone, len(tokens))]
+    assert len({tuple(tokens) for tokens in batch}) == 4, "they differ, so that a mix-up would be seen"
 
 
 def test_sampling_follows_the_generator_and_the_vocabulary() -> None:
@@ -46,7 +46,7 @@ def test_sampling_follows_the_generator_and_the_vocabulary() -> None:
 
 def test_logits_stay_in_float32_under_autocast() -> None:
     model = toy()
-    with torch.no_grad():  # token 1 is a little likelier than token 0, by less than bfloat16 can tell at 100
+    with torch.no_grad():  # token 1 is likelier than token 0 by less than the resolution of bfloat16 near 100
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.fill_(1)
         model.transformer.wte.weight.zero_()
@@ -56,9 +56,9 @@ def test_logits_stay_in_float32_under_autocast() -> None:
     assert tokens.tolist() == [[1]] * 4
 
 
-def test_a_broken_model_is_said() -> None:
+def test_a_model_without_finite_numbers_is_reported() -> None:
     model = toy()
     with torch.no_grad():
         model.transformer.ln_f.weight[0] = float("nan")
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match="are not finite"):
         next(stream_batch(model, PROMPTS))

@@ -1,3 +1,5 @@
+"""Generated tokens and text: the cache, the seed, the end of the text, and wrong settings."""
+
 from itertools import islice
 
 import pytest
@@ -29,7 +31,7 @@ def test_greedy_tokens_are_the_same_with_and_without_cache_across_the_context(pr
     cached = take(model, prompt, 40, temperature=0)
     assert cached == take(model, prompt, 40, temperature=0, use_cache=False)
     assert len(set(cached[0])) > 5
-    idx = prompt  # and as nanoGPT computes it
+    idx = prompt  # nanoGPT's computation gives the same tokens
     for _ in range(40):
         logits, _ = model(idx[:, -16:])
         idx = torch.cat([idx, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
@@ -61,7 +63,7 @@ def test_seed_decides_the_text() -> None:
 
 
 class Scripted(GPT):
-    """Says the bytes it was given, whatever the prompt."""
+    """Predicts the bytes of a script, whatever the prompt."""
 
     def __init__(self, script: list[int]) -> None:
         super().__init__(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=4))
@@ -77,17 +79,17 @@ def test_text_ends_at_end_of_text() -> None:
     assert generate(Scripted([*b"hey", 256, *b"more"]), ByteTokenizer(), "x") == "hey"
 
 
-def test_pieces_are_whole_characters() -> None:
+def test_pieces_are_complete_characters() -> None:
     text = "né☕!"
     pieces = list(stream_text(Scripted([*text.encode(), 256]), ByteTokenizer(), "x"))
     assert pieces == ["n", "é", "☕", "!"]
 
 
-def test_bytes_that_are_no_text_are_shown_as_such() -> None:
+def test_bytes_that_are_not_text_become_replacement_characters() -> None:
     assert generate(Scripted([0xC3, 256]), ByteTokenizer(), "x") == "\ufffd"
 
 
-def test_mode_of_the_model_is_left_as_it_was() -> None:
+def test_the_model_keeps_its_mode() -> None:
     model = random_model(dropout=0.5).train()
     generate(model, ByteTokenizer(), "a", max_new_tokens=2)
     with pytest.raises(UserError):
@@ -98,7 +100,7 @@ def test_mode_of_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "ids"), [(ByteTokenizer(), [256]), (CharTokenizer("\nab"), [0]), (CharTokenizer("ab"), [0])]
 )
-def test_an_empty_prompt_starts_somewhere(tokenizer, ids: list[int]) -> None:
+def test_an_empty_prompt_becomes_one_id(tokenizer, ids: list[int]) -> None:
     assert encode_prompt(tokenizer, "") == ids
 
 
@@ -116,7 +118,7 @@ def test_an_empty_prompt_starts_somewhere(tokenizer, ids: list[int]) -> None:
         {"seed": -1},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict) -> None:
+def test_invalid_settings_are_refused(settings: dict) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         generate(random_model(), ByteTokenizer(), "a", **settings)
 
@@ -131,6 +133,6 @@ def test_a_model_in_bfloat16_decodes_too() -> None:
     assert len(tokens[0]) == 20
 
 
-def test_a_prompt_that_is_no_text_is_refused() -> None:
+def test_a_prompt_that_is_not_text_is_refused() -> None:
     with pytest.raises(UserError, match="not valid text"):
         encode_prompt(ByteTokenizer(), "\udcff")

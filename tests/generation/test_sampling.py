@@ -1,3 +1,5 @@
+"""The next token is drawn from the likeliest tokens with the right probabilities."""
+
 import math
 
 import pytest
@@ -33,7 +35,7 @@ def test_top_p_by_its_definition(values: list[float], p: float) -> None:
     chosen = kept(keep_top_p(logits, p))
     mass = probabilities[chosen].sum().item()
     assert mass >= p - 1e-9
-    assert mass - probabilities[chosen].min().item() < p + 1e-9  # one fewer would not do
+    assert mass - probabilities[chosen].min().item() < p + 1e-9  # without the least likely one, p is not reached
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -45,11 +47,11 @@ def test_draws_follow_the_tempered_probabilities() -> None:
     draws = next_token(LOGITS.expand(40_000, -1), temperature=0.5, generator=generator)
     weights = torch.tensor([0.1, 0.5, 0.25, 0.15]) ** 2
     expected = weights / weights.sum()
-    found = torch.bincount(draws.flatten(), minlength=4) / 40_000
-    assert torch.allclose(found, expected, atol=0.01)
+    frequencies = torch.bincount(draws.flatten(), minlength=4) / 40_000
+    assert torch.allclose(frequencies, expected, atol=0.01)
 
 
 def test_limits_hold_for_every_draw() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = next_token(LOGITS.expand(1000, -1), top_k=3, top_p=0.7, generator=generator)
-    assert set(draws.flatten().tolist()) == {1, 2}  # of the three, renormalised, two reach 0.7
+    assert set(draws.flatten().tolist()) == {1, 2}  # after top_k renormalises three tokens, two of them reach 0.7

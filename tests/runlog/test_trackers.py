@@ -159,10 +159,10 @@ def test_a_service_that_does_not_answer_costs_one_line(
     tiny, hanging: str, install, hang, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The run ends as it should, whether or not there is room for all of its records."""
-    monkeypatch.setattr(trackers, "FINISHING", 0.3)
-    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "FINISH_TIMEOUT", 0.3)
+    monkeypatch.setattr(trackers, "TIMEOUT", 0.2)
     for room, seconds in ((1000, 0.3), (3, 0.2)) if hanging != "close" else ((1000, 0.3),):
-        monkeypatch.setattr(trackers, "MOST_WAITING", room)
+        monkeypatch.setattr(trackers, "MAX_WAITING", room)
         fake = install("wandb_log", **{hanging: hang})
         other = install("tensorboard_log")
         assert train(tiny(**SETTINGS, wandb_log=True, tensorboard_log=True, overwrite=True)).step == 4

@@ -92,7 +92,7 @@ def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
             rendering=options.rendering,
             limit=options.limit,
             for_llmc=options.write_bin is not None,
-            note=log,
+            log=log,
         )
     )
     if options.write_bin is not None:

@@ -54,7 +54,7 @@ def eval_loss(
     check(batch_size, stride, tokens, plot)
     where = {"data_dir": data_dir, "device": device, "dtype": dtype}
     found = measure_split(
-        model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, note=note
+        model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, log=note
     )
     show(found, plot, json_)
     return None

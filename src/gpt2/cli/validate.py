@@ -1,7 +1,6 @@
 """`gpt2 validate`."""
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gpt2.cli.arguments import JsonFlag, ModelArg
@@ -22,7 +21,7 @@ def validate(model: ModelArg, /, *, json_: JsonFlag = False) -> int:
     source = open_model(model)
     found = compare(build(source).eval(), note)
     if json_:
-        print(json.dumps({"model": source.origin, "agrees": found.agrees, **asdict(found)}))
+        print(json.dumps({"model": source.origin, **found.figures()}))
     else:
         print(described(found))
     return 0 if found.agrees else 1
@@ -30,11 +29,11 @@ def validate(model: ModelArg, /, *, json_: JsonFlag = False) -> int:
 
 def described(found: "Comparison") -> str:
     """Return the comparison as lines of text."""
-    equal = sum(a == b for a, b in zip(found.greedy, found.their_greedy, strict=True))
+    equal = sum(a == b for a, b in zip(found.greedy, found.transformers_greedy, strict=True))
     relative = found.logit_difference / (found.logit_scale or 1.0)
     return (
         f"logits  largest difference {found.logit_difference:.2g}, {relative:.1g} of the largest logit\n"
-        f"loss    {found.loss:.6f}, {found.their_loss:.6f} in transformers\n"
+        f"loss    {found.loss:.6f}, {found.transformers_loss:.6f} in transformers\n"
         f"greedy  {equal} of {len(found.greedy)} tokens equal\n"
         + ("agrees with transformers" if found.agrees else "DIFFERS from transformers by more than rounding")
     )

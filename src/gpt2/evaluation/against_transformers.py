@@ -1,4 +1,4 @@
-"""A model beside Hugging Face's implementation with the same weights."""
+"""Compares a model with Hugging Face's implementation of the same weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,37 +14,55 @@ from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT
 
 GREEDY_TOKENS = 50
+"""Number of tokens to generate, where the model's context has space for them."""
 PROMPT_TOKENS = 8
+"""Maximum number of tokens in the prompt."""
 TOLERANCE = 2e-5
-"""Largest difference of a logit, as a share of the largest logit, that float32 arithmetic explains."""
+"""Largest difference of a logit that rounding in float32 explains, as a share of the largest logit."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the two implementations gave."""
+    """Holds the results of both implementations on the same random tokens."""
 
     logit_difference: float
     """Largest absolute difference of a logit."""
     logit_scale: float
-    """Largest absolute logit."""
+    """Largest absolute logit of transformers."""
     loss: float
-    their_loss: float
-    """Mean cross-entropy of the same random tokens, in nats."""
+    """Mean cross-entropy of this program's model, in nats per token; NaN if the context has one token."""
+    transformers_loss: float
+    """Mean cross-entropy of transformers' model, in nats per token; NaN if the context has one token."""
     greedy: list[int]
-    their_greedy: list[int]
-    """The likeliest continuation of the same prompt."""
+    """The likeliest continuation of the prompt by this program's model, as token ids."""
+    transformers_greedy: list[int]
+    """The likeliest continuation of the prompt by transformers' model, as token ids."""
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing differs but rounding."""
-        return self.logit_difference <= TOLERANCE * self.logit_scale and self.greedy == self.their_greedy
+        """Return whether the implementations differ by no more than rounding."""
+        close = self.logit_difference <= TOLERANCE * self.logit_scale
+        return close and self.greedy == self.transformers_greedy
+
+    def figures(self) -> dict[str, Any]:
+        """Return all results as a JSON object."""
+        return {
+            "agrees": self.agrees,
+            "logit_difference": self.logit_difference,
+            "logit_scale": self.logit_scale,
+            "loss": self.loss,
+            "their_loss": self.transformers_loss,
+            "greedy": self.greedy,
+            "their_greedy": self.transformers_greedy,
+        }
 
 
 @torch.no_grad()
-def compare(model: GPT, note: Log) -> Comparison:
-    """Compute logits, loss and greedy tokens with both, in float32 on the CPU.
+def compare(model: GPT, log: Log) -> Comparison:
+    """Compute logits, loss and greedy tokens with both implementations, in float32 on the CPU.
 
-    `note` receives what the model lacks and theirs has. Raises UserError where transformers is not installed.
+    `log` receives a line about what the model lacks and transformers' model has. Raises UserError where transformers
+    is not installed.
     """
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -52,37 +70,41 @@ def compare(model: GPT, note: Log) -> Comparison:
     except ImportError:
         raise UserError("comparing with Hugging Face needs transformers; pip install transformers") from None
     logging.set_verbosity_error()
-    model = fit(model, None, "hf", note)
+    model = fit(model, None, "hf", log)
     values = {k: v for k, v in config_values(model.config).items() if k not in ("architectures", "model_type")}
     with torch.device("meta"):
-        theirs: Any = GPT2LMHeadModel(GPT2Config(**values, bos_token_id=None, eos_token_id=None))
-    theirs.load_state_dict(dict(huggingface_tensors(model)), strict=False, assign=True)
-    theirs.tie_weights()
-    theirs.eval()
+        reference: Any = GPT2LMHeadModel(GPT2Config(**values, bos_token_id=None, eos_token_id=None))
+    reference.load_state_dict(dict(huggingface_tensors(model)), strict=False, assign=True)
+    reference.tie_weights()
+    reference.eval()
 
     ids = probe(model.config, None)
-    logits, their_logits = logits_of(model, ids), theirs(ids).logits
+    logits, reference_logits = logits_of(model, ids), reference(ids).logits
     length = max(1, min(PROMPT_TOKENS, model.config.block_size // 2))
     prompt = ids[:1, :length]
     count = min(GREEDY_TOKENS, model.config.block_size - length)
     tokens = stream_tokens(model, prompt, temperature=0)
     return Comparison(
-        logit_difference=(logits - their_logits).abs().max().item(),
-        logit_scale=their_logits.abs().max().item(),
+        logit_difference=(logits - reference_logits).abs().max().item(),
+        logit_scale=reference_logits.abs().max().item(),
         loss=_loss(logits, ids),
-        their_loss=_loss(their_logits, ids),
+        transformers_loss=_loss(reference_logits, ids),
         greedy=[int(token) for token, _ in zip(tokens, range(count), strict=False)],
-        their_greedy=_their_greedy(theirs, prompt, count),
+        transformers_greedy=_generated(reference, prompt, count),
     )
 
 
-def _their_greedy(network: Any, prompt: Tensor, count: int) -> list[int]:
+def _generated(reference: Any, prompt: Tensor, count: int) -> list[int]:
+    """Return the `count` likeliest tokens after a prompt of ids (1, T), generated by transformers."""
     if not count:
         return []
     settings = {"max_new_tokens": count, "min_new_tokens": count, "pad_token_id": 0}
-    return network.generate(prompt, do_sample=False, **settings)[0, prompt.size(1) :].tolist()
+    # without a mask, transformers takes each id 0 in the prompt for padding
+    mask = torch.ones_like(prompt)
+    generated = reference.generate(prompt, attention_mask=mask, do_sample=False, **settings)
+    return generated[0, prompt.size(1) :].tolist()
 
 
 def _loss(logits: Tensor, ids: Tensor) -> float:
-    """Mean cross-entropy of each next token; NaN where there is only one."""
+    """Return the mean cross-entropy of each next token in nats; NaN if there is only one token."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()

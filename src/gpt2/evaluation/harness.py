@@ -1,7 +1,7 @@
-"""The models of this toolkit as EleutherAI's lm-evaluation-harness takes them, under the name `gpt2-toolkit`.
+"""Makes this program's models available to EleutherAI's lm-evaluation-harness, under the name `gpt2-toolkit`.
 
-Needs lm-eval. What its `hf` model does with a Hugging Face folder is done here with any MODEL: the same tokens, the
-same windows, the same figures up to rounding.
+It needs lm-eval. Any model is evaluated as lm-eval's `hf` model evaluates a Hugging Face folder: with the same
+tokens, the same windows and, up to rounding, the same figures.
 """
 
 import itertools
@@ -26,26 +26,30 @@ from gpt2.generation.engine import encode_prompt
 from gpt2.tokenizers import END_OF_TEXT
 
 NAME = "gpt2-toolkit"
+"""Name of the model type in lm-eval's `--model`."""
 NEW_TOKENS = 256
-"""How long an answer may get where the task does not say, as in lm-eval's `hf`."""
+"""Maximum number of tokens of an answer if the task sets none, as in lm-eval's `hf`."""
 TOP_K = 50
-"""Among how many tokens a task draws that only says that it draws, as in transformers' `generate`."""
-ROWS = {"cpu": 8}
-"""Answers generated at a time, by device."""
-OTHER_ROWS = 32
-"""Likewise on any other device: with the 124M model their keys and values take 2.4 GB in float32."""
+"""Number of likeliest tokens to draw from if the task samples but sets no top_k, as in transformers' `generate`."""
+ANSWERS = {"cpu": 8}
+"""Number of answers generated at a time, by type of device."""
+OTHER_ANSWERS = 32
+"""Number of answers generated at a time on other devices. With the 124M model, keys and values take 2.4 GB in
+float32."""
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""Texts, and the tokens of context and ending, as lm-eval passes them around."""
+"""The texts of context and ending, the token ids of the context, and those of the ending, as lm-eval passes them."""
 
 
 @register_model(NAME)
 class ToolkitLM(TemplateLM):
-    """Any model of ours: `lm_eval.simple_evaluate(model=ToolkitLM("out"), tasks=["lambada_openai"])`.
+    """Evaluates a model of this program with lm-eval.
 
-    pretrained: MODEL, a path or a name. tokenizer: one for a model that brings none. dtype: format of the matrix
-    products; logits are in float32 always. batch_size: how many rows of the model's whole context are computed at a
-    time, and how many answers generated; `auto` is what suits the device, and at most `max_batch_size`.
-    Raises UserError for what is no model, has no tokenizer, or does not go together.
+    Example: `lm_eval.simple_evaluate(model=ToolkitLM("out"), tasks=["lambada_openai"])`.
+
+    pretrained: the model, a path or a name. tokenizer: a tokenizer for a model without one. dtype: the dtype of
+    matrix products; logits are always float32. batch_size: the number of sequences of the model's context length in a
+    batch, and of answers generated at a time; `auto` chooses it for the device, up to `max_batch_size`.
+    Raises UserError if there is no such model, it has no tokenizer, or the two do not fit together.
     """
 
     def __init__(
@@ -61,23 +65,24 @@ class ToolkitLM(TemplateLM):
         source = open_model(str(pretrained), tokenizer)
         where = pick_device(device or "auto")
         self.dtype = pick_dtype(dtype, where)
-        self.rows = rows_at_a_time(batch_size, max_batch_size)
+        self.sequences_per_batch = sequences_per_batch(batch_size, max_batch_size)
         self.origin = source.origin
-        self.vocabulary = source.tokenizer
+        self.our_tokenizer = source.tokenizer  # lm-eval expects one of transformers under the name `tokenizer`
         self.model = build(source).to(where).eval()
         self.max_length = self.model.config.block_size
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the model's weights."""
         return self.model.transformer.wte.weight.device
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text that has nothing before it: end-of-text, or what a tokenizer without it has."""
-        return encode_prompt(self.vocabulary, "")[0]
+        """Return the id that precedes a text without context: end-of-text, or a substitute if there is none."""
+        return encode_prompt(self.our_tokenizer, "")[0]
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results say about the model."""
+        """Return the facts about the model that lm-eval writes into its results."""
         return {
             "model_source": self.origin,
             "model_dtype": self.dtype,
@@ -85,85 +90,89 @@ class ToolkitLM(TemplateLM):
         }
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """None: lm-eval asks for one where its user does. Raises UserError then."""
+        """Return an empty template. Raises UserError if the user asks for a chat template, because GPT-2 has none."""
         if chat_template:
-            raise UserError("GPT-2 knows no chat template; leave --apply_chat_template out")
+            raise UserError("GPT-2 has no chat template; omit --apply_chat_template")
         return ""
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of a text, in which `<|endoftext|>` is the token."""
-        return self.vocabulary.encode(string, specials=True)
+        """Return the token ids of a text, in which `<|endoftext|>` is the special token."""
+        return self.our_tokenizer.encode(string, specials=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        # nothing is left of a context that is white space alone, since the ending takes it over
+        """Return the log-likelihood in nats of each ending after its context, and whether it is the greedy one."""
+        # a context of white space alone is empty now, because lm-eval moves trailing white space to the ending
         asked = [(texts, context or [self.prefix_token_id], ending) for texts, context, ending in requests]
         return [(score.log_likelihood, score.greedy) for score in self.scores(asked, disable_tqdm)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each whole text, in nats: every token once, after as many before it as fit."""
+        """Return the log-likelihood of each text in nats. Each token counts once, with all context that fits."""
         windows: list[Request] = []
         counts = []
         for (text,) in (request.args for request in requests):
-            found = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
-            pairs = [make_disjoint_window(pair) for pair in found]
+            rolling = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            pairs = [make_disjoint_window(pair) for pair in rolling]
             windows += [(None, *pair) for pair in pairs]
             counts.append(len(pairs))
-        found = iter(self.scores(windows, disable_tqdm))
-        return [sum(score.log_likelihood for score in itertools.islice(found, count)) for count in counts]
+        of_windows = iter(self.scores(windows, disable_tqdm))
+        return [sum(score.log_likelihood for score in itertools.islice(of_windows, count)) for count in counts]
 
     def scores(self, requests: Sequence[Request], quiet: bool) -> list[Score]:
-        """How likely each ending is after its context, which loses its beginning where both do not fit.
+        """Return the score of each ending after its context, which loses its first tokens if both do not fit.
 
-        Raises UserError where an ending is empty or longer than the model's context.
+        Raises UserError if an ending is empty or longer than the model's context.
         """
         questions = questions_of(requests, self.max_length)
-        batch_tokens = self.rows and self.rows * self.max_length
+        batch_tokens = self.sequences_per_batch and self.sequences_per_batch * self.max_length
         with tqdm(total=len(questions), desc="Running loglikelihood requests", disable=quiet) as bar:
 
-            def progress(done: int, total: int, finished: int) -> None:
-                bar.update(finished - bar.n)
+            def progress(done: int, total: int, completed: int) -> None:
+                bar.update(completed - bar.n)
 
-            rows = scores(self.model, questions, dtype=self.dtype, batch_tokens=batch_tokens, progress=progress)
-        return [score for row in rows for score in row]
+            results = scores(self.model, questions, dtype=self.dtype, batch_tokens=batch_tokens, progress=progress)
+        return [score for of_question in results for score in of_question]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to the first of the task's stop texts or end-of-text.
+        """Return the text that follows each context, up to the first of the task's stop texts or end-of-text.
 
-        Raises UserError where a task asks for more tokens than fit, or for what is not known here.
+        Raises UserError if a task asks for more tokens than fit, or for settings that are not supported.
         """
         answers = [""] * len(requests)
         asked: list[Any] = [request.args for request in requests]  # pairs of a context and the task's settings
-        prompts = [encode_prompt(self.vocabulary, context) for context, _ in asked]
+        prompts = [encode_prompt(self.our_tokenizer, context) for context, _ in asked]
         groups: dict[str, list[int]] = {}
         for i, (_, settings) in enumerate(asked):
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(i)
-        rows = self.rows or ROWS.get(self.device.type, OTHER_ROWS)
+        at_a_time = self.sequences_per_batch or ANSWERS.get(self.device.type, OTHER_ANSWERS)
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for group in groups.values():
                 group.sort(key=lambda i: -len(prompts[i]))
-                for first in range(0, len(group), rows):
-                    numbers = group[first : first + rows]
-                    found = self.answers([prompts[i] for i in numbers], asked[numbers[0]][1])
-                    for i, answer in zip(numbers, found, strict=True):
+                for first in range(0, len(group), at_a_time):
+                    numbers = group[first : first + at_a_time]
+                    generated = self.answers([prompts[i] for i in numbers], asked[numbers[0]][1])
+                    for i, answer in zip(numbers, generated, strict=True):
                         answers[i] = answer
                         self.cache_hook.add_partial("generate_until", asked[i], answer)
                     bar.update(len(numbers))
         return answers
 
     def answers(self, prompts: Sequence[list[int]], asked: dict[str, Any]) -> list[str]:
-        """What follows each of the prompts, which lose their beginnings where they leave no room for the answers."""
+        """Return the text that follows each prompt (token ids), generated with the task's settings `asked`.
+
+        A prompt that leaves no space for the answer loses its first tokens. Errors are those of `generate_until`.
+        """
         settings: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
         stops = handle_stop_sequences(settings.pop("until"), eos=END_OF_TEXT)
         count, samples = settings.pop("max_gen_toks"), settings.pop("do_sample")
         temperature, top_k = settings.pop("temperature", 0.0), settings.pop("top_k", TOP_K)
         top_p = settings.pop("top_p", None)
         if settings:
-            raise UserError(f"the task wants to generate with {', '.join(settings)}, unknown here; leave it out")
+            raise UserError(f"the task generates with {', '.join(settings)}, which is not supported; omit it")
         if not 0 < count < self.max_length:
             raise UserError(
-                f"the task wants up to {count} new tokens, and the model has {self.max_length} positions for the "
+                f"the task asks for up to {count} new tokens, and the model has {self.max_length} positions for the "
                 f"prompt and them; give --gen_kwargs max_gen_toks={self.max_length // 2}"
             )
         tokens = stream_batch(
@@ -172,50 +181,58 @@ class ToolkitLM(TemplateLM):
             temperature=temperature if samples else 0.0,
             top_k=top_k,
             top_p=top_p,
-            vocab_size=self.vocabulary.vocab_size,
+            vocab_size=self.our_tokenizer.vocab_size,
             dtype=self.dtype,
         )
-        texts = self.until(itertools.islice(tokens, count), len(prompts), [stop.encode() for stop in stops if stop])
+        texts = self.bytes_until(
+            itertools.islice(tokens, count), len(prompts), [stop.encode() for stop in stops if stop]
+        )
         return [postprocess_generated_text(text.decode(errors="replace"), stops, None) for text in texts]
 
-    def until(self, tokens: Iterator[torch.Tensor], count: int, stops: Sequence[bytes]) -> list[bytes]:
-        """The bytes of `count` rows of tokens, drawn until each has come to end-of-text or one of the stops."""
+    def bytes_until(self, tokens: Iterator[torch.Tensor], count: int, stops: Sequence[bytes]) -> list[bytes]:
+        """Return the bytes of `count` sequences, drawn from `tokens` until each contains end-of-text or a stop.
+
+        `tokens` yields the next ids of all sequences, int64 (count, 1).
+        """
         texts = [b""] * count
         running = set(range(count))
         for token in tokens:
             ids = token[:, 0].tolist()
             for i in list(running):
-                if ids[i] != self.vocabulary.eot:
-                    texts[i] += self.vocabulary.decode_bytes([ids[i]])
-                if ids[i] == self.vocabulary.eot or any(stop in texts[i] for stop in stops):
+                if ids[i] != self.our_tokenizer.eot:
+                    texts[i] += self.our_tokenizer.decode_bytes([ids[i]])
+                if ids[i] == self.our_tokenizer.eot or any(stop in texts[i] for stop in stops):
                     running.remove(i)
             if not running:
                 break
         return texts
 
 
-def rows_at_a_time(batch_size: int | str, most: int | None) -> int | None:
-    """The rows of a batch that lm-eval's settings ask for; None leaves them to the device. Raises UserError."""
+def sequences_per_batch(batch_size: int | str, most: int | None) -> int | None:
+    """Return the number of sequences in a batch by lm-eval's settings; None leaves it to the device.
+
+    Raises UserError if `batch_size` is neither a positive number nor begins with auto.
+    """
     if str(batch_size).startswith("auto"):
         return most
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
-        raise UserError(f"batch_size is {batch_size}; it must be a number of rows, at least 1, or auto")
+        raise UserError(f"batch_size is {batch_size}; it must be a number of sequences, at least 1, or auto")
     return int(batch_size)
 
 
 def questions_of(requests: Sequence[Request], block_size: int) -> list[Question]:
-    """The endings that follow each other and share a context, together, as far as a row of `block_size` tokens holds.
+    """Group adjacent endings of one context into questions, as far as they fit a sequence of `block_size` tokens.
 
-    In the order of the requests. Raises UserError for an empty ending.
+    The order of the requests stays. Raises UserError for an empty ending.
     """
     questions: list[Question] = []
-    room = 0
+    space = 0
     for texts, context, ending in requests:
         if not ending:
-            raise UserError(f"an ending after {texts and texts[0][-80:]!r} has no tokens; mend the task")
-        room -= len(ending) - 1
-        if not questions or questions[-1].context != context or room < 0:
+            raise UserError(f"an ending after {texts and texts[0][-80:]!r} has no tokens; fix the task")
+        space -= len(ending) - 1
+        if not questions or questions[-1].context != context or space < 0:
             questions.append(Question(context, []))
-            room = block_size - len(context) - len(ending) + 1
+            space = block_size - len(context) - len(ending) + 1
         questions[-1].endings.append(ending)
     return questions

@@ -1,14 +1,13 @@
-"""The accuracy of a model on HellaSwag's tasks."""
+"""Measures the accuracy of a model on HellaSwag's tasks."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.device import pick_device, pick_dtype
 from gpt2.distributed.world import ALONE, World
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.evaluation import llmc_choices
 from gpt2.evaluation.choices import Progress, Result, Task, check_fits, choose
 from gpt2.evaluation.hellaswag import Rendering, read_tasks, validation_file
@@ -18,59 +17,63 @@ from gpt2.formats.source import Source
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks as one model takes them."""
+    """A task set holds tasks, encoded for one model."""
 
     source: Source
-    """The model."""
+    """The opened model."""
     path: Path
     """File that the tasks are from."""
     rendering: Rendering
+    """The way in which the tasks became text."""
     tasks: list[Task]
+    """The tasks as token ids."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a model chose, and what it was measured on."""
+    """Holds the choices of a model in the tasks of a file, and the conditions of the evaluation."""
 
     model: str
     """Origin of the model."""
     data: Path
     """File that the tasks are from."""
     rendering: Rendering
+    """The way in which the tasks became text."""
     result: Result
+    """The model's choices."""
     seconds: float
-    """Time of the evaluation, without opening the model and the tasks."""
+    """Time of the evaluation in seconds, without opening the model and the tasks."""
     dtype: str
     """Dtype of matrix products."""
 
     @property
     def tasks(self) -> int:
-        """Number of tasks."""
+        """Return the number of tasks."""
         return len(self.result.labels)
 
     @property
     def acc(self) -> float:
-        """Share of tasks in which the correct ending has the highest log-likelihood."""
+        """Return the share of tasks in which the correct ending has the highest log-likelihood."""
         return self.result.acc
 
     @property
     def acc_stderr(self) -> float | None:
-        """Standard error of `acc`; None for a single task."""
+        """Return the standard error of `acc`; None for a single task."""
         return self.result.standard_error(self.acc)
 
     @property
     def acc_norm(self) -> float:
-        """Share of tasks in which the correct ending has the highest normalised log-likelihood."""
+        """Return the share of tasks in which the correct ending has the highest normalised log-likelihood."""
         return self.result.acc_norm
 
     @property
     def acc_norm_stderr(self) -> float | None:
-        """Standard error of `acc_norm`; None for a single task."""
+        """Return the standard error of `acc_norm`; None for a single task."""
         return self.result.standard_error(self.acc_norm)
 
     @property
     def tasks_per_second(self) -> float:
-        """Number of tasks per second."""
+        """Return the number of tasks per second."""
         return self.tasks / self.seconds
 
     def figures(self) -> dict[str, Any]:
@@ -92,8 +95,8 @@ class Accuracy:
     def records(self) -> list[dict[str, Any]]:
         """Return the model's choice in each task, each as a JSON object."""
         names = ("label", "prediction", "prediction_norm", "log_likelihoods")
-        found = self.result
-        columns = zip(found.labels, found.predictions, found.predictions_norm, found.log_likelihoods, strict=True)
+        result = self.result
+        columns = zip(result.labels, result.predictions, result.predictions_norm, result.log_likelihoods, strict=True)
         return [{"task": i, **dict(zip(names, values, strict=True))} for i, values in enumerate(columns)]
 
 
@@ -106,27 +109,30 @@ def open_task_set(
     rendering: Rendering = "build-nanogpt",
     limit: int | None = None,
     for_llmc: bool = False,
-    note: Callable[[str], None] = lambda line: None,
+    log: Log = lambda line: None,
 ) -> TaskSet:
     """Open a model and the first `limit` tasks of the file `data`, by default of the published validation tasks.
 
-    `for_llmc` checks that llm.c can take the tasks, instead of that they fit the model. Raises UserError for what is
-    no model or no tasks, and where they do not fit together.
+    `for_llmc` checks that llm.c's format can hold the tasks, instead of that they fit the model. `log` receives what
+    the user should know about the tasks. Raises UserError if there is no such model or file, or if they do not fit
+    together.
     """
     source = open_model(model, tokenizer)
     known = source.known_tokenizer
     if for_llmc and (rendering != "build-nanogpt" or (known is not None and known.kind != "gpt2")):
-        raise UserError("llm.c's file holds GPT-2's tokens as build-nanogpt renders them; leave --write_bin out")
-    path = data or validation_file(data_dir, note)
-    tasks = read_tasks(path, known, rendering, limit, note)
+        raise UserError("llm.c's file holds GPT-2's tokens as build-nanogpt renders them; omit --write_bin")
+    path = data or validation_file(data_dir, log)
+    tasks = read_tasks(path, known, rendering, limit, log)
     if not for_llmc:
         check_fits(tasks, source.config)
     return TaskSet(source, path, rendering, tasks)
 
 
 def write_task_set(task_set: TaskSet, path: Path, world: World = ALONE) -> None:
-    """Write the tasks to a file of llm.c's, in the main process. Raises UserError for what such a file cannot
-    hold."""
+    """Write the tasks to a file in llm.c's format, in the main process.
+
+    Raises UserError for tasks that this format cannot hold, and if the file cannot be written.
+    """
     world.main_only(lambda: llmc_choices.write(task_set.tasks, path))
 
 
@@ -141,8 +147,8 @@ def measure(
 ) -> Accuracy:
     """Let the model of a task set choose an ending in each task. The processes of a `world` share the tasks.
 
-    `batch_tokens` is the number of tokens in a batch, by default what suits the device. Raises UserError where the
-    model gives no finite numbers.
+    `batch_tokens` is the number of tokens in a batch; its default depends on the device. Raises UserError if the
+    device or dtype does not exist, or the model gives no finite numbers.
     """
     source, tasks = task_set.source, task_set.tasks
     where = pick_device(device, world.local_rank)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a model over tokens, at places that are always the same."""
+"""Measures the cross-entropy of a model over tokens, always in the same windows."""
 
 import itertools
 import math
@@ -19,63 +19,67 @@ from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 
 Progress = Callable[[int, int], None]
-"""Called after each batch with the windows computed, and of all; what it raises ends the work."""
+"""A function called after each batch with the windows computed and all windows. What it raises ends the work."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """The progress of work that nobody watches."""
+    """Ignore the progress."""
 
 
 class Window(NamedTuple):
-    """Tokens to compute together: a model's context from `start` on."""
+    """A window is a model's context of consecutive tokens, which are computed together."""
 
     start: int
+    """Offset of the first token."""
     skip: int
-    """How many of its first predictions do not count, because an earlier window has made them."""
+    """Number of first predictions that do not count, because an earlier window makes them."""
 
 
 def blocks(tokens: Tokens, block_size: int, count: int) -> list[Window]:
-    """At most `count` windows spread evenly over the tokens, without overlap; 0 is all of them."""
+    """Return at most `count` windows of `block_size` predictions, spread evenly over the tokens, without overlap.
+
+    A `count` of 0 returns all of them.
+    """
     return [Window(int(start), 0) for start in evaluation_starts(tokens, block_size, count)]
 
 
 def sliding(length: int, block_size: int, stride: int) -> list[Window]:
-    """Windows of `block_size` predictions that count every one of `length` tokens but the first, once.
+    """Return windows of `block_size` predictions that together count each of `length` tokens except the first once.
 
-    Each goes on `stride` tokens after the last one's end, so that all but those of the first window have at least
-    block_size - stride tokens before them (as Hugging Face's guide to perplexity does it). The last is moved back to
-    end with the tokens. Needs at least block_size + 1 tokens.
+    Each window ends `stride` tokens after the one before it. So every counted token after the first window has at
+    least block_size - stride tokens of context, as in Hugging Face's guide to perplexity. The last window is moved
+    back to end at the last token. `length` must be at least block_size + 1.
     """
     ends = [*range(block_size, length - 1, stride), length - 1]
-    before = [0, *ends]
-    return [Window(end - block_size, block_size - (end - b)) for end, b in zip(ends, before, strict=False)]
+    counted = [0, *ends]  # the end of the window before each one
+    return [Window(end - block_size, block_size - (end - c)) for end, c in zip(ends, counted, strict=False)]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a model's predictions cost."""
+    """Holds the losses of a model's predictions, summed by position."""
 
     nats: np.ndarray
     """Sum of the losses at each position of the context, float64 (block_size,)."""
     counts: np.ndarray
-    """Predictions at each position, int64 (block_size,)."""
+    """Number of predictions at each position, int64 (block_size,)."""
     ids: np.ndarray
-    """How often each token id was to be predicted, int64 (V,)."""
+    """Number of times that each token id was the target, int64 (V,)."""
 
     @property
     def mean(self) -> float:
-        """Nats a token."""
+        """Return the mean loss in nats per token."""
         return math.fsum(self.nats) / int(self.counts.sum())
 
     @property
     def by_position(self) -> list[float | None]:
-        """Nats a token at each position; None where nothing was predicted."""
+        """Return the mean loss in nats per token at each position; None where nothing was predicted."""
         return [n / c if c else None for n, c in zip(self.nats.tolist(), self.counts.tolist(), strict=True)]
 
     def bits_per_byte(self, tokenizer: Tokenizer) -> float | None:
-        """Bits for each byte of the text, which compares models with different tokens. End-of-text has no bytes.
+        """Return the loss in bits per byte of the predicted text; None if the text has no bytes.
 
-        None where no text was predicted.
+        It is comparable between models with different tokenizers. End-of-text counts as a token without bytes.
         """
         sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.flatnonzero(self.ids).tolist() if i != tokenizer.eot}
         text = sum(size * int(self.ids[i]) for i, size in sizes.items())
@@ -84,7 +88,7 @@ class Loss:
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """Context in which the model is in evaluation mode; afterwards it is in the mode it was in."""
+    """Put the model into evaluation mode inside the `with` block; restore its mode (train or eval) afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -106,33 +110,33 @@ def measure(
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> Loss:
-    """The losses of the predictions in `windows` of `block_size` tokens.
+    """Return the losses of the predictions in `windows` of `block_size` tokens, `batch_size` windows at a time.
 
-    With an `eot_token`, attention stays inside a document, which that token begins. The processes of a `world` share
-    the batches, and all get the same figures, which do not depend on the number of processes. Sums are float64. The
-    model keeps its mode (train or eval).
+    `dtype` is that of matrix products. With an `eot_token`, which begins each document, attention stays inside a
+    document. The processes of a `world` share the batches, and all of them return the same losses, whatever their
+    number. Sums are float64. The model keeps its mode (train or eval).
     """
     device = next(model.parameters()).device
     sums: list[tuple[int, np.ndarray]] = []
     ids = np.zeros(model.config.vocab_size, dtype=np.int64)
-    all_rows = world.size * batch_size
+    windows_at_a_time = world.size * batch_size
     with evaluating(model):
-        for first in range(0, len(windows), all_rows):
+        for first in range(0, len(windows), windows_at_a_time):
             world.beat("an evaluation")
             i = first + world.rank * batch_size
-            is_mine = i < len(windows)  # a process that has none left computes one again: a sharded model needs all
-            batch = windows[i : i + batch_size] if is_mine else windows[:batch_size]
+            is_new = i < len(windows)  # without a batch left, repeat one: a sharded model needs every process
+            batch = windows[i : i + batch_size] if is_new else windows[:batch_size]
             x, y = gather(tokens, [window.start for window in batch], block_size, device)
             with autocast(device, dtype):
                 losses = token_losses(model, x, y, document_mask(x, eot_token))
-            if is_mine:  # on the CPU, because Apple's GPUs have no float64
+            if is_new:  # on the CPU, because Apple's GPUs have no float64
                 counted = torch.arange(block_size) >= torch.tensor([[w.skip] for w in batch])
                 sums.append((i, (losses.cpu().double() * counted).sum(0).numpy()))
                 ids += np.bincount(y.cpu()[counted].numpy(), minlength=len(ids))
-            progress(min(first + all_rows, len(windows)), len(windows))
-    every = sorted(itertools.chain.from_iterable(world.gather(sums)), key=lambda pair: pair[0])
+            progress(min(first + windows_at_a_time, len(windows)), len(windows))
+    by_window = sorted(itertools.chain.from_iterable(world.gather(sums)), key=lambda pair: pair[0])
     counts = np.bincount([window.skip for window in windows], minlength=block_size).cumsum()
-    return Loss(np.sum([nats for _, nats in every], axis=0), counts, np.sum(world.gather(ids), axis=0))
+    return Loss(np.sum([nats for _, nats in by_window], axis=0), counts, np.sum(world.gather(ids), axis=0))
 
 
 def evaluate_loss(
@@ -147,11 +151,10 @@ def evaluate_loss(
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> float:
-    """Mean loss in nats a token over `batches` batches of blocks spread evenly over `tokens`; 0 is all blocks.
+    """Return the mean loss in nats per token over `batches` batches of windows spread evenly over `tokens`.
 
-    The rest is as in `measure`.
+    With 0 batches, the windows cover all tokens. The other arguments are those of `measure`.
     """
     windows = blocks(tokens, block_size, batches * batch_size)
-    shape = {"block_size": block_size, "batch_size": batch_size}
-    found = measure(model, tokens, windows, **shape, dtype=dtype, eot_token=eot_token, world=world, progress=progress)
-    return found.mean
+    options = {"dtype": dtype, "eot_token": eot_token, "world": world, "progress": progress}
+    return measure(model, tokens, windows, block_size=block_size, batch_size=batch_size, **options).mean

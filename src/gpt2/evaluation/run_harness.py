@@ -1,4 +1,4 @@
-"""Running EleutherAI's lm-evaluation-harness as its command line does, with a model of this toolkit."""
+"""Runs EleutherAI's lm-evaluation-harness as its command line does, with a model of this program."""
 
 import contextlib
 import json
@@ -12,13 +12,13 @@ from typing import Any
 from gpt2.errors import UserError, first_line
 
 SETTINGS_CHECKED_IN = ("lm_eval.config", "lm_eval.evaluator")
-"""Modules in which lm-eval checks its settings."""
+"""Modules in which lm-eval checks its settings, so that a ValueError from them is the user's mistake."""
 
 
 def run_harness(model: str, arguments: Sequence[str], tokenizer: str | None, dtype: str) -> None:
     """Run `lm-eval run` with its command-line `arguments` on a model; lm-eval prints its table.
 
-    Raises UserError where lm-eval is not installed, and for what it or the model refuses.
+    Raises UserError if lm-eval is not installed, or if it or the model refuses an argument.
     """
     try:
         from lm_eval.__main__ import cli_evaluate

@@ -1,4 +1,4 @@
-"""How well a model predicts given tokens: losses and log-probabilities, with few logits in memory at a time."""
+"""Computes losses and log-probabilities of given tokens, with few logits in memory at a time."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from gpt2.model import GPT
 
 CHUNK = 1024
-"""Number of positions whose logits exist at a time: 200 MB with GPT-2's vocabulary."""
+"""Number of positions whose logits exist at a time. In float32, they take 200 MB with GPT-2's vocabulary."""
 
 
 def token_losses(model: GPT, idx: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of every target in nats, (B, T), in float32 at least.
+    """Return the cross-entropy of every target in nats, (B, T), in float32 or, for a float64 model, in float64.
 
     idx, targets and mask have the shapes and dtypes of `GPT.forward`.
     """
@@ -27,11 +27,11 @@ def token_losses(model: GPT, idx: Tensor, targets: Tensor, mask: Tensor | None =
 def score_targets(
     model: GPT, idx: Tensor, positions: Tensor, mask: Tensor, sources: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each target, and whether no other token is likelier: (N,) and bool (N,).
+    """Return the log-probability of each target, (N,), and whether no other token is likelier, bool (N,).
 
-    idx, positions and mask: see `GPT.hidden`. sources: int64 (N,), the offsets in the flattened idx of the tokens
-    before the targets. targets: int64 (N,). Log-probabilities are natural logarithms in the dtype of the weights,
-    also under autocast, because bfloat16 numbers near 100 are 0.5 apart.
+    `idx`, `positions` and `mask` are those of `GPT.hidden`. `targets`, int64 (N,), are the ids to predict. `sources`,
+    int64 (N,), are the offsets in the flattened `idx` of the tokens before them. Log-probabilities are natural
+    logarithms in the dtype of the weights, also under autocast, because bfloat16 numbers near 100 are 0.5 apart.
     """
     x = model.hidden(idx, mask, positions=positions).flatten(0, 1)[sources]  # (N, C)
     x = x.to(model.transformer.wte.weight.dtype)

@@ -1,7 +1,6 @@
-"""The loss of a model over a split of a dataset."""
+"""Measures the loss of a model over a split of a dataset."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,26 @@ from typing import Any
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.device import pick_device, pick_dtype
 from gpt2.distributed.world import joined
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.evaluation.loss import measure, sliding
 from gpt2.formats.open import build, open_model
 from gpt2.formats.source import Source
 from gpt2.model import GPT
 
 DIST_TIMEOUT = 600.0
-"""Seconds that processes wait for each other."""
+"""Maximum number of seconds that processes wait for each other."""
 
 
 @dataclass(frozen=True)
 class SplitLoss:
-    """The loss of a model over a split, and what it was measured on."""
+    """Holds the loss of a model over a split of a dataset."""
 
     model: str
     """Origin of the model."""
     dataset: Path
+    """Folder of the dataset."""
     split: str
+    """Name of the split."""
     tokens: int
     """Number of predicted tokens."""
     loss: float
@@ -40,7 +41,7 @@ class SplitLoss:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss."""
+        """Return the perplexity, the exponential of the loss."""
         return math.exp(self.loss)
 
     def figures(self) -> dict[str, Any]:
@@ -69,30 +70,25 @@ def measure_split(
     data_dir: str = "data",
     device: str = "auto",
     dtype: str = "auto",
-    note: Callable[[str], None] = lambda line: None,
+    log: Log = lambda line: None,
 ) -> SplitLoss | None:
     """Measure the loss of a model over the first `tokens` predictions of a split, or all of them.
 
     `model` is a GPT, or the path or name of any MODEL. `stride` is the number of tokens by which a window of the
-    model's context moves on, by default the context length. The processes of torchrun share the work; all except the
-    main one get None. Raises UserError for what is no model or no dataset, for a stride above the context length, and
-    where model and dataset do not fit together.
+    model's context moves on, by default the context length. `log` receives what the user should know about the
+    dataset. The processes of torchrun share the work, and all except the main one return None. Raises UserError if
+    there is no such model or dataset, if they do not fit together, and for a stride above the context length.
     """
     with joined(pick_device(device), "auto", DIST_TIMEOUT) as world:
-        source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, note))
-        found = data.split(split, 1)
-        length = min(len(found), (tokens or len(found)) + 1)
+        source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, log))
+        ids = data.split(split, 1)
+        length = min(len(ids), (tokens or len(ids)) + 1)
         block_size = min(source.config.block_size, length - 1)
         where = pick_device(device, world.local_rank)
-        result = measure(
-            (model if isinstance(model, GPT) else build(source)).to(where),
-            found,
-            sliding(length, block_size, min(stride or block_size, block_size)),
-            block_size=block_size,
-            batch_size=batch_size,
-            dtype=pick_dtype(dtype, where),
-            world=world,
-        )
+        windows = sliding(length, block_size, min(stride or block_size, block_size))
+        options = {"block_size": block_size, "batch_size": batch_size, "dtype": pick_dtype(dtype, where)}
+        network = (model if isinstance(model, GPT) else build(source)).to(where)
+        result = measure(network, ids, windows, **options, world=world)
         if not world.is_main:
             return None
     return SplitLoss(
@@ -107,15 +103,13 @@ def measure_split(
     )
 
 
-def _open(
-    model: str | GPT, dataset: str, stride: int | None, data_dir: str, note: Callable[[str], None]
-) -> tuple[Source, Dataset]:
+def _open(model: str | GPT, dataset: str, stride: int | None, data_dir: str, log: Log) -> tuple[Source, Dataset]:
     """Open model and dataset and check that they fit together. Raises UserError."""
     if isinstance(model, GPT):
         source = Source(model.config, {}, lambda: None, "the given model")
     else:
         source = open_model(model)
-    data = open_dataset(dataset, data_dir, note)
+    data = open_dataset(dataset, data_dir, log)
     if stride is not None and stride > (context := source.config.block_size):
         raise UserError(f"stride is {stride}, more than the model's context of {context}; lower it")
     if source.known_tokenizer:

@@ -1,4 +1,4 @@
-"""Decoding prompts of different lengths side by side."""
+"""Generates tokens after several prompts of different lengths at the same time."""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,31 +24,31 @@ def stream_batch(
     vocab_size: int | None = None,
     dtype: str = "float32",
 ) -> Iterator[Tensor]:
-    """Yield the tokens that follow each of the B prompts, none of them empty: int64 (B, 1), a position at a time.
+    """Yield the next token of each of the B prompts, int64 (B, 1), until the longest sequence fills the context.
 
-    Ends where the longest row fills the model's positions. Only ids below `vocab_size` are drawn. Each row gets what
-    it would get alone: shorter prompts are padded on the left with what nothing looks at, and their positions count
-    from their own first token. Logits are computed in the weights' format, whatever the `dtype`. Raises UserError
-    where the weights give no finite numbers.
+    No prompt may be empty. Only ids below `vocab_size` are drawn. Each sequence gets the tokens that it would get
+    alone: shorter prompts are padded on the left, no token attends to the padding, and positions count from the first
+    token of the prompt. Logits are computed in the dtype of the weights, and the rest in `dtype`. Raises UserError if
+    the model gives no finite numbers.
     """
     weights = model.transformer.wte.weight
     device = weights.device
     size = max(map(len, prompts))
     idx = torch.tensor([[0] * (size - len(prompt)) + list(prompt) for prompt in prompts], device=device)  # (B, T)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    places = torch.arange(model.config.block_size, device=device)
-    present = places >= size - lengths[:, None]  # (B, block_size), False at the padding
-    positions = (places[:size] - (size - lengths[:, None])).clamp(min=0)  # (B, T)
-    causal = places[:size, None] >= places[:size]
-    # padding sees itself, because a softmax over nothing is not a number
-    mask = ((present[:, None, :size] & causal) | torch.eye(size, dtype=torch.bool, device=device))[:, None]
+    offsets = torch.arange(model.config.block_size, device=device)
+    is_token = offsets >= size - lengths[:, None]  # (B, block_size), False at the padding
+    positions = (offsets[:size] - (size - lengths[:, None])).clamp(min=0)  # (B, T)
+    causal = offsets[:size, None] >= offsets[:size]
+    # padding attends to itself, because a softmax over nothing is not a number
+    mask = ((is_token[:, None, :size] & causal) | torch.eye(size, dtype=torch.bool, device=device))[:, None]
     cache = KVCache(model.config, len(prompts), device, weights.dtype if dtype == "float32" else DTYPES[dtype])
     while True:
         with autocast(device, dtype):
             states = model.hidden(idx, mask, cache, positions)
         logits = model.head(states[:, -1].to(weights.dtype))  # (B, V)
         if not torch.isfinite(logits).all():
-            raise UserError("the model's logits are no finite numbers: its weights are damaged, or training diverged")
+            raise UserError("the model's logits are not finite: its weights are damaged, or training diverged")
         idx = next_token(
             logits[:, :vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
@@ -56,4 +56,4 @@ def stream_batch(
         if cache.length == model.config.block_size:
             return
         positions = positions[:, -1:] + 1
-        mask = present[:, None, None, : cache.length + 1]
+        mask = is_token[:, None, None, : cache.length + 1]

@@ -1,8 +1,9 @@
-"""Decoding: prefill the prompt, then one token at a time."""
+"""Generates tokens and text: computes the prompt at once, and then one token at a time."""
 
 import codecs
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -28,14 +29,13 @@ def stream_tokens(
     use_cache: bool = True,
     dtype: str = "float32",
 ) -> Iterator[Tensor]:
-    """Yield the tokens that follow `prompt` (int64 (B, T), T ≥ 1) one position at a time, int64 (B, 1), without end.
+    """Yield the tokens that follow `prompt`, int64 (B, T) with T ≥ 1, one position at a time, int64 (B, 1).
 
-    Only ids below `vocab_size` are drawn: the tokenizer's, where the model has more rows than that. Raises
-    UserError where the weights give no finite numbers.
+    The iterator never ends. Only ids below `vocab_size` are drawn, because a model can have more ids than its
+    tokenizer. `dtype` is that of matrix products. Raises UserError if the model gives no finite numbers.
 
-    The model sees the last block_size tokens. Once there are more, each token's window begins one later;
-    GPT-2's positions are absolute, so nothing computed for the window before it is of use, and the window is
-    computed afresh.
+    The model sees the last block_size tokens. Once there are more, the window moves by one for each token. GPT-2's
+    positions are absolute, so the cache is useless then, and each window is computed completely.
     """
     block_size = model.config.block_size
     cache = None
@@ -46,7 +46,7 @@ def stream_tokens(
             if not use_cache or idx.size(1) > block_size:
                 logits, _ = model(window)
             elif cache is None:
-                # autocast leaves the keys in its format; without it they have the weights'
+                # autocast gives the keys its own dtype; without it they have that of the weights
                 weights = next(model.parameters())
                 kv_dtype = weights.dtype if dtype == "float32" else DTYPES[dtype]
                 cache = KVCache(model.config, len(idx), idx.device, kv_dtype)
@@ -54,7 +54,7 @@ def stream_tokens(
             else:
                 logits, _ = model(idx[:, -1:], cache=cache)
         if not torch.isfinite(logits).all():
-            raise UserError("the model's logits are no finite numbers: its weights are damaged, or training diverged")
+            raise UserError("the model's logits are not finite: its weights are damaged, or training diverged")
         token = next_token(
             logits[:, -1, :vocab_size], temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
@@ -74,27 +74,19 @@ def stream_text(
     seed: int = 1337,
     dtype: str = "float32",
 ) -> Iterator[str]:
-    """Yield the text that continues `prompt` piece by piece, until end-of-text or `max_new_tokens`.
+    """Yield the text that continues `prompt` in pieces of complete characters.
 
-    A piece is never half a character. An empty prompt starts from end-of-text, or from a newline where the
-    tokenizer has none. The same seed gives the same text. Raises UserError for settings that make no sense
-    and for a prompt the tokenizer cannot encode.
+    The text ends before end-of-text or after `max_new_tokens` tokens. An empty prompt starts from end-of-text, or
+    from a newline if the tokenizer has no end-of-text. The same seed gives the same text. Raises UserError for
+    invalid settings and for a prompt that the tokenizer cannot encode.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     device = next(model.parameters()).device
     prompt_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)
     generator = torch.Generator(device).manual_seed(seed)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    tokens = stream_tokens(
-        model,
-        prompt_ids,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        generator=generator,
-        vocab_size=tokenizer.vocab_size,
-        dtype=dtype,
-    )
+    choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+    tokens = stream_tokens(model, prompt_ids, **choice, vocab_size=tokenizer.vocab_size, dtype=dtype)
     was_training = model.training
     model.eval()
     try:
@@ -110,16 +102,23 @@ def stream_text(
         model.train(was_training)
 
 
-def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings) -> str:
-    """The text that continues `prompt`; settings as in `stream_text`.
+@overload
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings: Any) -> str: ...
+@overload
+def generate(model: GPT, tokenizer: Tokenizer, prompt: list[str], **settings: Any) -> list[str]: ...
+def generate(model: GPT, tokenizer: Tokenizer, prompt: str | list[str] = "", **settings: Any) -> str | list[str]:
+    """Return the text that continues a prompt, or a list of texts for a list of prompts.
 
-    Example: `gpt2.generate(model, tokenizer, "def main", max_new_tokens=100, temperature=0)`.
+    Settings and errors are those of `stream_text`; every prompt gets the text that it would get alone. Example:
+    `gpt2.generate(model, tokenizer, "def main", max_new_tokens=100, temperature=0)`.
     """
+    if isinstance(prompt, list):
+        return ["".join(stream_text(model, tokenizer, one, **settings)) for one in prompt]
     return "".join(stream_text(model, tokenizer, prompt, **settings))
 
 
 def read_prompt(start: str) -> str:
-    """The prompt itself, or the text of `FILE:path`. Raises UserError."""
+    """Return the prompt itself, or the text of the file for `FILE:path`. Raises UserError if it cannot be read."""
     if not start.startswith("FILE:"):
         return start
     path = Path(start.removeprefix("FILE:"))
@@ -130,7 +129,11 @@ def read_prompt(start: str) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt, in which `<|endoftext|>` is the token; never empty."""
+    """Return the token ids of a prompt, in which `<|endoftext|>` is the special token; at least one id.
+
+    An empty prompt becomes end-of-text, or else a newline, or else the id 0. Raises UserError for text that the
+    tokenizer cannot encode.
+    """
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -149,7 +152,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def check_settings(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
 ) -> None:
-    """Raise UserError for sampling settings that make no sense."""
+    """Raise UserError for invalid settings of `stream_text`."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if temperature != 0 and not 1e-3 <= temperature <= 1e3:

@@ -1,4 +1,4 @@
-"""Keys and values of the positions already computed, for decoding one token at a time."""
+"""Keeps the keys and values of earlier positions, so that tokens can be generated one at a time."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from gpt2.model import GPTConfig
 
 
 class KVCache:
-    """A cache holds keys and values, (n_layer, B, nh, block_size, hs) each, of which the first `length` are filled.
+    """Holds keys and values, (n_layer, B, nh, block_size, hs) each, of which the first `length` positions are filled.
 
     `GPT.hidden` fills it and advances `length`.
     """
@@ -19,7 +19,7 @@ class KVCache:
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, nh, T, hs) after the filled positions; return all of them, (B, nh, S, hs)."""
+        """Store the keys and values (B, nh, T, hs) of T new positions; return those of all S, (B, nh, S, hs)."""
         end = self.length + k.size(2)
         self.k[layer, :, :, self.length : end] = k
         self.v[layer, :, :, self.length : end] = v

@@ -1,24 +1,24 @@
-"""From logits to the next token: pure functions."""
+"""Chooses the next token from logits."""
 
 import torch
 from torch import Tensor
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (B, V) with all but the `k` largest of each row at -inf."""
+    """Return the logits (B, V) with all except the `k` largest of each row set to -inf."""
     threshold = logits.topk(min(k, logits.size(-1))).values[:, [-1]]
     return logits.masked_fill(logits < threshold, float("-inf"))
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with all at -inf but the fewest most likely whose probabilities reach `p`.
+    """Return the logits (B, V) with all set to -inf except the fewest likeliest whose probabilities reach `p`.
 
-    Nucleus sampling (Holtzman et al. 2019). The most likely token always stays.
+    This is nucleus sampling (Holtzman et al. 2019). The likeliest token always stays.
     """
     ordered, indices = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # probability of everything likelier
-    ordered = ordered.masked_fill(before >= p, float("-inf"))
+    likelier = probabilities.cumsum(dim=-1) - probabilities  # probability of all likelier tokens
+    ordered = ordered.masked_fill(likelier >= p, float("-inf"))
     return torch.empty_like(logits).scatter(-1, indices, ordered)
 
 
@@ -30,9 +30,9 @@ def next_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one token for each row of float logits (B, V): int64 (B, 1).
+    """Draw one token for each row of float logits (B, V); return int64 (B, 1).
 
-    `temperature` 0 takes the most likely one. `top_k` and `top_p` limit the choice, in this order.
+    A `temperature` of 0 takes the likeliest token. `top_k` and `top_p` limit the choice, in this order.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)

@@ -1,12 +1,11 @@
-"""Imports a model of any format as a run of this program, which can be sampled, resumed and exported."""
+"""Imports a model in any file format as a run of this program, which can be sampled, resumed and exported."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpt2 import checkpoint
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.files import check_free, publish, write_text
 from gpt2.formats.open import build
 from gpt2.formats.run_folder import folder_of
@@ -16,19 +15,19 @@ from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
 from gpt2.training.weights import MODEL_SETTINGS
 
-# Settings of another trainer that describe its environment and not its training.
 ENVIRONMENT = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
+"""Settings of another trainer that describe its environment and not its training, and are not imported."""
 
 
-def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Path:
+def import_run(source: Source, out_dir: Path, log: Log) -> Path:
     """Make a run folder from the model, its tokenizer and what is known of its training; return its checkpoint.
 
-    The folder appears when it is complete. `note` receives a line about everything that was assumed or is missing.
-    Raises UserError, also where `out_dir` is not free.
+    The folder appears when it is complete. `log` receives a line about everything that was assumed or is missing.
+    Raises UserError if `out_dir` exists or cannot be written, or if the model has no usable tokenizer or weights.
     """
     check_free(out_dir, folder=True)
     for line in source.notes:
-        note(line)
+        log(line)
     progress, tokenizer = source.progress, source.tokenizer
     model = build(source)
     shape = {name: getattr(model.config, name) for name in MODEL_SETTINGS}
@@ -41,22 +40,22 @@ def import_run(source: Source, out_dir: Path, note: Callable[[str], None]) -> Pa
     try:
         config = TrainConfig(**known).resolved()
     except UserError as error:
-        note(f"its settings do not fit together ({error}): the run has the defaults")
+        log(f"the settings of the training contradict each other ({error}): the run gets the default settings")
         config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
     optimizers = make_optimizers(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
-    load_named_state(optimizers, progress.optimizer_state(note))
+    load_named_state(optimizers, progress.optimizer_state(log))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-    taken = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    needed = sum(shard.values.nbytes for shard in (*taken.weights.values(), *taken.optimizer_state.values()))
+    snapshot = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
+    needed = sum(shard.values.nbytes for shard in (*snapshot.weights.values(), *snapshot.optimizer_state.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
         try:
-            checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))
+            checkpoint.write(replace(snapshot, folder=folder_of(temporary, state.step)))
         except UserError as error:
             raise error.__cause__ or error from None  # the system's error, which `publish` reports for `out_dir`
         write_text(temporary / "config.toml", dump_toml(settings))
-    return taken.folder
+    return snapshot.folder
 
 
 def _understood(settings: dict[str, Any]) -> dict[str, Any]:

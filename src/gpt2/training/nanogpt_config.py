@@ -1,4 +1,4 @@
-"""nanoGPT's config files, read as data and never executed.
+"""Reads nanoGPT's config files as data, without executing them.
 
 A setting that such a file omits gets nanoGPT's default, so that the file means the same as in nanoGPT.
 """
@@ -31,7 +31,9 @@ BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
+"""Binary operators that a config file can use."""
 UNARY: dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
+"""Unary operators that a config file can use."""
 
 
 def read(text: str, where: str) -> dict[str, Any]:
@@ -76,8 +78,10 @@ def names_a_model(init_from: str) -> bool:
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:
-    """Return the value of an expression, with the names in `values`. Raises ValueError for one that is not
-    allowed."""
+    """Return the value of an expression that can use the names in `values`.
+
+    Raises ValueError, TypeError or ArithmeticError for an expression that is not allowed or has no value.
+    """
     match node:
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value

@@ -1,6 +1,6 @@
-"""Which files in a run folder a run of this program wrote. Only those are ever replaced or deleted.
+"""Finds the files in a run folder that a run of this program wrote. Only those may be replaced or deleted.
 
-Everything is decided by content: another program may well keep a `log.jsonl` or `checkpoints/` in the same folder.
+Files are recognised by their content, because another program may keep a `log.jsonl` or `checkpoints/` there.
 """
 
 import json
@@ -20,15 +20,17 @@ from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import parse_toml
 
 CONFIG = "config.toml"
+"""Name of the file with the settings of a run."""
 SETTINGS_OF_EVERY_RUN = {"out_dir", "init_from", "max_iters", "dataset", "learning_rate", "eval_interval"}
+"""Settings by which the `config.toml` of a run is recognised."""
 
 
 def files_of_run(out_dir: Path) -> Iterator[Path]:
-    """The files and folders in `out_dir` that an earlier run wrote: what `--overwrite` deletes."""
+    """Yield the files and folders in `out_dir` that an earlier run wrote, which `--overwrite` deletes."""
     settings = settings_in(out_dir / CONFIG)
     if settings is not None:
         yield out_dir / CONFIG
-        yield from _written_for_others(out_dir, settings)
+        yield from _files_for_other_programs(out_dir, settings)
     if _is_log(out_dir / LOG):
         yield from _samples(out_dir)
         yield out_dir / LOG
@@ -43,7 +45,7 @@ def files_of_run(out_dir: Path) -> Iterator[Path]:
 
 
 def leftovers(out_dir: Path) -> Iterator[Path]:
-    """Temporary folders of checkpoints that a killed run did not finish, or did not finish removing."""
+    """Yield the temporary folders of checkpoints that a killed run did not finish writing or removing."""
     for path in (out_dir / "checkpoints").glob(".step_*.tmp"):
         if re.fullmatch(r"\.step_\d{7,}\.tmp", path.name) and (
             path.is_symlink() or {file.name for file in path.iterdir()} <= checkpoint.FILES
@@ -51,20 +53,20 @@ def leftovers(out_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def require_room(out_dir: Path, config: TrainConfig, *, keep_history: bool) -> None:
-    """Raise UserError where a run that begins anew would replace or continue what it did not write.
+def require_own_files(out_dir: Path, config: TrainConfig, *, keep_history: bool) -> None:
+    """Raise UserError if a new run would replace or extend files that no run of this program wrote.
 
-    keep_history: the log of an earlier run that has no checkpoint any more is refused too; otherwise it stays, and
-    the new run's records follow in the same file.
+    With `keep_history`, it is also an error if there is the log of an earlier run whose checkpoints are gone.
+    Otherwise that log stays, and the new run's records are added to it.
     """
-    ours = set(files_of_run(out_dir))
-    in_the_way = [path for path in _will_write(out_dir, config) if path.exists() and path not in ours]
-    if in_the_way:
+    written = set(files_of_run(out_dir))
+    foreign = [path for path in _targets(out_dir, config) if path.exists() and path not in written]
+    if foreign:
         raise UserError(
-            f"{in_the_way[0]} was not written by a run of this program, which would write to it; move it away, or "
+            f"{foreign[0]} was not written by a run of this program, and this run would change it; move it away, or "
             "choose another --out_dir"
         )
-    if keep_history and _has_updates(out_dir / LOG):
+    if keep_history and _has_steps(out_dir / LOG):
         raise UserError(
             f"{out_dir} holds the log of a run whose checkpoints are gone; choose another --out_dir, or delete it "
             "with --overwrite"
@@ -72,16 +74,16 @@ def require_room(out_dir: Path, config: TrainConfig, *, keep_history: bool) -> N
 
 
 def settings_in(config_file: Path) -> dict[str, Any] | None:
-    """The settings in a `config.toml` that a run wrote, which has every setting; None for any other file."""
+    """Return the settings in a `config.toml` that a run wrote, which has every setting; None for any other file."""
     try:
-        found = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
+        settings = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
     except (OSError, UnicodeDecodeError, UserError):
         return None
-    return found if found.keys() >= SETTINGS_OF_EVERY_RUN else None
+    return settings if settings.keys() >= SETTINGS_OF_EVERY_RUN else None
 
 
-def _will_write(out_dir: Path, config: TrainConfig) -> Iterator[Path]:
-    """The files that a run with this configuration replaces or appends to, where they exist."""
+def _targets(out_dir: Path, config: TrainConfig) -> Iterator[Path]:
+    """Yield the files that a run with this configuration replaces or extends if they exist."""
     yield from (out_dir / CONFIG, out_dir / LOG, best_file(out_dir))
     yield from (path for path in (out_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name))
     if config.sample_interval:
@@ -94,22 +96,22 @@ def _will_write(out_dir: Path, config: TrainConfig) -> Iterator[Path]:
         yield from (out_dir / "llmc").glob("gpt2_*.bin")
 
 
-def _written_for_others(out_dir: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """The files in other programs' formats that a run with these settings wrote."""
-    found: list[Path] = []
+def _files_for_other_programs(out_dir: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Yield the files in other programs' formats that a run with these settings wrote."""
+    candidates: list[Path] = []
     if settings.get("llmc_log"):
-        found.append(out_dir / "llmc" / LLMC.file)
+        candidates.append(out_dir / "llmc" / LLMC.file)
     if settings.get("build_nanogpt_log"):
-        found.append(out_dir / "build-nanogpt" / BUILD_NANOGPT.file)
+        candidates.append(out_dir / "build-nanogpt" / BUILD_NANOGPT.file)
     if settings.get("write_tensors"):
-        found += (out_dir / "llmc").glob("gpt2_*.bin")
+        candidates += (out_dir / "llmc").glob("gpt2_*.bin")
     if settings.get("tensorboard_log"):
-        found += (out_dir / "tensorboard").glob(f"events.out.tfevents.*{TENSORBOARD_SUFFIX}")
-    yield from (path for path in found if path.is_file())
+        candidates += (out_dir / "tensorboard").glob(f"events.out.tfevents.*{TENSORBOARD_SUFFIX}")
+    yield from (path for path in candidates if path.is_file())
 
 
 def _is_log(path: Path) -> bool:
-    """Whether a file is the log of a run: its first line is the record that a run begins with, or it is empty."""
+    """Return whether a file is the log of a run: it is empty, or its first line is a record of a run."""
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline(1 << 20)
@@ -118,14 +120,15 @@ def _is_log(path: Path) -> bool:
         return False
 
 
-def _has_updates(log: Path) -> bool:
-    """Whether a log has the record of an update."""
+def _has_steps(log: Path) -> bool:
+    """Return whether a log has the record of an optimizer step."""
     with suppress(OSError), log.open("rb") as file:
         return any(line.startswith(b'{"event": "train"') for line in file)
     return False
 
 
 def _is_best_file(path: Path) -> bool:
+    """Return whether a file names the best checkpoint of a run."""
     try:
         return json.loads(path.read_text(encoding="utf-8")).keys() == {"step", "val_loss"}
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -133,13 +136,13 @@ def _is_best_file(path: Path) -> bool:
 
 
 def _step_of_sample(path: Path) -> int | None:
-    """The step in the name of a sample's file; None for another name."""
-    found = re.fullmatch(r"step_(\d{7,})\.txt", path.name)
-    return int(found[1]) if found else None
+    """Return the step in the name of a sample's file; None for any other name."""
+    match = re.fullmatch(r"step_(\d{7,})\.txt", path.name)
+    return int(match[1]) if match else None
 
 
 def _samples(out_dir: Path) -> Iterator[Path]:
-    """The files in `samples/` that hold a text which the log has as well."""
+    """Yield the files in `samples/` whose text is in the log too."""
     files = {
         step: path for path in (out_dir / "samples").glob("*.txt") if (step := _step_of_sample(path)) is not None
     }

@@ -1,4 +1,4 @@
-"""Recipes: settings from a built-in recipe, a TOML file or a nanoGPT config file."""
+"""Reads the settings of a built-in recipe, a TOML file or a nanoGPT config file."""
 
 import difflib
 import json
@@ -13,8 +13,8 @@ from gpt2.formats.run_folder import folder_of, read_description, read_saved
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
-BATCH_KNOBS = ("total_batch_size", "gradient_accumulation_steps")
-"""The two settings that give the size of an optimizer step, of which one is enough."""
+BATCH_SETTINGS = ("total_batch_size", "gradient_accumulation_steps")
+"""The two settings that determine the batch size of an optimizer step, of which one is enough."""
 
 
 def names() -> list[str]:
@@ -124,9 +124,9 @@ def resume_config(out_dir: str | Path, **changes: Any) -> TrainConfig:
 
 
 def without_contradicted(settings: dict[str, Any], given: Container[str]) -> dict[str, Any]:
-    """Return `settings` without `BATCH_KNOBS` if one of these is `given`, because they could contradict it."""
+    """Return `settings` without `BATCH_SETTINGS` if one of these is `given`, because they could contradict it."""
     return {
         name: value
         for name, value in settings.items()
-        if name not in BATCH_KNOBS or not any(knob in given for knob in BATCH_KNOBS)
+        if name not in BATCH_SETTINGS or not any(setting in given for setting in BATCH_SETTINGS)
     }

@@ -1,4 +1,4 @@
-"""What happens to a run that an exception ends: its last complete step is saved, and one line says so."""
+"""Saves the last complete step of a run that an exception ends, and describes the exception in one line."""
 
 import os
 import traceback
@@ -12,18 +12,19 @@ from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 
 OUT_OF_MEMORY = (
-    "the memory does not hold the run; lower --batch_size and raise --gradient_accumulation_steps to keep the tokens "
+    "the run does not fit into memory; lower --batch_size and raise --gradient_accumulation_steps to keep the tokens "
     "per step, add --activation_checkpointing, or share the model between more processes with --zero_stage=1 or "
     "--parallel=fsdp"
 )
+"""Message for a device without enough memory."""
 
 RESERVED_DESCRIPTORS = 16
-"""Number of file descriptors kept for a last checkpoint, should the process run out of them."""
+"""Number of file descriptors that are reserved for a last checkpoint, in case the process runs out of them."""
 
 
 @contextmanager
 def out_of_memory_advice() -> Iterator[None]:
-    """Turn a lack of memory on the device into a UserError that says what helps."""
+    """Turn an out-of-memory error of the device into a UserError with advice."""
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +35,7 @@ def out_of_memory_advice() -> Iterator[None]:
 
 @contextmanager
 def reserved_descriptors() -> Iterator[list[int]]:
-    """Hold some file descriptors, which `release` closes when they are needed."""
+    """Open some file descriptors and return them in a list, which `release` closes when they are needed."""
     reserve = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVED_DESCRIPTORS)]
     try:
         yield reserve
@@ -70,8 +71,8 @@ def traceback_of(error: BaseException) -> str:
 def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int) -> str:
     """Save the current step, unless `last_made`, the last step that was not skipped, is saved already.
 
-    Of several processes only the main one saves, if it has everything: the others may be gone. Returns what to add to
-    the line that ends the run.
+    Only the main process saves, and only if it has the complete state, because other processes may have ended.
+    Returns the text to append to the line that ends the run.
     """
     problem = saver.settle()
     if problem is None and last_made <= (run.saved_step or 0):

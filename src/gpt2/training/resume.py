@@ -8,11 +8,11 @@ from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
 from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
-from gpt2.training.ownership import require_room
+from gpt2.training.ownership import require_own_files
 
 
 def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path | None:
-    """Return the checkpoint to resume; None for a run that begins, for which out_dir must have room."""
+    """Return the checkpoint to resume; None for a run that begins, whose files must not exist yet."""
     if not out_dir.exists() and config.init_from != "resume":
         return None
     has_checkpoints = bool(saved_steps(out_dir))
@@ -25,7 +25,7 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
             f"{out_dir} already holds a run; continue it with --init_from=resume, choose another --out_dir, or "
             "delete it with --overwrite"
         )
-    require_room(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
+    require_own_files(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run, in the background where that is asked for."""
+"""Writes the checkpoints of a run, in the background if requested."""
 
 import os
 import sys
@@ -22,9 +22,10 @@ LOW_PRIORITY = 10
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved checkpoint is on disk."""
+    """Describes a checkpoint that is on disk."""
 
     step: int
+    """Optimizer step of the checkpoint."""
     path: str
     """Name of its folder in `checkpoints/`."""
     seconds: float
@@ -36,8 +37,8 @@ class Saved:
 class Saver:
     """Writes one checkpoint at a time, together with the savers of all processes of the world.
 
-    In the background it writes a copy, taken while training waits, from memory that is kept for the next checkpoint.
-    An exception in the background is raised by the next call.
+    In the background it writes a copy that it takes while training waits, and keeps the copy's memory for the next
+    checkpoint. The next call of `save` or `wait` raises an exception that occurred in the background.
     """
 
     def __init__(self, world: World, background: bool) -> None:
@@ -48,22 +49,22 @@ class Saver:
         self.error: Exception | None = None
         self.finished: list[Saved] = []
 
-    def save(self, step: int, taken: Snapshot, tidy: Callable[[], None]) -> None:
-        """Write a snapshot, and then call `tidy` in the main process. Raises UserError."""
+    def save(self, step: int, snapshot: Snapshot, tidy: Callable[[], None]) -> None:
+        """Write a snapshot, and then call `tidy` in the main process. Raises UserError if it cannot be written."""
         began = time.perf_counter()
         self.wait()
 
         def write() -> None:
-            written = time.perf_counter()
-            checkpoint.write(taken, self.world)
+            start = time.perf_counter()
+            checkpoint.write(snapshot, self.world)
             self.world.main_only(tidy)
             now = time.perf_counter()
-            waited, background = (written - began, now - written) if self.background else (now - began, 0.0)
-            self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(background, 3)))
+            waited, background = (start - began, now - start) if self.background else (now - began, 0.0)
+            self.finished.append(Saved(step, snapshot.folder.name, round(waited, 3), round(background, 3)))
 
         def write_in_background() -> None:
             try:
-                if sys.platform == "linux":  # only there a thread has its own priority; training goes first
+                if sys.platform == "linux":  # threads have priorities only there; training is more urgent
                     nice = max(LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0))
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
                 write()
@@ -73,9 +74,8 @@ class Saver:
         if not self.background:
             write()
             return
-        taken = replace(
-            taken, weights=self._copied(taken.weights), optimizer_state=self._copied(taken.optimizer_state)
-        )
+        weights, optimizer_state = self._copied(snapshot.weights), self._copied(snapshot.optimizer_state)
+        snapshot = replace(snapshot, weights=weights, optimizer_state=optimizer_state)
         self.thread = threading.Thread(target=write_in_background, daemon=True)
         self.thread.start()
 
@@ -83,21 +83,21 @@ class Saver:
         """Return copies of the shards in the saver's own memory."""
         copied = {}
         for name, shard in shards.items():
-            rows = shard.values
+            values = shard.values
             if name not in self.copies:  # parameters and optimizer state have different names
-                self.copies[name] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
-            copied[name] = replace(shard, values=self.copies[name].copy_(rows, non_blocking=True))
+                self.copies[name] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            copied[name] = replace(shard, values=self.copies[name].copy_(values, non_blocking=True))
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied
 
     @property
     def failed(self) -> bool:
-        """Whether writing in the background failed; `wait` raises why."""
+        """Return whether writing in the background failed; `wait` raises the exception."""
         return self.error is not None
 
     def wait(self) -> None:
-        """Wait until the checkpoint is on disk. Raises what went wrong: UserError for the disk's faults."""
+        """Wait until the checkpoint is on disk. Raises the exception if writing failed."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -105,7 +105,7 @@ class Saver:
             raise self.error
 
     def settle(self) -> Exception | None:
-        """Wait until nothing is being written any more; return what went wrong, once."""
+        """Wait until nothing is being written any more; return the exception if writing failed, but only once."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None

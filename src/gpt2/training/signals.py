@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and how all its processes agree on it."""
+"""Turns signals into requests to stop a run, on which all its processes agree."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from gpt2.distributed.world import World
 from gpt2.errors import Log
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that stop a run: Ctrl-C, a scheduler's request, a closed terminal."""
+"""Signals that stop a run: Ctrl-C, the request of a scheduler, a closed terminal."""
 
 
 class Stopped(Exception):
-    """Raised where the run was asked to stop in the middle of something that a resumed run does again."""
+    """Raised when the run must stop in the middle of work that a resumed run repeats."""
 
 
 class Stop:
-    """A request to end the run: a signal to any of its processes, or a fault that `must_stop` of one reports."""
+    """Holds the request to end the run: a signal to any process, or a failure that `must_stop` reports in one."""
 
     def __init__(self, world: World, must_stop: Callable[[], bool]) -> None:
         self.world, self.must_stop = world, must_stop
@@ -37,7 +37,7 @@ class Stop:
         return answer
 
     def check_all_processes(self) -> None:
-        """Raise Stopped where the run must stop. This communicates: all processes must call it, or none."""
+        """Raise Stopped if the run must stop. This communicates: all processes must call it, or none."""
         if self.asked_in_any_process():
             raise Stopped
 
@@ -46,9 +46,9 @@ class Stop:
 def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
     """Turn the first of SIGNALS into a request to `stop`, and let a second one end the process at once.
 
-    A thread confirms the first with a line, since Python runs signal handlers only between two operations of the main
-    thread, and one of PyTorch's can take seconds. SIGHUP stays ignored where it was ignored, as nohup needs it.
-    Outside the main thread, where Python allows no handlers, this does nothing.
+    A thread confirms the first signal with a line to `log`, because Python runs signal handlers only between two
+    operations of the main thread, and an operation of PyTorch can take seconds. SIGHUP stays ignored if it was
+    ignored, as nohup requires. Outside the main thread, where Python allows no handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -78,7 +78,8 @@ def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
 def _confirm(arrivals: int, log: Log) -> None:
     """Confirm the first signal whose number comes through the pipe `arrivals`; end the process at the second.
 
-    SIGHUP never counts as the second one: a terminal that closes sends it twice, and systemd after each SIGTERM.
+    SIGHUP never counts as the second one: a terminal sends it twice when it closes, and systemd sends it after each
+    SIGTERM.
     """
     confirmed, requests = False, 0
     while number := os.read(arrivals, 1):

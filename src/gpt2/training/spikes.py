@@ -1,4 +1,4 @@
-"""Loss spikes: after one, the run returns to its last checkpoint and skips the batches that led to it.
+"""Detects loss spikes. After one, the run returns to its last checkpoint and skips the batches that led to it.
 
 Chowdhery et al. 2022 (PaLM, section 5.1) did this by hand.
 """
@@ -15,7 +15,7 @@ from gpt2.training.session import Session
 MIN_LOSSES, MAX_LOSSES = 32, 128
 """Smallest and largest number of earlier losses with which a new one is compared."""
 MAX_RETURNS = 3
-"""Largest number of returns to one checkpoint; after them the batches are not the cause."""
+"""Largest number of returns to one checkpoint. After them, other batches do not help."""
 
 
 def is_spike(recent: Sequence[float], loss: float, deviations: float) -> bool:
@@ -26,11 +26,11 @@ def is_spike(recent: Sequence[float], loss: float, deviations: float) -> bool:
 
 
 class Diverged(UserError):
-    """Training diverged, so that the last checkpoint is better than the current weights, which are not saved."""
+    """Raised when training diverged. The current weights are not saved, because the last checkpoint is better."""
 
 
 class SpikeWatch:
-    """Compares every loss of a run with those before it. All processes see the same losses and do the same."""
+    """Compares every loss of a run with those before it. All processes see the same losses and act alike."""
 
     def __init__(self, session: Session) -> None:
         self.run, self.log, self.console = session.run, session.log, session.console
@@ -55,16 +55,16 @@ class SpikeWatch:
         """
         run, state = self.run, self.run.state
         folder = run.world.gather(run.world.main_only(self._last_scheduled))[0]
-        what = f"step {step} · the loss is {loss:.4f} after {statistics.fmean(state.recent_losses):.4f} in the mean"
+        what = f"step {step} · the loss is {loss:.4f} after a mean of {statistics.fmean(state.recent_losses):.4f}"
         if folder is None:
-            self.console.note(f"{what}, and there is no checkpoint yet to go back to")
+            self.console.note(f"{what}: there is no checkpoint yet to go back to")
             return False
         to = read_description(folder)["step"]
         returns = state.returns + 1 if to == state.return_to else 1
         if returns > MAX_RETURNS:
             raise Diverged(
-                f"{what}, again after {MAX_RETURNS} returns to {folder}; go on with --init_from=resume and a lower "
-                "--learning_rate, or a higher --rollback_on_spike"
+                f"{what}: this happened again after {MAX_RETURNS} returns to {folder}; go on with --init_from=resume "
+                "and a lower --learning_rate, or a higher --rollback_on_spike"
             )
         run.is_consistent = False
         restored = checkpoint.restore(folder, run.model)
@@ -78,7 +78,7 @@ class SpikeWatch:
         run.saved_step = state.step
         run.is_consistent = True
         self.log.write("resume", state.step, tokens=state.tokens, skipped_batches=state.skipped_batches, because=what)
-        self.console.note(f"{what}: back to {folder.name}, and past the batches since")
+        self.console.note(f"{what}: going back to {folder.name} and skipping the batches since then")
         return True
 
     def _last_scheduled(self) -> Path | None:
