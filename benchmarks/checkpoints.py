@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import set_up
@@ -111,6 +110,8 @@ def steps_alone(settings: dict[str, Any], began: int, ended: int, cores: list[in
 
 def train_alone(settings: dict[str, Any], began: int, ended: int) -> None:
     """Make the optimizer steps of `steps_alone` in this process, and print their seconds."""
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()
     run = set_up(TrainConfig(**settings), lambda line: None)
     times = []

@@ -13,7 +13,6 @@ from other_projects import definitions
 from torch import Tensor
 
 from gpt2.bench.train import random_dataset
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
 from gpt2.training.setup import set_up
@@ -25,6 +24,8 @@ Update = Callable[[], None]
 
 def toolkit(options: argparse.Namespace, dtype: str) -> Update:
     """Return the optimizer step of this project's trainer."""
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()  # as `gpt2 train` does
     folder = tempfile.mkdtemp()
     config = TrainConfig(

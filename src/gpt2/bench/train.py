@@ -17,7 +17,6 @@ from gpt2.errors import Log, UserError
 from gpt2.files import check_free, write_bytes
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
-from gpt2.training.rescue import out_of_memory_advice
 from gpt2.training.run import Run
 from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
@@ -80,7 +79,7 @@ def measure(config: TrainConfig, steps: int, note: Log, trace: Path | None = Non
         began = time.perf_counter()
         init_from = "scratch" if config.init_from in ("resume", "auto") else config.init_from
         config = replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=init_from)
-        with out_of_memory_advice():
+        with device.out_of_memory_advice():
             return timed(set_up(config, note), steps, began, trace)
 
 

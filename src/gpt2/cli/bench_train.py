@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import note
@@ -43,6 +42,8 @@ def bench_train(
     at_least(2).check("steps", steps)
     if trace is not None:
         check_trace(trace)
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()
     speed = measure(config, steps, note, trace)
     print(json.dumps(asdict(speed)) if json_ else described(speed, steps), file=results_stream(trace))

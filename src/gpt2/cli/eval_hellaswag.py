@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, TokenizerArg
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.cli.results import results_stream
@@ -58,6 +57,8 @@ def eval_hellaswag(
     """
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line())
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()
     from gpt2.device import pick_device
     from gpt2.distributed.world import joined

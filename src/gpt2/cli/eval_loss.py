@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, SplitArg
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
@@ -48,6 +47,8 @@ def eval_loss(
     """
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line())
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()
     from gpt2.evaluation.split_loss import measure_split
 

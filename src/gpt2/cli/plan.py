@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
 from gpt2.runlog.console import duration, note
 from gpt2.training.config import TrainConfig
@@ -37,6 +36,8 @@ def plan(
     from gpt2.bench.plan import plan as make
 
     at_least(1).check("nproc", nproc)
+    from gpt2.device import keep_freed_memory
+
     keep_freed_memory()
     found = make(config, nproc, probe, note)
     print(json.dumps(figures(found)) if json_ else described(found))

@@ -12,7 +12,6 @@ from cyclopts import Parameter
 from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
-from gpt2.cli.allocator import keep_freed_memory
 from gpt2.cli.arguments import JsonFlag, NprocArg, RecipeArg, SettingsArg
 from gpt2.cli.launch import EXIT_STOPPED, command_line, is_launched, is_main_process, is_restarted, launch
 from gpt2.errors import UserError
@@ -54,7 +53,7 @@ def train(
         return launch(nproc, command_line(), threads=1 if config.deterministic else None, max_restarts=max_restarts)
     if is_restarted() and saved_steps(Path(config.out_dir)):
         config = replace(config, init_from="resume", overwrite=False)
-    from gpt2.device import seconds_since_process_start
+    from gpt2.device import keep_freed_memory, seconds_since_process_start
     from gpt2.training.loop import train as run
 
     keep_freed_memory()

@@ -13,9 +13,9 @@ from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
-from gpt2.training.rescue import as_user_error, out_of_memory_advice, release, save_last_step, traceback_of
+from gpt2.training.rescue import as_user_error, save_last_step, traceback_of
 from gpt2.training.run import Run
-from gpt2.training.session import Session, open_session
+from gpt2.training.session import Session, open_session, release
 from gpt2.training.setup import set_up
 from gpt2.training.signals import Stopped
 from gpt2.training.spikes import Diverged
@@ -55,7 +55,7 @@ def train(
     """
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
-    with joined(where, config.backend, config.dist_timeout) as world, out_of_memory_advice():
+    with joined(where, config.backend, config.dist_timeout) as world, device.out_of_memory_advice():
         run = set_up(config, note, world, ledger, model)
         with RunConsole(run.last_step, run.state.step, world.is_main) as console:
             if config.eval_only:

@@ -1,9 +1,7 @@
 """Saves the last complete step of a run that an exception ends, and describes the exception in one line."""
 
-import os
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from gpt2 import checkpoint, device
 from gpt2.checkpoint import Snapshot
@@ -11,50 +9,13 @@ from gpt2.errors import TrainingFailed, UserError, first_line
 from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 
-OUT_OF_MEMORY = (
-    "the run does not fit into memory; lower --batch_size and raise --gradient_accumulation_steps to keep the tokens "
-    "per step, add --activation_checkpointing, or share the model between more processes with --zero_stage=1 or "
-    "--parallel=fsdp"
-)
-"""Message for a device without enough memory."""
-
-RESERVED_DESCRIPTORS = 16
-"""Number of file descriptors that are reserved for a last checkpoint, in case the process runs out of them."""
-
-
-@contextmanager
-def out_of_memory_advice() -> Iterator[None]:
-    """Turn an out-of-memory error of the device into a UserError with advice."""
-    try:
-        yield
-    except RuntimeError as error:
-        if device.is_out_of_memory(error):
-            raise UserError(OUT_OF_MEMORY) from error
-        raise
-
-
-@contextmanager
-def reserved_descriptors() -> Iterator[list[int]]:
-    """Open some file descriptors and return them in a list, which `release` closes when they are needed."""
-    reserve = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVED_DESCRIPTORS)]
-    try:
-        yield reserve
-    finally:
-        release(reserve)
-
-
-def release(reserve: list[int]) -> None:
-    """Close all file descriptors of a list, and empty it."""
-    while reserve:
-        os.close(reserve.pop())
-
 
 def as_user_error(error: BaseException, step: int) -> UserError:
     """Return the UserError to raise for an exception after `step` optimizer steps: itself, if it is one."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and device.is_out_of_memory(error)):
-        return UserError(OUT_OF_MEMORY)
+        return UserError(device.OUT_OF_MEMORY)
     if isinstance(error, OSError):
         return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     return TrainingFailed(

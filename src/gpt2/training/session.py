@@ -1,5 +1,6 @@
 """A training session: the run folder, made ready and locked, with log, console, saver and signals of a process."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,10 +17,12 @@ from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, W
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import CONFIG, files_of_run, leftovers
 from gpt2.training.recipes import dump_toml
-from gpt2.training.rescue import reserved_descriptors
 from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 from gpt2.training.signals import Stop, stop_on_signals
+
+RESERVED_DESCRIPTORS = 16
+"""Number of file descriptors that are reserved for a last checkpoint, in case the process runs out of them."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +128,19 @@ def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> No
         trackers.open("llmc_log", lambda: OtherLogWriter(out_dir / "llmc", LLMC))
     if config.build_nanogpt_log:
         trackers.open("build_nanogpt_log", lambda: OtherLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))
+
+
+@contextmanager
+def reserved_descriptors() -> Iterator[list[int]]:
+    """Open some file descriptors and return them in a list, which `release` closes when they are needed."""
+    reserve = [os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVED_DESCRIPTORS)]
+    try:
+        yield reserve
+    finally:
+        release(reserve)
+
+
+def release(reserve: list[int]) -> None:
+    """Close all file descriptors of a list, and empty it."""
+    while reserve:
+        os.close(reserve.pop())
