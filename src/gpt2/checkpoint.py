@@ -230,8 +230,16 @@ def _set_aside(damaged: Path, problem: str, instead: Path, log: Log) -> None:
 
 
 def restore(folder: Path, model: GPT) -> TrainState:
-    """Load this process's shard of the weights of an intact checkpoint, in place; return its training state."""
+    """Load this process's shard of the weights of an intact checkpoint, in place; return its training state.
+
+    Raises UserError where the model has other parameters than the checkpoint.
+    """
     with safe_open(folder / "model.safetensors", framework="pt") as file, torch.no_grad():
+        if different := set(file.keys()) ^ {name for name, _ in model.named_parameters()}:
+            raise UserError(
+                f"{folder} and the model do not have the same parameters: only one of them has {min(different)}; "
+                "resume with the model that the run began with"
+            )
         for name, parameter in model.named_parameters():
             parameter.copy_(shard_like(parameter, file.get_tensor(name)))
     description = read_description(folder)

@@ -4,13 +4,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Literal
 
-from gpt2.errors import Log
+from gpt2.errors import Log, UserError
 from gpt2.evaluation.split_loss import SplitLoss, measure_split
 from gpt2.files import write_text
 from gpt2.formats.export import Exported
 from gpt2.formats.export import export as export_source
 from gpt2.formats.open import open_model
-from gpt2.formats.source import Source, StoredTensor
+from gpt2.formats.source import Source, StoredTensor, is_plain
 from gpt2.model import GPT
 from gpt2.reporting.figures import RunReport, report_on
 from gpt2.reporting.page import page
@@ -71,6 +71,8 @@ def export(
     that the format needs. Raises UserError.
     """
     if isinstance(model, GPT):
+        if not is_plain(model):
+            raise UserError("the given model has layers of its own, which no file format holds; export a plain GPT")
         tensors = {name: StoredTensor.of(p.detach().cpu()) for name, p in model.named_parameters()}
         source = Source(model.config, tensors, lambda: tokenizer, "the given model")
     else:

@@ -89,7 +89,7 @@ class CausalSelfAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         T, S, dropout = q.size(2), k.size(2), self.dropout if self.training else 0.0
-        if mask is None and not (self.flash and T in (1, S)):  # the kernel itself knows these two cases
+        if mask is None and not (self.flash and T in (1, S)):  # is_causal, or the last position sees all
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         if self.flash:
             return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T == S)

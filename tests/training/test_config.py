@@ -49,7 +49,7 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"beta2": 1.0}, "beta2"),
         ({"dtype": "int8"}, "dtype is 'int8'; choose from auto"),
-        ({"lr_schedule": "step"}, "choose from cosine"),
+        ({"lr_schedule": "nonsense"}, "choose from cosine"),
         ({"model": "gpt5"}, "gpt5"),
         ({"max_iters": 10, "warmup_iters": 20}, "warmup_iters=20"),
         ({"wsd_decay_fraction": 0.0}, "wsd_decay_fraction"),

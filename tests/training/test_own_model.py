@@ -89,3 +89,84 @@ def test_a_callback_that_raises_ends_the_run_which_is_saved(tiny, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         train(tiny(eval_interval=0), callback=enough)
     assert (tmp_path / "run" / "checkpoints" / "step_0000007").is_dir()
+
+
+class Gated(torch.nn.Module):
+    """An MLP with one more matrix."""
+
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj, self.gate = mlp.c_fc, mlp.c_proj, torch.nn.Linear(16, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.c_fc(x) * torch.sigmoid(self.gate(x)))
+
+
+def gated_model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(SHAPE)
+    for block in model.transformer.h:
+        block.mlp = Gated(block.mlp)
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: changed_model(0), gated_model], ids=["same weights", "more weights"])
+def test_a_run_of_other_layers_is_not_taken_for_a_gpt(settings, tmp_path: Path, make: Any) -> None:
+    """Neither by a resume without the model, nor by what opens models."""
+    train(settings(max_iters=3), model=make())
+    with pytest.raises(UserError, match=r"has layers of its own; resume it with gpt2\.train\(config, model=…\)"):
+        train(settings(max_iters=5, init_from="resume"))
+    with pytest.raises(UserError, match="is of a model with layers of its own"):
+        gpt2.load(tmp_path / "run")
+    with pytest.raises(UserError, match="has layers of its own, which no file format holds"):
+        gpt2.export(make(), "hf", tmp_path / "out")
+    assert train(settings(max_iters=5, init_from="resume"), model=make()).step == 5
+
+
+def test_a_checkpoint_with_other_parameters_is_refused(settings, tmp_path: Path) -> None:
+    train(settings(max_iters=3), model=gated_model())
+    with pytest.raises(UserError, match=r"only one of them has transformer\.h\.0\.mlp\.gate\.bias"):
+        train(settings(max_iters=5, init_from="resume"), model=changed_model(0))
+
+
+def test_a_plain_model_of_the_callers_is_a_gpt_like_any_other(settings, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = GPT(SHAPE)
+    train(settings(max_iters=3), model=model)
+    loaded, tokenizer = gpt2.load(tmp_path / "run")
+    assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    assert gpt2.export(model, "hf", tmp_path / "out", tokenizer=tokenizer).difference < 1e-6
+    assert train(settings(max_iters=5, init_from="resume")).step == 5
+
+
+@pytest.mark.parametrize("method", ["head", "forward"])
+def test_methods_that_training_does_not_call_are_refused(settings, method: str) -> None:
+    other = type("Other", (GPT,), {method: lambda self, *arguments: None})
+    with pytest.raises(UserError, match=f"has its own {method}, but the loss is computed from `hidden`"):
+        train(settings(), model=other(SHAPE))
+
+
+def test_a_model_in_evaluation_mode_is_trained_with_dropout(settings) -> None:
+    losses = []
+    for is_training in (True, False):
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(**vars(SHAPE) | {"dropout": 0.5})).train(is_training)
+        losses.append(train(settings(max_iters=3, overwrite=True), model=model).train_loss)
+    assert losses[0] == losses[1]
+
+
+def test_settings_that_contradict_the_model_are_refused(settings) -> None:
+    for changes in ({"dropout": 0.2}, {"init_from": "gpt2"}):
+        with pytest.raises(UserError, match=r"(the|a) given model"):
+            train(settings(**changes), model=GPT(SHAPE))
+
+
+def test_records_after_a_callback_that_raises_have_the_true_speed(tiny, tmp_path: Path) -> None:
+    def once(event: str, step: int, values: dict[str, Any]) -> None:
+        if event == "train" and step == 5:
+            raise ValueError("enough")
+
+    with pytest.raises(UserError):
+        train(tiny(eval_interval=0, log_interval=20), callback=once)
+    rates = {r["tokens_per_second"] for r in read_log(tmp_path / "run") if r["event"] == "train"}
+    assert len(rates) == 1  # all 20 steps were measured together

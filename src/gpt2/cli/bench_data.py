@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import asdict
-from typing import Literal
 
 from gpt2.cli.arguments import DataDirArg, DatasetArg, JsonFlag
 from gpt2.runlog.console import note
+from gpt2.training.setting import DataOrder
 
 
 def bench_data(
@@ -15,7 +15,7 @@ def bench_data(
     batch_size: int = 12,
     block_size: int = 1024,
     steps: int = 1000,
-    data_order: Literal["random", "shuffled", "sequential"] = "random",
+    data_order: DataOrder = "random",
     data_dir: DataDirArg = "data",
     json_: JsonFlag = False,
 ) -> None:

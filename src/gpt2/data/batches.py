@@ -87,7 +87,7 @@ class Batches:
 
 
 def random_starts(windows: int, seed: int, step: int, count: int) -> np.ndarray:
-    """Draw the offsets of the `count` sequences of a step evenly from `windows` offsets: int64 (count,).
+    """Draw the offsets of the `count` sequences of a step evenly from the offsets below `windows`: int64 (count,).
 
     Sample i is the i-th output of Philox4x64 (Salmon et al. 2011) with the seed as key and the step as
     counter: raw bits, which NumPy keeps stable between its releases, unlike its distributions.
@@ -162,17 +162,19 @@ def sample_starts(
 ) -> np.ndarray:
     """Return the offsets of all `count` sequences of the zero-based optimizer step `step`: int64 (count,).
 
-    lengths: number of tokens in each shard; offsets count through all shards. order: `random` takes any window with
-    equal chance, `shuffled` every block once an epoch, and `sequential` block after block of each shard, in
-    micro-batches of `batch_size`.
+    lengths: number of tokens in each shard; offsets count through all shards, and only `sequential` keeps sequences
+    inside a shard. order: `random` takes any offset with equal chance, `shuffled` every block once an epoch, and
+    `sequential` block after block of each shard, in micro-batches of `batch_size`.
     """
     match order:
         case "random":
             return random_starts(sum(lengths) - block_size, seed, step, count)
         case "shuffled":
             return shuffled_starts(sum(lengths), block_size, seed, step, count)
-        case _:
+        case "sequential":
             return sequential_starts(lengths, block_size, batch_size, step, count)
+        case _:
+            raise AssertionError(f"no data order {order!r}")
 
 
 def align(tokens: Tokens, starts: np.ndarray, block_size: int, eot_token: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ TOKENIZERS = ("char", "byte", "gpt2", "bpe")
 
 def prepare(
     *sources: str | Path,
-    out: Path,
+    out: str | PathLike[str],
     tokenizer: str | Tokenizer | None = None,
     vocab_size: int | None = None,
     format: str = "nanogpt",
@@ -81,7 +82,7 @@ def prepare(
         "tokenizer": [kind, vocab_size] if isinstance(kind, str) else kind.to_json(),
     }
     local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part}
-    with staging(out, recipe | local_recipe, overwrite) as area:
+    with staging(Path(out), recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
             heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
             text = Text(inputs, area.folder, field, settings.get("separator"), heading, _chunk(kind), part)
@@ -91,7 +92,7 @@ def prepare(
             layout = _layout(format, settings, encoder)
             _run(Job(area, text, survey.split, survey.is_single, encoder, layout, about), workers, note, progress)
         area.move_into_place()
-    return out
+    return Path(out)
 
 
 def _settings(name: str, corpus: Corpus | None, format: str, asked: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FixedOrder:
     def __init__(self, loss_of: nn.Module, world: World, micro_batches: int) -> None:
         self.loss_of = loss_of
         self.world = world
-        self.parameters = list(loss_of.parameters())
+        self.parameters = [p for p in loss_of.parameters() if p.requires_grad]
         self.leaf = micro_batches // (micro_batches & -micro_batches)
         """Number of micro-batches that are added up one after the other."""
         self.begun = 0

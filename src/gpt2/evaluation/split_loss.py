@@ -1,7 +1,7 @@
 """Measures the loss of a model over a split of a dataset."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class SplitLoss:
     """Bits per byte of the predicted text; None if it has no bytes."""
     stride: int
     """Number of tokens by which a window moves on."""
-    by_position: list[float | None]
+    by_position: list[float | None] = field(repr=False)
     """Mean loss in nats at each position of the context; None where nothing was predicted."""
 
     @property

@@ -1,6 +1,7 @@
 """Opens the `MODEL` of a command line: any path or name, recognised by its content."""
 
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,13 @@ FILES = (
 )
 
 
-def open_model(name: str, tokenizer: str | None = None) -> Source:
+def open_model(name: str | PathLike[str], tokenizer: str | None = None) -> Source:
     """Open a run folder, a checkpoint, a model file of any known format, or a model of Hugging Face's hub.
 
     `tokenizer` names one to use instead of the model's own. Raises UserError where the name is none of these, or the
     file is damaged.
     """
-    source = _open(name)
+    source = _open(fspath(name))
     if tokenizer is None:
         return source
     given = named_tokenizer(tokenizer)
@@ -144,12 +145,12 @@ def _check_shape(source: Source, name: str, tensor: StoredTensor | None, wanted:
     found = None if tensor is None else tensor.shape
     if found != wanted:
         raise UserError(
-            f"the weights of {source.origin} do not fit its configuration: {name[:80]} is {found or 'missing'}, not "
-            f"{wanted or 'unknown'}"
+            f"the weights of {source.origin} do not fit its configuration: {name[:80]} is {found or 'missing'}, "
+            + ("which GPT-2 does not have" if wanted is None else f"not {wanted}")
         )
 
 
-def load(name: str, tokenizer: str | None = None) -> tuple[GPT, Tokenizer]:
+def load(name: str | PathLike[str], tokenizer: str | None = None) -> tuple[GPT, Tokenizer]:
     """Load any model by path or name, ready to evaluate: `model, tokenizer = gpt2.load("out")`.
 
     `tokenizer` names one for a file that brings none. Raises UserError.

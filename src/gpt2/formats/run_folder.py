@@ -130,6 +130,11 @@ def _read(path: Path) -> "Source":
     from gpt2.formats.source import Progress, Source, checked_config
 
     description = read_description(path)
+    if description.get("own_layers"):
+        raise UserError(
+            f"{path} is of a model with layers of its own, which only the program that trained it can build; load "
+            f"{path / 'model.safetensors'} into it"
+        )
     tensors, _ = read_tensors(path / "model.safetensors")
     tokenizer = from_json(description["tokenizer"])
     optimizer, _ = read_tensors(path / "optimizer.safetensors")

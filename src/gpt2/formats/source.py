@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import Log, UserError
-from gpt2.model import GPTConfig
+from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer
 
 PREFIXES = ("_orig_mod.", "module.", "transformer.")
@@ -36,6 +36,16 @@ class StoredTensor:
     def transposed(self) -> "StoredTensor":
         """Return the matrix with its two dimensions exchanged."""
         return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous())
+
+
+def is_plain(model: GPT) -> bool:
+    """Return whether a model has the layers of this program's GPT and no others, so that its weights describe it."""
+    if type(model) is not GPT:
+        return False
+    with torch.device("meta"):
+        plain = GPT(model.config)
+    layers, expected = ([(name, type(m)) for name, m in net.named_modules()] for net in (model, plain))
+    return layers == expected
 
 
 @dataclass(frozen=True)

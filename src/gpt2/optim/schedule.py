@@ -28,13 +28,16 @@ def learning_rate(
         return peak
     if step >= decay_iters:
         return minimum
+    # each case gives the share of the way from `minimum` to `peak`
     progress = (step - warmup_iters) / (decay_iters - warmup_iters)  # 0 … 1 while it falls
     match schedule:
         case "cosine":
             share = 0.5 * (1 + math.cos(math.pi * progress))
         case "linear":
             share = 1 - progress
-        case _:
+        case "wsd":
             decay_start = max(int((1 - decay_fraction) * decay_iters), warmup_iters)
             share = 1 - math.sqrt(max(0, step - decay_start) / (decay_iters - decay_start))
+        case _:
+            raise AssertionError(f"no schedule {schedule!r}")
     return minimum + share * (peak - minimum)

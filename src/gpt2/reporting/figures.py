@@ -1,8 +1,8 @@
 """Facts about a run, worked out from its records: numbers and sentences, no HTML."""
 
+import dataclasses
 import statistics
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import pairwise
@@ -21,12 +21,12 @@ PHASES = ("data", "forward", "backward", "reduce", "optimizer")
 """The phases of a step, in their order."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RunReport:
     """Holds a run's records, and what follows from them at any moment from its first record on."""
 
     name: str
-    records: Records
+    records: Records = dataclasses.field(repr=False)
     settings: dict[str, Any]
     """The contents of config.toml; empty where there is none."""
     is_training: bool = False
@@ -234,4 +234,6 @@ def report_on(run: Path, records: Records | None = None, is_training: bool | Non
     is_training: whether a trainer works on the run; None looks for one. Raises UserError where there is no log.
     """
     found = RunReport(name_of(run), load(run) if records is None else records, settings_of(run))
-    return replace(found, is_training=trainer.is_training(run, found.newest) if is_training is None else is_training)
+    return dataclasses.replace(
+        found, is_training=trainer.is_training(run, found.newest) if is_training is None else is_training
+    )

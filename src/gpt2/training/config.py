@@ -17,6 +17,7 @@ from gpt2.training.setting import (
     RECORDS,
     RUN,
     Bounds,
+    DataOrder,
     at_least,
     converted,
 )
@@ -61,7 +62,7 @@ class TrainConfig:
     under data_dir, or the name of a corpus, which is prepared first if necessary."""
     data_dir: Annotated[str, DATA] = "data"
     """Folder that holds the prepared datasets."""
-    data_order: Annotated[Literal["random", "shuffled", "sequential"], DATA] = "random"
+    data_order: Annotated[DataOrder, DATA] = "random"
     """`random` draws windows at random offsets, as nanoGPT does. `shuffled` visits every block once per epoch, in
     random order. `sequential` reads the token files from start to end, as llm.c does."""
     document_mask: Annotated[bool, DATA] = False
@@ -334,7 +335,6 @@ class TrainConfig:
 
 
 HINTS = get_type_hints(TrainConfig)
-"""The type of every setting."""
 BOUNDS = [
     (name, item)
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items()
@@ -342,7 +342,7 @@ BOUNDS = [
     if isinstance(item, Bounds)
 ]
 """The bounds of the settings that are numbers; a setting can have several."""
-assert get_args(HINTS["lr_schedule"]) == SCHEDULES
+assert get_args(HINTS["lr_schedule"]) == SCHEDULES, "the schedules of optim/schedule.py"
 
 
 def checked(name: str, value: Any) -> Any:

@@ -40,13 +40,15 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, imports: float = 0.0, *, model: GPT | None = None, callback: Listener | None = None
+    config: TrainConfig, *, model: GPT | None = None, callback: Listener | None = None, imports: float = 0.0
 ) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
 
-    model: a model to train in place of the one that `config` describes, such as one with changed layers; a resumed
-    run loads its weights into it. callback: called as `callback(event, step, values)` with every record of log.jsonl
-    (docs/records.md), in every process; an exception that it raises ends the run, which is saved first.
+    model: a GPT to train in place of the one that `config` describes, for example one with other blocks; a resumed
+    run loads its weights into it. Settings of the model (n_layer, dropout, …) may then be omitted, and must not
+    contradict it; parameters are saved, buffers are not. callback: called as `callback(event, step, values)` with
+    every record of log.jsonl (docs/records.md) in every process. Records of steps arrive together every log_interval
+    steps. An exception that it raises, for example KeyboardInterrupt, ends the run, which is saved first.
 
     In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
     Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
@@ -102,7 +104,10 @@ class Loop:
         return result
 
     def until_the_end(self) -> TrainResult:
-        """Train until a budget is used up, patience is at its end, or the run is asked to stop."""
+        """Train until a budget is used up, patience is at its end, or the run is asked to stop.
+
+        A checkpoint comes last at a step: it records whether the evaluation found the best loss.
+        """
         self.log_start()
         while True:
             ending = self.budget_used_up()
@@ -142,15 +147,10 @@ class Loop:
 
     def is_anything_due(self) -> bool:
         """Return whether the next optimizer step must wait."""
-        run, config = self.run, self.run.config
-        intervals = (
-            config.eval_interval,
-            config.hellaswag_interval,
-            config.sample_interval,
-            config.checkpoint_interval,
-        )
-        is_at_budget = run.state.step >= run.last_step or config.max_minutes > 0
-        return is_at_budget or any(is_due(run, interval) for interval in intervals)
+        run = self.run
+        must_read_clock = run.config.max_minutes > 0  # the time of a step is known once it is logged
+        is_due_now = any(is_due(run, task.interval) for task in (*self.periodic, self.saving))
+        return run.state.step >= run.last_step or must_read_clock or is_due_now
 
     def budget_used_up(self) -> str | None:
         """Return the setting whose limit is reached, of steps or of minutes by any process's clock, or None."""
@@ -195,7 +195,8 @@ class Loop:
         if is_stopped:
             console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
         else:
-            console.note(f"finished at step {state.step}; try gpt2 sample {run.out_dir}")
+            hint = "" if run.own_layers else f"; try gpt2 sample {run.out_dir}"
+            console.note(f"finished at step {state.step}{hint}")
         losses = self.evaluation.losses
         return TrainResult(run.out_dir, state.step, losses.get("train_loss"), losses.get("val_loss"), is_stopped)
 
@@ -209,7 +210,7 @@ class Loop:
             self.records.write()
         outcome = ""
         if not isinstance(error, Diverged):
-            last_made = state.step - self.records.skipped
+            last_made = state.step - self.records.skipped  # the steps after it changed nothing
             outcome = save_last_step(run, session.saver, session.snapshot, last_made)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
         about = {"stopped": True, "because": "error", "error": str(problem), **details}

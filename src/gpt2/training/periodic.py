@@ -22,12 +22,21 @@ SAMPLE_SEPARATOR = "\n---------------\n"
 class Periodic(Protocol):
     """A task that a run does every N optimizer steps."""
 
+    @property
+    def interval(self) -> int:
+        """N, the number of optimizer steps from one time to the next; 0 is off. No step is made past a multiple."""
+        ...
+
     def due(self, ending: str | None) -> bool:
         """Return whether to run now. ending: why the run ends at this step; None for a run that goes on."""
         ...
 
     def run(self) -> str | None:
-        """Do the task. Return why the run has to end now, or None. Raises Stopped where a signal interrupts it."""
+        """Do the task. Return why the run has to end now, or None. Raises Stopped where a signal interrupts it.
+
+        A task that takes long calls `session.stop.check_all_processes()` now and then, and `run.ledger.mark(phase)`
+        after it, to which its time is then attributed. All processes do it together.
+        """
         ...
 
 
@@ -40,16 +49,17 @@ class Evaluation:
     """Measures training and validation loss, and watches whether the validation loss still improves."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.interval = session, session.run.config.eval_interval
         self.losses: dict[str, float] = {}
         """The last `train_loss` and `val_loss`."""
         self.save_step: int | None = None
         """The step at which the last evaluation asked for a checkpoint."""
 
     def due(self, ending: str | None) -> bool:
-        run, interval = self.session.run, self.session.run.config.eval_interval
-        is_unmeasured = run.saved_step == run.state.step and run.state.best_step is None  # an imported model
-        return ending is not None or is_due(run, interval) or (interval > 0 and is_unmeasured)
+        run = self.session.run
+        # an imported model is a checkpoint whose loss is not known, and may be the best
+        is_unmeasured = run.saved_step == run.state.step and run.state.best_step is None
+        return ending is not None or is_due(run, self.interval) or (self.interval > 0 and is_unmeasured)
 
     def run(self) -> str | None:
         session, run, state, config = self.session, self.session.run, self.session.run.state, self.session.run.config
@@ -64,7 +74,8 @@ class Evaluation:
         session.log.write("eval", state.step, **self.losses, seconds=seconds)
         session.console.note(f"step {state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
         run.ledger.mark("records")
-        if (is_best or config.always_save_checkpoint) and (state.step > 0 or run.saved_step == 0):
+        is_worth_saving = state.step > 0 or run.saved_step == 0  # initial weights are not, unless they were imported
+        if is_worth_saving and (is_best or config.always_save_checkpoint):
             self.save_step = state.step
         patience = config.early_stopping_patience
         waited = evaluations_since(state.best_step or 0, state.step, config.eval_interval) if patience else 0
@@ -97,11 +108,11 @@ class HellaSwag:
     """Measures how often the model finds the right ending in HellaSwag's tasks."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.interval = session, session.run.config.hellaswag_interval
 
     def due(self, ending: str | None) -> bool:
         run = self.session.run
-        return is_due(run, run.config.hellaswag_interval) or (ending is not None and bool(run.hellaswag))
+        return is_due(run, self.interval) or (ending is not None and bool(run.hellaswag))
 
     def run(self) -> None:
         session, run = self.session, self.session.run
@@ -126,10 +137,10 @@ class Sampling:
     """Writes texts that the model continues from the prompts."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.interval = session, session.run.config.sample_interval
 
     def due(self, ending: str | None) -> bool:
-        return is_due(self.session.run, self.session.run.config.sample_interval)
+        return is_due(self.session.run, self.interval)
 
     def run(self) -> None:
         session, run, step = self.session, self.session.run, self.session.run.state.step
@@ -177,6 +188,7 @@ class Saving:
 
     def __init__(self, session: Session, evaluation: Evaluation) -> None:
         self.session, self.evaluation = session, evaluation
+        self.interval = session.run.config.checkpoint_interval
 
     def due(self, ending: str | None) -> bool:
         return ending is not None or self.is_scheduled() or self.evaluation.save_step == self.session.run.state.step
@@ -185,7 +197,7 @@ class Saving:
         """Return whether an uninterrupted run saves at this step too, so that a run may return here after a spike."""
         run, config = self.session.run, self.session.run.config
         has_asked = self.evaluation.save_step == run.state.step and is_due(run, config.eval_interval)
-        return has_asked or (run.state.step > 0 and is_due(run, config.checkpoint_interval))
+        return has_asked or (run.state.step > 0 and is_due(run, self.interval))
 
     def run(self) -> None:
         session, run, state = self.session, self.session.run, self.session.run.state

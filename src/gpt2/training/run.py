@@ -41,6 +41,8 @@ class Run:
     """Prompts of the samples written during training; empty without samples."""
     hellaswag: list[Task]
     """HellaSwag's tasks; empty where they are off."""
+    own_layers: bool
+    """Whether the model is the caller's and has other layers than GPT, so that no file describes it."""
     model: GPT
     """The plain module, which is evaluated, sampled and saved; never a compiled or wrapped one."""
     gradients: GradientSync

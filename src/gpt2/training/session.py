@@ -42,6 +42,7 @@ class Session:
         run = self.run
         state = replace(run.state, scaler=run.scaler.state_dict())
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint, "machine": run.machine}
+        about |= {"own_layers": True} if run.own_layers else {}
         return checkpoint.snapshot(run.out_dir, state, run.model, run.optimizers, run.tokenizer, about)
 
     def restore_folder(self) -> None:
@@ -52,6 +53,8 @@ class Session:
     @property
     def resume_command(self) -> str:
         """The command that continues this run."""
+        if self.run.own_layers:
+            return f"gpt2.train(gpt2.resume_config('{self.run.out_dir}'), model=…)"
         return f"gpt2 train --init_from=resume --out_dir={self.run.out_dir}"
 
 

@@ -11,6 +11,9 @@ from cyclopts import Group, Parameter
 
 from gpt2.errors import UserError
 
+DataOrder = Literal["random", "shuffled", "sequential"]
+"""Names of the orders in which `data/batches.py` takes sequences."""
+
 GROUPS = (
     "Run",
     "Data",

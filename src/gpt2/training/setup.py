@@ -19,6 +19,7 @@ from gpt2.errors import Log, UserError
 from gpt2.evaluation.choices import Task, check_fits
 from gpt2.evaluation.hellaswag import read_tasks, validation_file
 from gpt2.formats.run_folder import read_description
+from gpt2.formats.source import is_plain
 from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
@@ -64,6 +65,8 @@ class Prepared:
     """The settings with every default filled in, and with the shape of the model."""
     prompts: tuple[str, ...]
     """See `Run.prompts`."""
+    own_layers: bool
+    """See `Run.own_layers`."""
     optimizer_state: dict[str, torch.Tensor] | None
     """The state that came with an imported model, where resume_optimizer asks for it."""
 
@@ -73,8 +76,10 @@ def set_up(
 ) -> Run:
     """Build a run and find out whether it can work; its folder is not touched yet.
 
-    log: receives lines that say what was chosen. ledger: receives the time of each phase and becomes the run's.
-    model: trained in place of the one that the settings describe. Raises UserError, in all processes or in none.
+    All processes take each step together: `agreed` raises an error of one process in all of them, and `main_first`
+    lets the main process download and prepare before the others. log: receives lines that say what was chosen.
+    ledger: receives the time of each phase and becomes the run's. model: trained in place of the one that the
+    settings describe. Raises UserError, in all processes or in none.
     """
     ledger = ledger or Ledger()
     log = log if world.is_main else _silent
@@ -107,7 +112,7 @@ def set_up_machine(given: TrainConfig, world: World, log: Log) -> Machine:
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "processes": 1 if given.deterministic else world.size,
+        "processes": 1 if given.deterministic else world.size,  # deterministic sums do not depend on their number
         "torch": torch.__version__,
     }
     return Machine(where, dtype, peak, facts)
@@ -139,7 +144,7 @@ def set_up_model(
     if not resolved.eval_only:
         _require_trackers(resolved)
     model, source = make_model(given, resolved, data.dataset, data.restored, log, own)
-    model.to(machine.device)
+    model.to(machine.device).train()
     shape = {name: getattr(model.config, name) for name in (*MODEL_SETTINGS, "dropout")}
     init_from = resolved.init_from if data.restored is None else read_description(data.restored)["train"]["init_from"]
     config = replace(resolved, **shape, init_from=init_from)
@@ -151,7 +156,7 @@ def set_up_model(
     )
     size, tokens = accounting.num_params(model.config), len(data.train_tokens)
     log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
-    return Prepared(model, config, prompts, imported)
+    return Prepared(model, config, prompts, own is not None and not is_plain(own), imported)
 
 
 def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> TrainState:
@@ -212,6 +217,7 @@ def make_run(
         val_tokens=data.val_tokens,
         prompts=prepared.prompts,
         hellaswag=hellaswag,
+        own_layers=prepared.own_layers,
         model=model,
         gradients=gradients,
         optimizers=_optimizers(prepared, data.restored, world),
@@ -225,7 +231,11 @@ def make_run(
 
 
 def _resolved(given: TrainConfig, machine: Machine, data: Data, world: World, log: Log) -> TrainConfig:
-    """Return the settings with defaults, device and dtype filled in; the learning rate decays until the run ends."""
+    """Return the settings with defaults, device and dtype filled in.
+
+    The defaults follow from the step at which the run ends, so that the learning rate decays until then; max_iters
+    itself stays as it was given.
+    """
     log = log if data.restored is None else _silent  # a resumed run logs what is left of its budgets later
     last = last_step(given, len(data.train_tokens), TrainState(), log)
     chosen: dict[str, Any] = {

@@ -25,9 +25,10 @@ class StepResult:
     lr: float
     """Learning rate of AdamW."""
     skipped: Tensor
-    """Whether nothing was changed, because loss or gradient were not finite."""
+    """Whether nothing was changed, because loss or gradient were not finite; in float16 the gradient scaler decides
+    about gradients by itself."""
     marks: list[tuple[str, Instant]]
-    """Ends of the phases data, forward, backward, reduce and optimizer in this process; see `phase_seconds`."""
+    """When the step began, and then the end of each phase: data, forward, backward, reduce, optimizer."""
 
 
 def train_step(run: Run) -> StepResult:
@@ -36,6 +37,7 @@ def train_step(run: Run) -> StepResult:
     count = run.batches.accumulation // world.size  # micro-batches of this process
     marks = [("", run.clock())]
     losses: list[Tensor] = []
+    # after a loss spike, step n takes the batch of step n + skipped_batches
     for batch in run.batches.micro_batches(step + run.state.skipped_batches, world.rank, world.size, run.device):
         marks.append(("data", run.clock()))
         if config.dropout:

@@ -1,6 +1,7 @@
 """The records of optimizer steps: read from the device in groups, logged, and watched for what goes wrong."""
 
 import math
+from dataclasses import dataclass
 
 from gpt2 import accounting, device
 from gpt2.errors import UserError
@@ -13,12 +14,27 @@ MAX_SKIPPED = 10
 """Number of steps skipped one after the other that ends a run."""
 
 
+@dataclass(frozen=True)
+class MeasuredStep:
+    """A step whose figures are known."""
+
+    step: int
+    values: dict[str, float]
+    """The values of its record in log.jsonl."""
+    phases: dict[str, float]
+    """Seconds of each phase."""
+    is_skipped: bool
+    """Whether it changed nothing."""
+
+
 class StepRecords:
     """Logs optimizer steps. A step stays pending until it is logged, so that it can be logged after an exception."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.pending: list[StepResult] = []
+        self.measured: list[MeasuredStep] = []
+        """Steps that were read from the device and are not logged yet."""
         self.steps_timed, self.seconds_timed = 0, 0.0
         self.skipped = 0
         """Number of steps skipped since the last one that changed the weights."""
@@ -27,11 +43,31 @@ class StepRecords:
 
     def write(self) -> None:
         """Log the pending steps; reading their losses waits for the device. Raises UserError after too many skips."""
+        if not self.pending and not self.measured:
+            return
+        run = self.session.run
+        self._measure()
+        steps = list(self.measured)
+        for made in steps:
+            self.measured.pop(0)
+            if made.is_skipped:
+                self._skip(made.step, made.values)
+            elif self._log(made.step, made.values, made.phases):
+                return
+        self.stragglers.look(run.state.step, [made.phases for made in steps])
+        if run.state.step % run.config.log_interval == 0:
+            left = (run.last_step - run.state.step) * self.seconds_timed / self.steps_timed
+            self.session.console.step(run.state.step, steps[-1].values, eta_seconds=left)
+        run.ledger.mark("records")
+
+    def _measure(self) -> None:
+        """Read the figures of the pending steps from the device; their speed is that of all of them together."""
         if not self.pending:
             return
         run, state, config = self.session.run, self.session.run.state, self.session.run.config
         figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
         phases = [phase_seconds(r.marks) for r in self.pending]
+        self.pending.clear()
         seconds = run.ledger.steps(phases)
         state.seconds += seconds
         self.steps_timed += len(figures)
@@ -42,20 +78,11 @@ class StepRecords:
             "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
             "memory": device.peak_memory(run.device),
         }
-        values: dict[str, float] = {}
-        for i, (loss, grad_norm, lr, is_skipped) in enumerate(figures, start=1 - len(figures)):
-            step, tokens = state.step + i, state.tokens + i * config.tokens_per_step
+        steps = range(state.step - len(figures) + 1, state.step + 1)
+        for step, (loss, grad_norm, lr, is_skipped), spent in zip(steps, figures, phases, strict=True):
+            tokens = state.tokens - (state.step - step) * config.tokens_per_step
             values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens} | shared
-            self.pending.pop(0)
-            if is_skipped:
-                self._skip(step, values)
-            elif self._log(step, values, phases[i - 1]):
-                return
-        self.stragglers.look(state.step, phases)
-        if state.step % config.log_interval == 0:
-            left = (run.last_step - state.step) * self.seconds_timed / self.steps_timed
-            self.session.console.step(state.step, values, eta_seconds=left)
-        run.ledger.mark("records")
+            self.measured.append(MeasuredStep(step, values, spent, is_skipped))
 
     def _log(self, step: int, values: dict[str, float], phases: dict[str, float]) -> bool:
         """Log one step; return whether the run went back to a checkpoint because its loss is a spike."""
@@ -70,7 +97,7 @@ class StepRecords:
         is_back = self.spikes.roll_back(step, values["loss"])
         session.run.ledger.mark("checkpoints")
         if is_back:
-            self.pending.clear()
+            self.measured.clear()
         return is_back
 
     def _skip(self, step: int, values: dict[str, float]) -> None:

@@ -41,8 +41,24 @@ def _checked_model(
     own: GPT, config: TrainConfig, asked: dict[str, Any], dataset: Dataset, restored: Path | None
 ) -> GPT:
     """Return the caller's model. Raises UserError where it does not fit the settings, the data or the checkpoint."""
+    if config.init_from not in ("scratch", "resume", "auto"):
+        raise UserError(
+            f"init_from={config.init_from} and a given model contradict each other; leave out one of them"
+        )
+    for method in ("forward", "head"):
+        if getattr(type(own), method) is not getattr(GPT, method):
+            raise UserError(
+                f"the given model has its own {method}, but the loss is computed from `hidden` and the token "
+                "embedding; change `hidden` or the blocks instead"
+            )
     dataset.require_vocabulary(own.config.vocab_size, "the given model")
-    _require_shape({**asked, "block_size": config.block_size}, vars(own.config), "the given model")
+    wanted = asked | {"block_size": config.block_size, "dropout": config.dropout or None}
+    for name, value in vars(own.config).items():
+        if wanted.get(name) not in (None, value):
+            raise UserError(
+                f"the given model has {name}={value}, not {wanted[name]}; build it with "
+                f"GPTConfig({name}={wanted[name]!r}), or train with {name}={value!r}"
+            )
     if restored is not None:
         description, owner = read_description(restored), f"the run in {config.out_dir}"
         dataset.require_tokenizer(description["tokenizer"], owner)
@@ -56,6 +72,8 @@ def _empty_model(
 ) -> GPT:
     """Return a model of a checkpoint's shape, whose weights are loaded later."""
     description, owner = read_description(restored), f"the run in {config.out_dir}"
+    if description.get("own_layers"):
+        raise UserError(f"{owner} has layers of its own; resume it with gpt2.train(config, model=…)")
     dataset.require_tokenizer(description["tokenizer"], owner)
     shape = {name: description["model"][name] for name in MODEL_SETTINGS}
     _require_shape(asked, shape, owner)
