@@ -13,7 +13,7 @@ from gpt2.files import locked, write_text
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter
 from gpt2.runlog.records import Listener, LogWriter
-from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
+from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker, require
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import CONFIG, files_of_run, leftovers
 from gpt2.training.recipes import dump_toml
@@ -147,3 +147,13 @@ def release(reserve: list[int]) -> None:
     """Close all file descriptors of a list, and empty it."""
     while reserve:
         os.close(reserve.pop())
+
+
+def require_trackers(config: TrainConfig) -> None:
+    """Raise UserError where a tracker's package is missing."""
+    if config.wandb_log:
+        require("wandb", "wandb_log")
+    if config.trackio_log:
+        require("trackio", "trackio_log")
+    if config.tensorboard_log:
+        require("torch.utils.tensorboard", "tensorboard_log")

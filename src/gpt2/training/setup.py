@@ -23,13 +23,13 @@ from gpt2.formats.source import is_plain
 from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
-from gpt2.runlog.trackers import require
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step
 from gpt2.training.compile import checkpoint_activations, compile_blocks, compiled_loss, save_fewer_activations
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
+from gpt2.training.session import require_trackers
 from gpt2.training.timing import Ledger, device_clock
 from gpt2.training.weights import MODEL_SETTINGS, make_model, optimizer_state
 
@@ -41,6 +41,8 @@ class Machine:
     device: torch.device
     dtype: str
     peak_flops: float
+    peak_origin: str
+    """Whether the peak rate is from a data sheet or measured."""
     facts: dict[str, str | int]
     """See `Run.machine`."""
 
@@ -83,7 +85,7 @@ def set_up(
     """
     ledger = ledger or Ledger()
     log = log if world.is_main else _silent
-    machine = world.agreed(lambda: set_up_machine(given, world, log))
+    machine = world.agreed(lambda: set_up_machine(given, world))
     ledger.mark("peak")
     data = world.main_first(lambda: set_up_data(given, log))
     ledger.mark("data")
@@ -97,7 +99,7 @@ def set_up(
     return run
 
 
-def set_up_machine(given: TrainConfig, world: World, log: Log) -> Machine:
+def set_up_machine(given: TrainConfig, world: World) -> Machine:
     """Step 1: choose device and dtype, and find the device's peak rate."""
     where = device.pick_device(given.device, world.local_rank)
     if where.type == "cuda":
@@ -106,8 +108,7 @@ def set_up_machine(given: TrainConfig, world: World, log: Log) -> Machine:
     if given.deterministic:
         device.make_deterministic()
     dtype = device.pick_dtype(given.dtype, where)
-    peak, how = device.peak_flops(where, dtype)
-    log(f"device {device.describe(where)} · {dtype} · peak {peak / 1e12:.3g} TFLOP/s ({how})")
+    peak, origin = device.peak_flops(where, dtype)
     facts = {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -115,7 +116,7 @@ def set_up_machine(given: TrainConfig, world: World, log: Log) -> Machine:
         "processes": 1 if given.deterministic else world.size,  # deterministic sums do not depend on their number
         "torch": torch.__version__,
     }
-    return Machine(where, dtype, peak, facts)
+    return Machine(where, dtype, peak, origin, facts)
 
 
 def set_up_data(given: TrainConfig, log: Log) -> Data:
@@ -142,13 +143,15 @@ def set_up_model(
     _require_end_of_text(resolved, data.dataset)
     prompts = _prompts(resolved, data.dataset.tokenizer)
     if not resolved.eval_only:
-        _require_trackers(resolved)
+        require_trackers(resolved)
     model, source = make_model(given, resolved, data.dataset, data.restored, log, own)
     model.to(machine.device).train()
     shape = {name: getattr(model.config, name) for name in (*MODEL_SETTINGS, "dropout")}
     init_from = resolved.init_from if data.restored is None else read_description(data.restored)["train"]["init_from"]
     config = replace(resolved, **shape, init_from=init_from)
     imported = optimizer_state(source, config) if config.resume_optimizer and data.restored is None else None
+    peak = f"peak {machine.peak_flops / 1e12:.3g} TFLOP/s ({machine.peak_origin})"
+    log(f"device {device.describe(machine.device)} · {machine.dtype} · {peak}")
     log(
         f"tokens per step {config.tokens_per_step:,} = gradient_accumulation_steps {config.accumulation} × "
         f"batch_size {config.batch_size} × block_size {config.block_size}"
@@ -340,16 +343,6 @@ def _require_end_of_text(config: TrainConfig, dataset: Dataset) -> None:
             "token between documents; prepare the text with --tokenizer=byte, bpe or gpt2, or give "
             f"{' '.join(f'--{name}=False' for name in settings)}"
         )
-
-
-def _require_trackers(config: TrainConfig) -> None:
-    """Raise UserError where a tracker's package is missing."""
-    if config.wandb_log:
-        require("wandb", "wandb_log")
-    if config.trackio_log:
-        require("trackio", "trackio_log")
-    if config.tensorboard_log:
-        require("torch.utils.tensorboard", "tensorboard_log")
 
 
 def _silent(line: str) -> None:
