@@ -27,10 +27,10 @@ class RunReport:
 
     name: str
     records: Records = dataclasses.field(repr=False)
-    settings: dict[str, Any]
+    settings: dict[str, Any] = dataclasses.field(repr=False)
     """The contents of config.toml; empty where there is none."""
     is_training: bool = False
-    """Whether a trainer works on the run."""
+    """Whether a trainer holds the run's folder, or has written to its log in the last two minutes."""
 
     @cached_property
     def step(self) -> int:
