@@ -30,6 +30,10 @@ class TrainingFailed(UserError):
     status = 1
 
 
+class FileSystemWarning(UserWarning):
+    """The file system lacks an operation; the work goes on without what that operation guarantees."""
+
+
 class WriteError(UserError, OSError):
     """A file or folder that cannot be written, with the system's reason and what to do about it.
 

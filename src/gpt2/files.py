@@ -10,16 +10,19 @@ import stat
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt2.errors import SPACE_ERRORS, UserError, WriteError
+from gpt2.errors import SPACE_ERRORS, FileSystemWarning, UserError, WriteError
 from gpt2.streams import copy_into, is_stream
 
 MANIFEST = "manifest.json"
 DISK_ERRORS = (*SPACE_ERRORS, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of write(2), which do not name a file."""
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY)
+"""Errors of file systems that lack an operation, such as CIFS, FUSE, or Lustre without its option flock."""
 
 
 def sha256(path: Path) -> str:
@@ -28,10 +31,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+def flush(fd: int) -> None:
+    """Flush an open file or folder to the disk, or warn where its file system cannot. Raises OSError."""
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn("files cannot be flushed to this disk: after a power failure the newest may be missing or incomplete")
+
+
+def _warn(text: str) -> None:
+    """Warn of what the file system does not guarantee, once per process for each text."""
+    warnings.warn(text, FileSystemWarning, stacklevel=1)
+
+
+def _flush_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flush(fd)
     finally:
         os.close(fd)
 
@@ -165,17 +183,17 @@ def _os_error(number: int, path: Path) -> OSError:
 def _put(temporary: Path, resolved: Path) -> None:
     """Flush the new file or folder to the disk, and move it to its place."""
     for path in sorted(temporary.rglob("*")):
-        _fsync(path)
-    _fsync(temporary)
+        _flush_path(path)
+    _flush_path(temporary)
     if temporary.parent == resolved:
         for path in sorted(temporary.iterdir()):
             path.replace(resolved / path.name)
-        _fsync(resolved)
+        _flush_path(resolved)
         return
     if resolved.exists() and temporary.is_file():
         _copy_mode(resolved.stat(), temporary)
     temporary.replace(resolved)
-    _fsync(resolved.parent)
+    _flush_path(resolved.parent)
 
 
 def _copy_mode(about: os.stat_result, path: Path) -> None:
@@ -189,15 +207,24 @@ def _copy_mode(about: os.stat_result, path: Path) -> None:
 def locked(path: Path) -> Iterator[bool]:
     """Hold a lock on the file `path`, and yield True; yield False at once where another process holds it.
 
-    The lock ends with the process.
+    The lock ends with the process. On a file system without locks, warn and yield True.
     """
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        yield _lock(file.fileno(), path)
+
+
+def _lock(fd: int, path: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn(
+            f"the file system of {path.parent} has no locks: nothing stops two processes from writing to this folder"
+        )
+    return True
 
 
 def write_bytes(target: Path, content: bytes) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2.files import flush
+
 DTYPES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -87,7 +89,7 @@ class Layout:
                 data = memoryview(_bytes(shard.values))
                 row_size = len(data) // len(shard.values) if shard.shape and len(shard.values) else 0
                 _write_all(fd, data, self.begins[name] + shard.first_row * row_size)
-            os.fsync(fd)
+            flush(fd)
         finally:
             os.close(fd)
 

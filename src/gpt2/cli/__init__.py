@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
@@ -30,7 +31,7 @@ from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
-from gpt2.errors import ReportedElsewhere, UserError
+from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError
 from gpt2.runlog.console import note
 
 EXIT_BAD_INPUT = 2
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
+    warnings.showwarning = show_warning
     try:
         given = sys.argv[1:] if arguments is None else arguments
         result = make_app()(with_standard_input(given))
@@ -124,6 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of this program as a line for the user, and any other warning as Python does."""
+    is_ours = category is FileSystemWarning
+    note(str(message) if is_ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def with_standard_input(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from gpt2.data.shards import HEADER_BYTES, LLMC_TOKENS
 from gpt2.errors import UserError
-from gpt2.files import sha256, writing
+from gpt2.files import flush, sha256, writing
 
 MAX_LLMC_TOKENS = (1 << 31) - 1
 """Largest number of tokens in one file of llm.c, whose header counts in int32."""
@@ -142,7 +142,7 @@ class SplitWriter:
             self._file.seek(0)
             self._file.write(self.header(self.open_tokens, self.layout.dtype))
             self._file.flush()
-            os.fsync(self._file.fileno())
+            flush(self._file.fileno())
         self.abandon()
         self.written.append(Written(self._path().name, self.open_tokens, sha256(self._path())))
         self.open_tokens = 0
@@ -152,7 +152,7 @@ class SplitWriter:
         if self._file is not None:
             with writing(self._path()):
                 self._file.flush()
-                os.fsync(self._file.fileno())
+                flush(self._file.fileno())
         files = {w.name: self._bytes(w.tokens) for w in self.written}
         if self.open_tokens:
             files[self._path().name] = self._bytes(self.open_tokens)
