@@ -34,6 +34,10 @@ from gpt2.cli.validate import validate
 from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError
 from gpt2.runlog.console import note
 
+MIN_COLUMNS = 20
+"""Least width of a terminal that is believed."""
+TEXT_OPTIONS = ("--start", "--sample-start", "--separator", "--special-tokens")
+OUTPUT_OPTIONS = ("-o", "--out")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -102,6 +106,10 @@ def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCo
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
+    if sys.stdout is None:  # a process without standard output, such as a daemon
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) < MIN_COLUMNS:
+        del os.environ["COLUMNS"]  # Emacs and CI set 0, with which the layout of help texts never ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     warnings.showwarning = show_warning
@@ -142,12 +150,24 @@ def show_warning(
 
 
 def with_standard_input(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the name of standard input in place of `-`, which the library takes for an option."""
+    """Return the arguments with files in place of `-`, which the library takes for an option.
+
+    A source is standard input and an output is standard output; as a prompt or a separator, a dash is a dash.
+    """
     if "-" not in arguments:
         return list(arguments)
     from gpt2.data.sources import STANDARD_INPUT
 
-    return [STANDARD_INPUT if argument == "-" else argument for argument in arguments]
+    result: list[str] = []
+    for argument in arguments:
+        option = result[-1].replace("_", "-") if result else ""
+        if argument != "-":
+            result.append(argument)
+        elif option in TEXT_OPTIONS:
+            result[-1] += "=-"
+        else:
+            result.append("/dev/stdout" if option in OUTPUT_OPTIONS else STANDARD_INPUT)
+    return result
 
 
 def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:

@@ -115,11 +115,12 @@ def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
 def described(found: "Accuracy") -> str:
     """Return the figures as a line of text."""
     return (
-        f"HellaSwag acc {found.acc:.4f} ± {_number(found.acc_stderr):.4f} · "
-        f"acc_norm {found.acc_norm:.4f} ± {_number(found.acc_norm_stderr):.4f} · "
+        f"HellaSwag acc {found.acc:.4f}{_plus_minus(found.acc_stderr)} · "
+        f"acc_norm {found.acc_norm:.4f}{_plus_minus(found.acc_norm_stderr)} · "
         f"{found.tasks:,} tasks · {found.tasks_per_second:,.1f} tasks/s · {found.model}"
     )
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _plus_minus(error: float | None) -> str:
+    """Return a standard error as it follows a figure; a single task has none."""
+    return "" if error is None else f" ± {error:.4f}"

@@ -16,6 +16,7 @@ from gpt2.errors import UserError, first_line
 from gpt2.tokenizers import END_OF_TEXT
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
+BYTE_ORDER_MARK = "\ufeff"
 STANDARD_INPUT = "/dev/stdin"
 CHUNK = 1 << 20
 """Approximate number of characters of a piece; a longer document is read in several pieces."""
@@ -132,7 +133,10 @@ def _last_cut(text: str) -> int:
 
 
 def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterator[tuple[str, int]]:
-    """Yield the text of a UTF-8 stream, `size` bytes at a time, and the number of bytes read. Raises UserError."""
+    """Yield the text of a UTF-8 stream, `size` bytes at a time, and the number of bytes read. Raises UserError.
+
+    The byte order mark that Windows puts before a text is not part of it.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     done = 0
     while True:
@@ -143,6 +147,8 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
         except UnicodeDecodeError as error:
             at = done - pending + error.start
             raise UserError(f"{file} is not UTF-8 text (byte {at}); convert it or omit it") from None
+        if not done:
+            text = text.removeprefix(BYTE_ORDER_MARK)
         yield text, raw.tell()
         if not block:
             return

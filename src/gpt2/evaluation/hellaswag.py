@@ -65,6 +65,8 @@ def read_tasks(
         for number, line in enumerate(file, start=1):
             if len(tasks) == limit:
                 break
+            if not line.strip():
+                continue
             where = f"{path}, line {number}"
             question = parse(line, where, FIELDS[rendering])
             if rendering == "lm-eval" and "ctx_a" not in question and not tasks:

@@ -118,12 +118,15 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str | list[str] = "", **s
 
 
 def read_prompt(start: str) -> str:
-    """Return the prompt itself, or the text of the file for `FILE:path`. Raises UserError if it cannot be read."""
+    """Return the prompt itself, or the text of the file for `FILE:path`. Raises UserError if it cannot be read.
+
+    The text keeps its line ends, as the text of a dataset does, but not a byte order mark.
+    """
     if not start.startswith("FILE:"):
         return start
     path = Path(start.removeprefix("FILE:"))
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompt from {path} ({error}); give a UTF-8 text file") from None
 
