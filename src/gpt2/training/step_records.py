@@ -16,15 +16,17 @@ MAX_SKIPPED = 10
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """A step whose figures are known."""
+    """A step whose figures were read from the device."""
 
     step: int
-    values: dict[str, float]
-    """The values of its record in log.jsonl."""
-    phases: dict[str, float]
-    """Seconds of each phase."""
+    figures: dict[str, float]
+    """loss, lr, grad_norm and tokens, as in its record in log.jsonl."""
     is_skipped: bool
     """Whether it changed nothing."""
+    phases: dict[str, float]
+    """Seconds of each phase."""
+    tokens_per_second: float
+    """Speed of the steps that were read together."""
 
 
 class StepRecords:
@@ -47,17 +49,18 @@ class StepRecords:
             return
         run = self.session.run
         self._measure()
-        steps = list(self.measured)
+        steps, values = list(self.measured), {}
         for made in steps:
+            values = self._values(made)
             self.measured.pop(0)
             if made.is_skipped:
-                self._skip(made.step, made.values)
-            elif self._log(made.step, made.values, made.phases):
+                self._skip(made.step, values)
+            elif self._log(made.step, values, made.phases):
                 return
         self.stragglers.look(run.state.step, [made.phases for made in steps])
         if run.state.step % run.config.log_interval == 0:
             left = (run.last_step - run.state.step) * self.seconds_timed / self.steps_timed
-            self.session.console.step(run.state.step, steps[-1].values, eta_seconds=left)
+            self.session.console.step(run.state.step, values, eta_seconds=left)
         run.ledger.mark("records")
 
     def _measure(self) -> None:
@@ -65,7 +68,7 @@ class StepRecords:
         if not self.pending:
             return
         run, state, config = self.session.run, self.session.run.state, self.session.run.config
-        figures = [(r.loss.item(), r.grad_norm.item(), r.lr, bool(r.skipped.item())) for r in self.pending]
+        figures = [(r.loss.item(), r.lr, r.grad_norm.item(), bool(r.skipped.item())) for r in self.pending]
         phases = [phase_seconds(r.marks) for r in self.pending]
         self.pending.clear()
         seconds = run.ledger.steps(phases)
@@ -73,16 +76,20 @@ class StepRecords:
         self.steps_timed += len(figures)
         self.seconds_timed += seconds
         rate = len(figures) * config.tokens_per_step / seconds
-        shared = {
-            "tokens_per_second": round(rate, 1),
-            "mfu": round(accounting.mfu(run.model.config, rate, run.peak_flops), 5),
+        steps = range(state.step - len(figures) + 1, state.step + 1)
+        for step, (loss, lr, grad_norm, is_skipped), spent in zip(steps, figures, phases, strict=True):
+            tokens = state.tokens - (state.step - step) * config.tokens_per_step
+            values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens}
+            self.measured.append(MeasuredStep(step, values, is_skipped, spent, rate))
+
+    def _values(self, made: MeasuredStep) -> dict[str, float]:
+        """Return the values of a step's record."""
+        run = self.session.run
+        return made.figures | {
+            "tokens_per_second": round(made.tokens_per_second, 1),
+            "mfu": round(accounting.mfu(run.model.config, made.tokens_per_second, run.peak_flops), 5),
             "memory": device.peak_memory(run.device),
         }
-        steps = range(state.step - len(figures) + 1, state.step + 1)
-        for step, (loss, grad_norm, lr, is_skipped), spent in zip(steps, figures, phases, strict=True):
-            tokens = state.tokens - (state.step - step) * config.tokens_per_step
-            values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens} | shared
-            self.measured.append(MeasuredStep(step, values, spent, is_skipped))
 
     def _log(self, step: int, values: dict[str, float], phases: dict[str, float]) -> bool:
         """Log one step; return whether the run went back to a checkpoint because its loss is a spike."""
