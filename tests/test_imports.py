@@ -16,7 +16,7 @@ LAYERS = [
     {"evaluation", "checkpoint"},
     {"training"},
     {"bench"},
-    {"cli", "library"},
+    {"cli", "api"},
 ]
 ENTRANCES = {"__init__", "__main__"}
 LAZY = {"nanogpt_methods"}

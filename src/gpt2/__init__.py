@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2.api import evaluate, export, plot, report
     from gpt2.data.prepare import prepare
     from gpt2.errors import UserError
     from gpt2.formats.open import load
     from gpt2.generation.engine import generate
     from gpt2.inside.attention import attention_weights
-    from gpt2.library import evaluate, export, plot, report
     from gpt2.model import GPT, GPTConfig
     from gpt2.training.config import TrainConfig
     from gpt2.training.loop import TrainResult, train
@@ -49,14 +49,14 @@ _MODULE_OF = {
     "TrainResult": "gpt2.training.loop",
     "UserError": "gpt2.errors",
     "attention_weights": "gpt2.inside.attention",
-    "evaluate": "gpt2.library",
-    "export": "gpt2.library",
+    "evaluate": "gpt2.api",
+    "export": "gpt2.api",
     "generate": "gpt2.generation.engine",
     "load": "gpt2.formats.open",
     "load_recipe": "gpt2.training.recipes",
-    "plot": "gpt2.library",
+    "plot": "gpt2.api",
     "prepare": "gpt2.data.prepare",
-    "report": "gpt2.library",
+    "report": "gpt2.api",
     "resume_config": "gpt2.training.recipes",
     "train": "gpt2.training.loop",
 }
