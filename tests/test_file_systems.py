@@ -87,4 +87,4 @@ def test_the_command_prints_a_line(dataset: Path, tmp_path: Path, gpt2_command, 
     assert status == 0, err
     [line] = [line for line in err.splitlines() if "locks" in line]
     assert line.startswith("the file system of p/")
-    assert line.endswith(" has no locks: nothing stops two processes from writing there at once")
+    assert line.endswith(" has no locks: nothing stops two processes from writing to this folder")
