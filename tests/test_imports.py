@@ -11,7 +11,17 @@ import gpt2
 PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
     {"errors", "streams", "files"},
-    {"model", "nanogpt_methods", "accounting", "device", "tokenizers", "chunked_loss", "distributed", "tensor_file"},
+    {
+        "model",
+        "nanogpt_methods",
+        "accounting",
+        "device",
+        "special_tokens",
+        "tokenizers",
+        "chunked_loss",
+        "distributed",
+        "tensor_file",
+    },
     {"data", "optim", "formats", "generation", "runlog", "reporting", "inside"},
     {"evaluation", "checkpoint"},
     {"training"},

@@ -43,4 +43,4 @@ def test_the_ways_are_short(tmp_path: Path) -> None:
     assert len(files(step)) <= 9
     assert switches(step) <= 14
     assert len(files(start)) <= 33
-    assert len(files(model)) <= 8
+    assert len(files(model)) <= 10

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gpt2 import tokenizers
 from gpt2.errors import UserError
+from gpt2.special_tokens import SpecialTokens, require_distinct
 from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, from_json, train_bpe
 
 PROSE = "Once upon a midnight dreary, while I pondered, weak and weary,\nover many a quaint volume. " * 40
@@ -118,7 +119,7 @@ def test_end_of_text_is_a_token_only_where_asked_for(bpe: BPETokenizer) -> None:
 def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
     specials = ("<|user|>", "[PAD]")
     for eot in (None, 5):
-        tokenizer = BPETokenizer(bpe.tokens, bpe.pattern, eot=eot, specials=specials)
+        tokenizer = BPETokenizer(bpe.tokens, bpe.pattern, special=SpecialTokens.after(299, specials, eot))
         text = "Once<|user|> upon[PAD]<|endoftext|>"
         ids = tokenizer.encode(text, specials=True)
         once, upon = tokenizer.encode("Once"), tokenizer.encode(" upon")
@@ -128,6 +129,7 @@ def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
         plain = tokenizer.encode(text)
         assert not {300, 301, tokenizer.eot} & set(plain)
         assert tokenizer.encode_array(text).tolist() == plain
+        assert tokenizer.encode_array(text, specials=True).tolist() == ids
         assert tokenizer.decode(plain) == text
 
 
@@ -150,18 +152,21 @@ def test_special_tokens_follow_all_others(bpe: BPETokenizer) -> None:
 def test_special_tokens_that_could_be_confused_are_refused(specials: list[str], message: str) -> None:
     tokens = [*(bytes([b]) for b in range(256)), b"while", b" weary", "日".encode()]
     with pytest.raises(UserError, match=message):
-        BPETokenizer(tokens, tokenizers.GPT2_PATTERN, specials=specials)
-    BPETokenizer(tokens, tokenizers.GPT2_PATTERN, specials=["a while", "é日", "<|a|>", "<|b|>"])
+        require_distinct(specials)
+        BPETokenizer(tokens, tokenizers.GPT2_PATTERN, special=SpecialTokens.after(259, specials))
+    allowed = SpecialTokens.after(259, ["a while", "é日", "<|a|>", "<|b|>"])
+    BPETokenizer(tokens, tokenizers.GPT2_PATTERN, special=allowed)
 
 
 def test_gpt2s_vocabulary_with_more_tokens_is_another(gpt2_vocabulary: None) -> None:
     gpt2 = tokenizers.gpt2_tokenizer()
-    assert BPETokenizer(gpt2.tokens, gpt2.pattern, "gpt2", specials=["[PAD]"]).kind == "bpe"
+    assert BPETokenizer(gpt2.tokens, gpt2.pattern, "gpt2", SpecialTokens.after(50256, ["[PAD]"])).kind == "bpe"
 
 
 def test_training_leaves_room_for_special_tokens(bpe: BPETokenizer) -> None:
     tokenizer = train_bpe([PROSE], 302, ["<|user|>", "[PAD]"])
-    assert (tokenizer.vocab_size, tokenizer.tokens, tokenizer.specials) == (302, bpe.tokens, ("<|user|>", "[PAD]"))
+    assert (tokenizer.vocab_size, tokenizer.tokens) == (302, bpe.tokens)
+    assert tokenizer.special.ids == {"<|endoftext|>": 299, "<|user|>": 300, "[PAD]": 301}
     with pytest.raises(UserError, match="at least 259"):
         train_bpe([PROSE], 258, ["<|user|>", "[PAD]"])
 
@@ -180,12 +185,17 @@ def test_descriptions_without_special_tokens_are_as_before(bpe: BPETokenizer) ->
 
 
 def test_json_restores_an_equal_tokenizer(bpe: BPETokenizer) -> None:
-    special = BPETokenizer(bpe.tokens, bpe.pattern, specials=["<|user|>", "é日"])
+    special = BPETokenizer(bpe.tokens, bpe.pattern, special=SpecialTokens.after(299, ["<|user|>", "é日"]))
     for tokenizer in (CharTokenizer.train(PROSE), ByteTokenizer(), bpe, special):
         twin = from_json(json.loads(json.dumps(tokenizer.to_json())))
         assert twin.encode(PROSE) == tokenizer.encode(PROSE)
         assert twin.to_json() == tokenizer.to_json()
         assert (twin.kind, twin.vocab_size, twin.eot) == (tokenizer.kind, tokenizer.vocab_size, tokenizer.eot)
+
+
+def test_the_older_form_of_special_tokens_is_read(bpe: BPETokenizer) -> None:
+    tokenizer = from_json(bpe.to_json() | {"specials": ["<|user|>", "é日"], "eot": 3})
+    assert tokenizer.special == SpecialTokens.after(299, ["<|user|>", "é日"], 3)
 
 
 @pytest.mark.parametrize("specials", ["<|a|>", {"<|a|>": 1}, [1], None, ["<|a|>", "<|a|>"]])

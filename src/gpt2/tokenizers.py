@@ -5,16 +5,14 @@ A tokenizer is stored with its dataset and its model as a JSON object, from whic
 
 import base64
 import functools
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2.errors import UserError
+from gpt2.special_tokens import END_OF_TEXT, SpecialTokens, require_distinct, require_no_ordinary
 
 if TYPE_CHECKING:
     import numpy as np
-
-END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pre-split of text into words (openai/gpt-2, encoder.py), in the form tiktoken ships it.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -44,6 +42,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def special(self) -> SpecialTokens:
+        """Return the special tokens and what they are for."""
+        ...
+
+    @property
     def eot(self) -> int | None:
         """Return the id of the end-of-text token, which separates documents; None where there is none."""
         ...
@@ -51,13 +54,16 @@ class Tokenizer(Protocol):
     def encode(self, text: str, specials: bool = False) -> list[int]:
         """Return the token ids of `text`.
 
-        With `specials`, `<|endoftext|>` in the text becomes the token and not thirteen characters; so do the further
-        special tokens of a BPE. Raises UserError for a character that a character tokenizer lacks.
+        With `specials`, a marker such as `<|endoftext|>` in the text becomes the special token and not thirteen
+        characters. Raises UserError for a character that a character tokenizer lacks.
         """
         ...
 
-    def encode_array(self, text: str) -> "np.ndarray":
-        """Return `encode(text)` as an array, uint32 (tokens,), which may be read-only. This needs less memory."""
+    def encode_array(self, text: str, specials: bool = False) -> "np.ndarray":
+        """Return `encode(text, specials)` as an array, uint32 (tokens,), which may be read-only.
+
+        This needs less memory than a list.
+        """
         ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -82,8 +88,15 @@ def _valid_unicode(text: str) -> str:
     return text
 
 
-class _Decoding:
+class _Shared:
     """What all tokenizers do alike."""
+
+    special = SpecialTokens()
+
+    @property
+    def eot(self) -> int | None:
+        """Return the id of the end-of-text token, which separates documents; None where there is none."""
+        return self.special.eos
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         raise NotImplementedError
@@ -93,11 +106,10 @@ class _Decoding:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-class CharTokenizer(_Decoding):
+class CharTokenizer(_Shared):
     """A character tokenizer has one id per character, sorted by code point, as in nanoGPT's shakespeare_char."""
 
     kind = "char"
-    eot = None
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -114,7 +126,7 @@ class CharTokenizer(_Decoding):
         except KeyError as error:
             raise self._unknown(error.args[0]) from None
 
-    def encode_array(self, text: str) -> "np.ndarray":
+    def encode_array(self, text: str, specials: bool = False) -> "np.ndarray":
         import numpy as np
 
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -146,103 +158,99 @@ class CharTokenizer(_Decoding):
         return {"kind": self.kind, "characters": self.characters}
 
 
-class ByteTokenizer(_Decoding):
+class ByteTokenizer(_Shared):
     """A byte tokenizer has the 256 bytes of UTF-8, and end-of-text as id 256."""
 
     kind = "byte"
     vocab_size = 257
-    eot = 256
+    special = SpecialTokens.after(256)
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        if not specials:
-            return list(_valid_unicode(text).encode())
-        first, *rest = _valid_unicode(text).split(END_OF_TEXT)
-        ids = list(first.encode())
-        for piece in rest:
-            ids += [self.eot, *piece.encode()]
+        ids: list[int] = []
+        for piece in self.special.pieces(_valid_unicode(text), specials):
+            ids += [piece] if isinstance(piece, int) else piece.encode()
         return ids
 
-    def encode_array(self, text: str) -> "np.ndarray":
+    def encode_array(self, text: str, specials: bool = False) -> "np.ndarray":
         import numpy as np
 
+        if specials:
+            return np.array(self.encode(text, specials), dtype=np.uint32)
         return np.frombuffer(_valid_unicode(text).encode(), dtype=np.uint8).astype(np.uint32)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return b"".join(END_OF_TEXT.encode() if i == self.eot else bytes([i]) for i in ids)
+        end = END_OF_TEXT.encode()
+        return b"".join(end if i == self.eot else bytes([i]) for i in ids)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind}
 
 
-class BPETokenizer(_Decoding):
+class BPETokenizer(_Shared):
     """A BPE tokenizer does byte-level byte-pair encoding, by tiktoken.
 
-    `tokens` are the bytes of each id in order, without end-of-text, whose id is `eot`; by default the last. The ids
-    of `specials`, further special tokens, follow all of these. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for
-    any other. Raises UserError for special tokens that could be confused with other tokens.
+    `tokens` are the bytes of the ordinary ids in their order, and `special` the special tokens, which have all other
+    ids; by default end-of-text alone, as the last id. `kind` is `gpt2` for OpenAI's vocabulary and `bpe` for any
+    other. Raises UserError for special tokens that could be confused with ordinary ones, and ValueError where the ids
+    have gaps.
     """
 
     def __init__(
-        self,
-        tokens: Sequence[bytes],
-        pattern: str,
-        kind: str = "bpe",
-        eot: int | None = None,
-        specials: Sequence[str] = (),
+        self, tokens: Sequence[bytes], pattern: str, kind: str = "bpe", special: SpecialTokens | None = None
     ) -> None:
         import tiktoken
 
-        if specials:
-            check_specials(specials, tokens)
-        self.kind = "bpe" if specials else kind  # a vocabulary with further ids is not OpenAI's
+        self.special = special or SpecialTokens.after(len(tokens))
+        self.kind = kind if len(self.special.ids) == 1 else "bpe"  # OpenAI's vocabulary has one special token
         self.pattern = pattern
         self.tokens = tokens
-        self.specials = tuple(specials)
-        self.eot = len(tokens) if eot is None else eot
-        first = len(tokens) + 1
-        self.vocab_size = first + len(specials)
+        self.vocab_size = len(tokens) + len(self.special.ids)
+        taken = set(self.special.ids.values())
+        if any(i >= self.vocab_size for i in (*taken, *self.special.ends, *self.special.roles.values())):
+            raise ValueError("the ids of the special tokens leave a gap")
+        if self.special.ids.keys() - {END_OF_TEXT}:
+            require_no_ordinary(self.special.ids, tokens, byte_of_character())
+        self.ordinary_ids = [i for i in range(self.vocab_size) if i not in taken]
         self.encoding = tiktoken.Encoding(
             self.kind,
             pat_str=_FAST_GPT2_PATTERN if pattern == GPT2_PATTERN else pattern,
-            mergeable_ranks={token: i + (i >= self.eot) for i, token in enumerate(tokens)},
-            special_tokens={END_OF_TEXT: self.eot} | {special: first + i for i, special in enumerate(specials)},
+            mergeable_ranks=dict(zip(tokens, self.ordinary_ids, strict=True)),
+            special_tokens=dict(self.special.ids),
         )
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        return self.encoding.encode(text, allowed_special="all") if specials else self.encoding.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in self.special.pieces(text, specials):
+            ids += [piece] if isinstance(piece, int) else self.encoding.encode_ordinary(piece)
+        return ids
 
-    def encode_array(self, text: str) -> "np.ndarray":
-        return self.encoding.encode_to_numpy(_valid_unicode(text), disallowed_special=())
+    def encode_array(self, text: str, specials: bool = False) -> "np.ndarray":
+        import numpy as np
+
+        arrays = [
+            np.array([piece], dtype=np.uint32)
+            if isinstance(piece, int)
+            else self.encoding.encode_to_numpy(piece, disallowed_special=())
+            for piece in self.special.pieces(_valid_unicode(text), specials)
+        ]
+        return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype=np.uint32), *arrays])
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self.encoding.decode_bytes(ids)
 
     def to_json(self) -> dict[str, Any]:
         tokens = " ".join(base64.b64encode(t).decode() for t in self.tokens)
-        eot = {} if self.eot == len(self.tokens) else {"eot": self.eot}
-        specials = {"specials": list(self.specials)} if self.specials else {}
-        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **eot, **specials}
+        is_plain = self.special == SpecialTokens.after(len(self.tokens))
+        special = {} if is_plain else {"special_tokens": self.special.to_json()}
+        return {"kind": self.kind, "pattern": self.pattern, "tokens": tokens, **special}
 
 
-def check_specials(specials: Sequence[str], tokens: Iterable[bytes]) -> None:
-    """Raise UserError for special tokens that could be confused with each other or with any other token."""
-    for one, other in itertools.pairwise(sorted([END_OF_TEXT, *specials])):  # a prefix precedes its extension
-        if not one:
-            raise UserError("a special token is empty; give it a text, for example <|user|>")
-        if one == other:
-            raise UserError(
-                f"the special token {one!r} is given twice (every BPE has {END_OF_TEXT}); omit one of them"
-            )
-        if other.startswith(one):  # programs differ in which of the two they find
-            raise UserError(f"the special token {other!r} begins with another, {one!r}; change one of them")
-    # Hugging Face's files and GGUF identify tokens by their printable text, llm.c's by bytes. Both must be unique.
-    taken, byte_of = set(tokens), byte_of_character()
-    for special in specials:
-        if _valid_unicode(special) != special:
-            raise UserError(f"the special token {special!r} is not valid text (half a surrogate pair); change it")
-        printed = bytes(byte_of[c] for c in special) if byte_of.keys() >= set(special) else None
-        if special.encode() in taken or printed in taken:
-            raise UserError(f"the special token {special!r} is an ordinary token too; choose one such as <|user|>")
+def has_ids_of(tokenizer: Tokenizer, other: Tokenizer) -> bool:
+    """Return whether every id of `other` stands for the same token in `tokenizer`, which may have further ids."""
+    if isinstance(tokenizer, BPETokenizer) and isinstance(other, BPETokenizer):
+        is_same_bpe = (tokenizer.tokens, tokenizer.pattern) == (other.tokens, other.pattern)
+        return is_same_bpe and other.special.ids.items() <= tokenizer.special.ids.items()
+    return tokenizer.to_json() == other.to_json()
 
 
 @functools.cache
@@ -277,12 +285,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (
     least = 257 + len(specials)
     if vocab_size < least:
         raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least {least} ids")
-    check_specials(specials, (bytes([b]) for b in range(256)))  # before the time that training takes
+    require_distinct(specials)  # before the time that training takes
+    require_no_ordinary(specials, (bytes([b]) for b in range(256)), byte_of_character())
     size = vocab_size - 1 - len(specials)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
     trainer.train_from_iterator(iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
     tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
-    return BPETokenizer(tokens, GPT2_PATTERN, specials=specials)
+    return BPETokenizer(tokens, GPT2_PATTERN, special=SpecialTokens.after(len(tokens), specials))
 
 
 def byte_of_character() -> dict[str, int]:
@@ -302,12 +311,23 @@ def from_json(value: dict[str, Any]) -> Tokenizer:
                 return ByteTokenizer()
             case "gpt2" | "bpe" as kind:
                 tokens = [base64.b64decode(t) for t in value["tokens"].split(" ")]
-                if len(set(tokens)) < len(tokens) or not 0 <= value.get("eot", 0) <= len(tokens):
+                if len(set(tokens)) < len(tokens):
                     raise ValueError("not a vocabulary")
-                specials = value.get("specials", [])
-                if not isinstance(specials, list) or not all(isinstance(s, str) for s in specials):
-                    raise ValueError("not special tokens")
-                return BPETokenizer(tokens, value["pattern"], kind, value.get("eot"), specials)
+                return BPETokenizer(tokens, value["pattern"], kind, _special_from_json(value, len(tokens)))
     except (KeyError, TypeError, AttributeError, ValueError, UserError):
         pass
     raise UserError("the tokenizer description cannot be read; prepare the dataset again")
+
+
+def _special_from_json(value: dict[str, Any], tokens: int) -> SpecialTokens:
+    """Return the special tokens of a BPE's description. Raises ValueError, TypeError, KeyError, UserError."""
+    if "special_tokens" in value:
+        return SpecialTokens.from_json(value["special_tokens"])
+    # An older form: the id of end-of-text, and the texts of the markers that follow all other ids.
+    markers, eot = value.get("specials", []), value.get("eot", tokens)
+    if not isinstance(markers, list) or not all(isinstance(marker, str) for marker in markers):
+        raise ValueError("not special tokens")
+    if not 0 <= eot <= tokens:
+        raise ValueError("not the id of end-of-text")
+    require_distinct(markers)
+    return SpecialTokens.after(tokens, markers, eot)

@@ -144,8 +144,8 @@ def test_a_text_whose_vocabulary_does_not_fit_takes_four_bytes_a_token(tmp_path:
     class Wide(ByteTokenizer):
         vocab_size = 70_000
 
-        def encode_array(self, text: str) -> np.ndarray:
-            return super().encode_array(text) + 69_000
+        def encode_array(self, text: str, specials: bool = False) -> np.ndarray:
+            return super().encode_array(text, specials) + 69_000
 
         def decode_bytes(self, ids) -> bytes:
             return bytes(i - 69_000 for i in ids if 69_000 <= i < 69_256)

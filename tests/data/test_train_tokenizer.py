@@ -125,7 +125,7 @@ def test_the_command_writes_what_prepare_takes(gpt2_command, text: str, tmp_path
     assert (figures["out"], figures["ids"], figures["ratio"]) == (str(path), 302, None)
     expected = train_bpe([text[: len(text) * 19 // 20]], 302, ["<|user|>", "[PAD]"])
     assert open_tokenizer(str(path)).to_json() == expected.to_json()
-    assert "<|user|>" in expected.to_json()["specials"]
+    assert "<|user|>" in expected.special.ids
     status, _, err = gpt2_command("prepare", tmp_path / "a.txt", f"--tokenizer={path}", "--out", tmp_path / "d")
     assert status == 0, err
     assert open_dataset(str(tmp_path / "d"), "data", print).tokenizer.to_json() == expected.to_json()
@@ -145,7 +145,7 @@ def test_the_command_shows_a_table_and_replaces_only_where_asked(gpt2_command, t
     assert gpt2_command(*line, "--special_tokens=<|a|>")[0] == 2
     assert (tmp_path / "mine.json").read_bytes() == before
     assert gpt2_command(*line, "--special_tokens=<|a|>", "--overwrite")[0] == 0
-    assert open_tokenizer(str(tmp_path / "mine.json")).specials == ("<|a|>",)
+    assert open_tokenizer(str(tmp_path / "mine.json")).special.markers == ["<|endoftext|>", "<|a|>"]
 
 
 def test_the_smallest_vocabulary_is_the_bytes(text: str, tmp_path: Path) -> None:

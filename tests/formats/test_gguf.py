@@ -11,6 +11,7 @@ from gpt2.errors import UserError
 from gpt2.formats import gguf
 from gpt2.formats.export import export
 from gpt2.formats.open import open_model
+from gpt2.special_tokens import SpecialTokens
 from gpt2.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, train_bpe
 
 library = pytest.importorskip("gguf", reason="needs the gguf package")
@@ -87,8 +88,8 @@ def test_the_tokenizer_comes_back(kind: str, text: str, tmp_path: Path) -> None:
     tokenizer = {
         "byte": ByteTokenizer(),
         "bpe": bpe,
-        "specials": BPETokenizer(bpe.tokens, bpe.pattern, specials=specials),
-        "late": BPETokenizer(bpe.tokens, bpe.pattern, eot=3, specials=specials),
+        "specials": BPETokenizer(bpe.tokens, bpe.pattern, special=SpecialTokens.after(299, specials)),
+        "late": BPETokenizer(bpe.tokens, bpe.pattern, special=SpecialTokens.after(299, specials, eot=3)),
         "char": characters(33),
     }[kind]
     assert open_model(str(made(tmp_path, tokenizer=tokenizer))).tokenizer.to_json() == tokenizer.to_json()
@@ -139,16 +140,17 @@ def test_the_file_records_which_tokens_are_special(text: str, tmp_path: Path) ->
     types = [library.TokenType.NORMAL] * 299 + [library.TokenType.CONTROL] * 3
     assert fields["tokenizer.ggml.token_type"] == types
     path.write_bytes(path.read_bytes().replace(b"<|user|>", b"<|endoft"))
-    assert open_model(str(path)).find_tokenizer() is None  # they would be mistaken for each other
+    tokenizer = open_model(str(path)).tokenizer  # the longest special token is found, as in llama.cpp
+    assert tokenizer.encode("<|endoft<|endoftext|>", specials=True) == [300, 299]
 
 
 def test_control_tokens_that_end_the_list_are_special() -> None:
     tokens = [gguf.printable(bytes([b])).encode() for b in range(256)] + [b"<|endoftext|>", b"<|user|>"]
     metadata = {"tokenizer.ggml.model": b"gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": 256}
     metadata["tokenizer.ggml.token_type"] = [1] * 256 + [3, 3]
-    assert gguf._tokenizer(metadata).specials == ("<|user|>",)
+    assert gguf._tokenizer(metadata).special.ids == {"<|endoftext|>": 256, "<|user|>": 257}
     metadata["tokenizer.ggml.token_type"] = [1] * 256 + [3, 1]
-    assert gguf._tokenizer(metadata).specials == ()
+    assert gguf._tokenizer(metadata).special.ids == {"<|endoftext|>": 256}
 
 
 @pytest.mark.parametrize("epsilon", [0.1, "small"])

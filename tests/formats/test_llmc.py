@@ -123,8 +123,8 @@ def test_special_tokens_are_written_and_the_loss_is_reported(text: str, tmp_path
     tokenizer = train_bpe([text], 302, ["<|user|>", "[PAD]"])
     export(source_of(toy(vocab_size=302), tokenizer), "llmc", tmp_path / "x", notes.append)
     assert notes == [
-        "llm.c's tokenizer file does not record which tokens are special: "
-        "<|user|>, [PAD] become ordinary tokens there"
+        "llm.c's tokenizer file records no special token but <|endoftext|>: <|user|>, [PAD] become ordinary tokens "
+        "there"
     ]
     ids = tokenizer.encode("a<|user|>b[PAD]<|endoftext|>", specials=True)
     assert open_tokenizer(str(tmp_path / "x")).decode(ids) == "a<|user|>b[PAD]<|endoftext|>"

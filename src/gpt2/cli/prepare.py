@@ -47,6 +47,9 @@ class Options:
     separator: str | None = None
     """Text that ends a document in text files, for example '<|endoftext|>' or '\\\\n\\\\n'. It stays in the text,
     except for <|endoftext|>. Default: the end of the file."""
+    parse_special: bool | None = None
+    """Turn the text of a special token, such as <|user|>, into that token. Default: only for a tokenizer that has
+    other special tokens than <|endoftext|>."""
     part: str | None = None
     """I/N: prepare only partition I of N partitions of the files, for example on one of N machines. `--join` puts the
     partitions together."""
@@ -115,6 +118,7 @@ def tokenise(sources: tuple[str, ...], folder: Path, options: Options) -> None:
             val_tokens=options.val_tokens,
             field=options.field,
             separator=unescaped(options.separator),
+            parse_special=options.parse_special,
             part=parsed_part(options.part),
             workers=options.workers or os.cpu_count() or 1,
             given=options.from_,

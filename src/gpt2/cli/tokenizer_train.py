@@ -39,7 +39,7 @@ def tokenizer_train(
     vocab_size
         Number of ids, including the 256 bytes, end-of-text and the special tokens.
     special_tokens
-        Texts that are encoded as a single token where special tokens are enabled, as in "<|user|>" "<|assistant|>".
+        Texts that become a single token each in prepared text and in prompts, as in "<|user|>" "<|assistant|>".
     out
         The .json file to write, or an existing folder to write tokenizer.json to.
     max_characters

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2.data import corpora
 from gpt2.data.prepare import prepare
@@ -16,7 +15,7 @@ from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
 from gpt2.formats.tokenizer_files import read_meta
-from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
+from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
 """Marks the split in a file's name, as in train.bin, fineweb_val_000000.bin or edufineweb_train_000001.npy."""
@@ -51,12 +50,12 @@ class Dataset:
             )
         return tokens
 
-    def require_tokenizer(self, description: dict[str, Any], whose: str) -> None:
-        """Raise UserError unless the `to_json` description of a tokenizer is that of this dataset's."""
-        if description != self.tokenizer.to_json():
+    def require_tokenizer(self, tokenizer: Tokenizer, whose: str) -> None:
+        """Raise UserError unless all ids of this dataset stand for the same tokens in `tokenizer`."""
+        if not has_ids_of(tokenizer, self.tokenizer):
             raise UserError(
                 f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
-                f"{whose} uses another {description['kind']} tokenizer; prepare the text again with --tokenizer=MODEL"
+                f"{whose} uses another {tokenizer.kind} tokenizer; prepare the text again with --tokenizer=MODEL"
             )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,28 +34,50 @@ class Batch:
     mark: Mark
 
 
-def encode_batch(tokenizer: Tokenizer, pieces: Sequence[tuple[str, Piece]], eot: str) -> dict[str, np.ndarray]:
-    """Return the tokens of each split's pieces, uint16 or uint32 (tokens,).
+@dataclass(frozen=True)
+class Rules:
+    """Says how text becomes tokens, apart from the tokenizer."""
 
-    `eot` determines where every document gets its end-of-text token: `first`, `last` or `none`.
-    """
+    eot: str
+    """Where every document gets its end-of-text token: `first`, `last` or `none`."""
+    parse_special: bool
+    """Whether the text of a special token becomes that token, and not ordinary ones."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Holds the tokens of a batch."""
+
+    tokens: dict[str, np.ndarray]
+    """The tokens of each split, uint16 or uint32 (tokens,)."""
+    found: Counter[str]
+    """How often the text contains each special token."""
+
+
+def encode_batch(tokenizer: Tokenizer, pieces: Sequence[tuple[str, Piece]], rules: Rules) -> Encoded:
+    """Return the tokens of the pieces."""
+    found = Counter[str]()
+    special = tokenizer.special.ids
     encoded: dict[str, list[np.ndarray]] = {}
-    end = np.array([] if eot == "none" or tokenizer.eot is None else [tokenizer.eot], dtype=np.uint32)
+    end = np.array([] if rules.eot == "none" or tokenizer.eot is None else [tokenizer.eot], dtype=np.uint32)
     for split, piece in pieces:
         arrays = encoded.setdefault(split, [])
-        if piece.starts and eot == "first":
+        if piece.starts and rules.eot == "first":
             arrays.append(end)
-        arrays.append(tokenizer.encode_array(piece.text))
-        if piece.ends and eot == "last":
+        arrays.append(tokenizer.encode_array(piece.text, rules.parse_special))
+        if piece.ends and rules.eot == "last":
             arrays.append(end)
+        for text in special:
+            found[text] += piece.text.count(text)
     smallest = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    return {split: np.concatenate(arrays).astype(smallest) for split, arrays in encoded.items()}
+    tokens = {split: np.concatenate(arrays).astype(smallest) for split, arrays in encoded.items()}
+    return Encoded(tokens, +found)
 
 
 def encode(
-    batches: Iterable[Batch], tokenizer: Tokenizer, eot: str, workers: int
-) -> Generator[tuple[Batch, dict[str, np.ndarray]]]:
-    """Yield the batches in their order, each with its tokens by split. The memory in use is bounded.
+    batches: Iterable[Batch], tokenizer: Tokenizer, rules: Rules, workers: int
+) -> Generator[tuple[Batch, Encoded]]:
+    """Yield the batches in their order, each with its tokens. The memory in use is bounded.
 
     `workers` processes do the work if there is enough of it. Raises UserError where one of them dies.
     """
@@ -63,11 +85,11 @@ def encode(
     few = list(itertools.islice(batches, WORTH_A_POOL)) if workers > 1 else []
     if workers == 1 or len(few) < WORTH_A_POOL:
         for batch in itertools.chain(few, batches):
-            yield batch, encode_batch(tokenizer, batch.pieces, eot)
+            yield batch, encode_batch(tokenizer, batch.pieces, rules)
         return
     context = multiprocessing.get_context("spawn")  # this process has threads, which a fork would not survive
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(), eot))
-    waiting: deque[tuple[Batch, Future[dict[str, np.ndarray]]]] = deque()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(), rules))
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in itertools.chain(few, batches):
             with _ignoring_interrupts():  # workers, which start here, ignore Ctrl-C: the main process stops them
@@ -101,14 +123,14 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_worker: tuple[Tokenizer, str]
-"""Tokenizer and position of end-of-text in a worker process; the tokenizer is too large to send with each batch."""
+_worker: tuple[Tokenizer, Rules]
+"""Tokenizer and rules of a worker process; the tokenizer is too large to send with each batch."""
 
 
-def _start_worker(description: dict[str, Any], eot: str) -> None:
+def _start_worker(description: dict[str, Any], rules: Rules) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = from_json(description), eot
+    _worker = from_json(description), rules
 
 
 def _end_with_parent() -> None:
@@ -119,6 +141,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(pieces: Sequence[tuple[str, Piece]]) -> dict[str, np.ndarray]:
-    tokenizer, eot = _worker
-    return encode_batch(tokenizer, pieces, eot)
+def _work(pieces: Sequence[tuple[str, Piece]]) -> Encoded:
+    tokenizer, rules = _worker
+    return encode_batch(tokenizer, pieces, rules)

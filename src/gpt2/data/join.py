@@ -37,6 +37,7 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
         for writer in writers.values():
             writer.finish()
         text_bytes = sum((Counter(about["bytes"]) for about in ordered.values()), Counter())
+        special = sum((Counter(about.get("special_tokens", {})) for about in ordered.values()), Counter())
         tokens = area.complete(
             {split: writer.written for split, writer in writers.items() if writer.written},
             layout,
@@ -47,6 +48,8 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
             bytes=dict(text_bytes),
             part=(1, 1),
             val_tokens=first["val_tokens"],
+            special_tokens=dict(special),
+            parse_special=first.get("parse_special", False),
         )
         for split, count in tokens.items():
             note(f"{split}: {count:,} tokens")

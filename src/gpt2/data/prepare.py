@@ -6,6 +6,7 @@ files (`writers`). A journal (`staging`) records the progress. The memory in use
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -19,6 +20,7 @@ from gpt2.data.text import LocatedPiece, Mark, Split, Text
 from gpt2.data.tokenise import Job, tokenise
 from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
+from gpt2.special_tokens import END_OF_TEXT
 from gpt2.tokenizers import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -48,6 +50,7 @@ def prepare(
     val_tokens: int | None = None,
     field: str = "text",
     separator: str | None = None,
+    parse_special: bool | None = None,
     part: tuple[int, int] = (1, 1),
     workers: int = 1,
     given: Path | None = None,
@@ -65,6 +68,9 @@ def prepare(
     The validation split is the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the
     documents, evenly spread. With few documents it is the end of the text, cut by characters as in nanoGPT.
 
+    parse_special: whether the text of a special token, such as `<|user|>`, becomes that token. By default only for a
+    tokenizer that has other special tokens than `<|endoftext|>`, so that text from the web cannot contain any.
+
     part: `(i, n)` prepares the i-th of n partitions of the files, for `data.join`. workers: number of processes that
     encode, on which the result does not depend. given: a local copy of a corpus that would be downloaded.
     A call after a kill continues the work. `note` receives lines about the work; `progress` receives the number of
@@ -76,11 +82,13 @@ def prepare(
     settings = _settings(default_name(sources[0]), corpus, format, asked)
     kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
     _check(settings, format, kind, inputs, part, workers)
-    recipe = {
+    recipe: dict[str, Any] = {
         "inputs": [(Path(i.name).name, i.size, i.split) for i in inputs],
         "settings": [settings, format, field],
         "tokenizer": [kind, vocab_size] if isinstance(kind, str) else kind.to_json(),
     }
+    if parse_special is not None:
+        recipe["parse_special"] = parse_special
     local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part}
     with staging(Path(out), recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
@@ -90,7 +98,10 @@ def prepare(
             encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
             layout = _layout(format, settings, encoder)
-            _run(Job(area, text, survey.split, survey.is_single, encoder, layout, about), workers, note, progress)
+            if parse_special is None:
+                parse_special = bool(encoder.special.ids.keys() - {END_OF_TEXT})
+            job = Job(area, text, survey.split, survey.is_single, encoder, parse_special, layout, about)
+            _run(job, workers, note, progress)
         area.move_into_place()
     return Path(out)
 
@@ -137,6 +148,19 @@ def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable
         raise
     for split, tokens in counts.items():
         note(f"{split}: {tokens:,} tokens")
+    if line := _about_special_tokens(job, Counter(job.staging.description()["special_tokens"])):
+        note(line)
+
+
+def _about_special_tokens(job: Job, found: Counter[str]) -> str | None:
+    """Return a line about the special tokens in the text; None where there is nothing to say."""
+    markers = [text for text in job.tokenizer.special.ids if found[text]]
+    listed = ", ".join(f"{text} {found[text]:,} times" for text in markers)
+    if job.parse_special:
+        return f"special tokens in the text: {listed or 'none'}"
+    if listed:
+        return f"the text contains {listed}, as ordinary characters; --parse_special makes them special tokens"
+    return None
 
 
 def default_name(source: str | Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from gpt2.errors import UserError, first_line
-from gpt2.tokenizers import END_OF_TEXT
+from gpt2.special_tokens import END_OF_TEXT
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
 BYTE_ORDER_MARK = "\ufeff"

@@ -71,6 +71,10 @@ class Staging:
         """Return whether all files are written, and only have to be moved to their final paths."""
         return (self.folder / DESCRIPTION).is_file()
 
+    def description(self) -> dict[str, Any]:
+        """Return the content of dataset.json, once it is complete."""
+        return json.loads((self.folder / DESCRIPTION).read_text(encoding="utf-8"))
+
     def complete(
         self, files: dict[str, list[Written]], layout: Layout, tokenizer: Tokenizer, **about: Any
     ) -> dict[str, int]:

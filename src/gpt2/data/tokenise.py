@@ -1,6 +1,7 @@
 """The main loop of a preparation: text to batches to tokens to files, with a journal of its progress."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2.data.encode import BATCH, Batch, encode
+from gpt2.data.encode import BATCH, Batch, Encoded, Rules, encode
 from gpt2.data.sources import Piece
 from gpt2.data.staging import Staging
 from gpt2.data.text import UNDIVIDED, Mark, Split, Text
@@ -36,6 +37,8 @@ class Job:
     is_single: bool
     """Whether the text is one document."""
     tokenizer: Tokenizer
+    parse_special: bool
+    """Whether the text of a special token becomes that token, and not ordinary ones."""
     layout: Layout
     about: dict[str, Any]
     """Further entries of dataset.json."""
@@ -70,6 +73,8 @@ class Progress:
     """Number of bytes of text written as tokens, by split."""
     mark: Mark
     """Position in the text up to which tokens are written."""
+    special: Counter[str]
+    """How often the text contains each special token."""
 
     @property
     def tokens(self) -> int:
@@ -84,22 +89,24 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
     UserError.
     """
     area, text = job.staging, job.text
-    done = Progress(job.writers(), {"train": 0, "val": 0}, Mark(file=text.numbers.start))
+    done = Progress(job.writers(), {"train": 0, "val": 0}, Mark(file=text.numbers.start), Counter())
     if "mark" in area.journal:
         done.mark, done.text_bytes = Mark(**area.journal["mark"]), area.journal["text_bytes"]
+        done.special = Counter(area.journal["special"])
         for name, writer in done.writers.items():
             writer.restore(area.journal["splits"][name])
     lengths = _byte_lengths(job.tokenizer)
     total = text.size()
-    encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, job.eot, workers)
+    encoded = encode(_batches(text, job.split, done.mark), job.tokenizer, Rules(job.eot, job.parse_special), workers)
     progress(done.mark.read, total, done.tokens)
     try:
         first = list(itertools.islice(encoded, PROBE))
         _check_disk(job, first, done)
         recorded = monotonic()
-        for batch, tokens in itertools.chain(first, encoded):
+        for batch, found in itertools.chain(first, encoded):
             is_full = False
-            for name, ids in _divided(tokens, done.writers["val"], job.val_tokens):
+            done.special += found.found
+            for name, ids in _divided(found.tokens, done.writers["val"], job.val_tokens):
                 is_full |= done.writers[name].append(ids)
                 done.text_bytes[name] += int(lengths[ids].sum())
             done.mark = batch.mark
@@ -132,6 +139,7 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
         )
     about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
     about |= {"part": text.partition, "val_tokens": job.split.tokens}
+    about |= {"special_tokens": dict(done.special), "parse_special": job.parse_special}
     return area.complete(files, job.layout, job.tokenizer, **job.about, **about)
 
 
@@ -166,7 +174,7 @@ def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -
             yield name, ids
 
 
-def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], done: Progress) -> None:
+def _check_disk(job: Job, first: Sequence[tuple[Batch, Encoded]], done: Progress) -> None:
     """Raise UserError where the estimate from the first batches does not fit the disk.
 
     Files of other kinds than those read so far are omitted from it, because their compression may differ.
@@ -177,7 +185,7 @@ def _check_disk(job: Job, first: Sequence[tuple[Batch, dict[str, np.ndarray]]], 
     inputs = {number: job.text.inputs[number] for number in job.text.numbers}
     kinds = {Path(inputs[number].name).suffix for number in range(begun.file, mark.file + 1)}
     alike = sum(i.size for n, i in inputs.items() if n >= begun.file and Path(i.name).suffix in kinds)
-    tokens = sum(len(ids) for _, encoded in first for ids in encoded.values())
+    tokens = sum(len(ids) for _, encoded in first for ids in encoded.tokens.values())
     expected = tokens * alike // max(mark.read - begun.read, 1)
     copies = sorted(i.size for i in inputs.values() if i.copy)
     needed = expected * np.dtype(job.layout.dtype).itemsize + sum(copies[-2:])
@@ -194,6 +202,7 @@ def _record(job: Job, done: Progress) -> None:
     job.staging.record(
         mark=asdict(done.mark),
         text_bytes=done.text_bytes,
+        special=done.special,
         splits={name: writer.state() for name, writer in done.writers.items()},
     )
     for number in range(job.text.numbers.start, done.mark.file):

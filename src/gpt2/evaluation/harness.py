@@ -23,7 +23,7 @@ from gpt2.evaluation.choices import Question, Score, scores
 from gpt2.formats.open import build, open_model
 from gpt2.generation.batch import stream_batch
 from gpt2.generation.engine import encode_prompt
-from gpt2.tokenizers import END_OF_TEXT
+from gpt2.special_tokens import END_OF_TEXT
 
 NAME = "gpt2-toolkit"
 """Name of the model type in lm-eval's `--model`."""
@@ -164,7 +164,8 @@ class ToolkitLM(TemplateLM):
         A prompt that leaves no space for the answer loses its first tokens. Errors are those of `generate_until`.
         """
         settings: dict[str, Any] = dict(normalize_gen_kwargs(asked, NEW_TOKENS))
-        stops = handle_stop_sequences(settings.pop("until"), eos=END_OF_TEXT)
+        end = self.our_tokenizer.special.named(self.our_tokenizer.eot) or END_OF_TEXT
+        stops = handle_stop_sequences(settings.pop("until"), eos=end)
         count, samples = settings.pop("max_gen_toks"), settings.pop("do_sample")
         temperature, top_k = settings.pop("temperature", 0.0), settings.pop("top_k", TOP_K)
         top_p = settings.pop("top_p", None)
@@ -199,9 +200,10 @@ class ToolkitLM(TemplateLM):
         for token in tokens:
             ids = token[:, 0].tolist()
             for i in list(running):
-                if ids[i] != self.our_tokenizer.eot:
+                is_end = ids[i] in self.our_tokenizer.special.ends
+                if not is_end:
                     texts[i] += self.our_tokenizer.decode_bytes([ids[i]])
-                if ids[i] == self.our_tokenizer.eot or any(stop in texts[i] for stop in stops):
+                if is_end or any(stop in texts[i] for stop in stops):
                     running.remove(i)
             if not running:
                 break

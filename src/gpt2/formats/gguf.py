@@ -14,7 +14,8 @@ from gpt2.formats.source import Extras, Source, StoredTensor, checked_config, to
 from gpt2.formats.tokenizer_files import BYTE_OF, from_tokens
 from gpt2.formats.tokenizer_writer import all_tokens, merges, printable
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import END_OF_TEXT, GPT2_PATTERN, BPETokenizer, CharTokenizer, Tokenizer
+from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
+from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, CharTokenizer, Tokenizer
 
 TENSOR_NAMES = {
     "wte": "token_embd",
@@ -44,8 +45,17 @@ FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32, "q8_0": 7}
 """llama.cpp's numbers for files whose matrices have that dtype."""
 Q8_BLOCK = 32
 """Number of values that share a scale in q8_0; a block takes 34 bytes."""
-NORMAL, CONTROL = 1, 3
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's numbers for types of tokens."""
+ROLE_KEYS = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+}
+"""Roles of special tokens, and the keys of the metadata for their ids."""
+FURTHER_END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""Keys of further ids at which llama.cpp ends a text: the end of a turn and of a message."""
 
 
 def open_file(path: Path) -> Source:
@@ -109,16 +119,32 @@ def _stored(info: TensorInfo, path: Path, size: int) -> StoredTensor:
 
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:
-    """Return the tokenizer in the metadata if it is byte-level. Control tokens at the end of the list are special."""
+    """Return the tokenizer in the metadata if it is byte-level."""
     if metadata["tokenizer.ggml.model"] != b"gpt2" or metadata.get("tokenizer.ggml.pre", b"gpt-2") != b"gpt-2":
         return None
-    eot = metadata.get("tokenizer.ggml.eos_token_id")
     texts = [t.decode() for t in metadata["tokenizer.ggml.tokens"]]
-    types, end = metadata.get("tokenizer.ggml.token_type", []), len(texts)
-    while len(types) == len(texts) and end > 0 and types[end - 1] == CONTROL and end - 1 != eot:
-        end -= 1
-    tokens = [t.encode() if i == eot else bytes(BYTE_OF[c] for c in t) for i, t in enumerate(texts[:end])]
-    return from_tokens(tokens, eot, specials=texts[end:])
+    types = metadata.get("tokenizer.ggml.token_type", [])
+    types = list(types) if len(types) == len(texts) else [NORMAL] * len(texts)
+    while types and types[-1] == UNUSED:  # llama.cpp's converter names the padding rows of the embedding
+        types.pop()
+    roles = {role: metadata.get(key) for role, key in ROLE_KEYS.items()}
+    for i in (roles["eos"], roles["bos"]):  # older files have no types
+        if i is not None and types[i] == NORMAL and texts[i] == END_OF_TEXT:
+            types[i] = CONTROL
+    ids = {texts[i]: i for i, type in enumerate(types) if type in (CONTROL, USER_DEFINED)}
+    words = frozenset(texts[i] for i, type in enumerate(types) if type == USER_DEFINED)
+    ends = [i for key in FURTHER_END_KEYS if (i := metadata.get(key)) is not None and i != roles["eos"]]
+    template = metadata.get("tokenizer.chat_template")
+    special = SpecialTokens(
+        ids,
+        **roles,
+        further_ends=tuple(dict.fromkeys(ends)),
+        words=words,
+        chat_template=None if template is None else template.decode(),
+    )
+    taken = set(ids.values())
+    tokens = [bytes(BYTE_OF[c] for c in texts[i]) for i in range(len(types)) if i not in taken]
+    return from_tokens(tokens, special)
 
 
 def write(model: GPT, extras: Extras, path: Path) -> None:
@@ -135,6 +161,7 @@ def write(model: GPT, extras: Extras, path: Path) -> None:
             f"llama.cpp takes id 11 ({ending!r}) for the end of a text, because there is no end-of-text: use "
             "--ignore-eos"
         )
+    _note_ends(extras)
     if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.pattern != GPT2_PATTERN:
         extras.note(
             "llama.cpp splits text by GPT-2's pattern and this tokenizer by another, so that tokens may differ"
@@ -146,6 +173,17 @@ def write(model: GPT, extras: Extras, path: Path) -> None:
         is_float32 = parameter.dim() < 2 or name == "transformer.wpe.weight"
         tensors.append(_to_write(_gguf_name(name), parameter.detach(), "float32" if is_float32 else dtype))
     gguf_file.write(path, _metadata(config, extras.tokenizer, dtype, extras.name), tensors)
+
+
+def _note_ends(extras: Extras) -> None:
+    """Report where llama.cpp ends a text otherwise than this program."""
+    assert extras.tokenizer is not None
+    special = extras.tokenizer.special
+    if lost := special.further_ends[len(FURTHER_END_KEYS) :]:
+        names = ", ".join(special.named(i) or str(i) for i in lost)
+        extras.note(f"GGUF records at most {len(FURTHER_END_KEYS) + 1} tokens that end a text: not {names}")
+    if special.ids.get(END_OF_TEXT, special.eos) not in special.ends:
+        extras.note(f"llama.cpp ends a text at {END_OF_TEXT} too, which is an ordinary marker of this model")
 
 
 def _gguf_name(name: str) -> str:
@@ -184,10 +222,9 @@ def _from_q8(data: Tensor) -> Tensor:
 
 def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) -> dict[str, Any]:
     tokens, pairs = [printable(t) for t in all_tokens(tokenizer)], _merges(tokenizer)
-    specials = tokenizer.specials if isinstance(tokenizer, BPETokenizer) else ()
-    control = dict(zip(range(len(tokens) - len(specials), len(tokens)), specials, strict=True))
-    if tokenizer.eot is not None:
-        control[tokenizer.eot] = END_OF_TEXT
+    special = tokenizer.special
+    texts = {i: text for text, i in special.ids.items()}
+    types = {i: USER_DEFINED if text in special.words else CONTROL for i, text in texts.items()}
     values: dict[str, Any] = {
         "general.architecture": "gpt2",
         "general.name": name,
@@ -198,13 +235,15 @@ def _metadata(config: GPTConfig, tokenizer: Tokenizer, dtype: str, name: str) ->
         EPSILON: 1e-5,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [control.get(i, token) for i, token in enumerate(tokens)],
-        "tokenizer.ggml.token_type": [CONTROL if i in control else NORMAL for i in range(len(tokens))],
+        "tokenizer.ggml.tokens": [texts.get(i, token) for i, token in enumerate(tokens)],
+        "tokenizer.ggml.token_type": [types.get(i, NORMAL) for i in range(len(tokens))],
         "tokenizer.ggml.merges": [f"{printable(left)} {printable(right)}" for left, right in pairs],
         "tokenizer.ggml.add_bos_token": False,
     }
-    if tokenizer.eot is not None:
-        values |= {"tokenizer.ggml.bos_token_id": tokenizer.eot, "tokenizer.ggml.eos_token_id": tokenizer.eot}
+    values |= {ROLE_KEYS[role]: i for role, i in special.roles.items()}
+    values |= dict(zip(FURTHER_END_KEYS, special.further_ends, strict=False))
+    if special.chat_template is not None:
+        values["tokenizer.chat_template"] = special.chat_template
     return values
 
 

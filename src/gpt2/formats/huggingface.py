@@ -16,6 +16,7 @@ from gpt2.formats.source import TRANSPOSED, Extras, Source, StoredTensor, checke
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import write_huggingface
 from gpt2.model import GPT, GPTConfig
+from gpt2.special_tokens import SpecialTokens
 from gpt2.tensor_file import write_tensors
 
 # The tables from Hugging Face's config.json to GPTConfig. The parameters have the same names here and there.
@@ -42,8 +43,17 @@ REQUIRED = {
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Names of the files of weights, one or several per model. The first pattern that matches is used."""
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-"""Names of the files of a tokenizer."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""Names of the files of a tokenizer, and of those that say what its special tokens are for."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -153,10 +163,13 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     dtype = getattr(torch, extras.dtype)
     tensors = {name: t.to(dtype) for name, t in huggingface_tensors(model)}
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    eot = extras.tokenizer.eot if extras.tokenizer else None
-    special_ids = {"bos_token_id": eot, "eos_token_id": eot}
-    _dump(folder / "config.json", {**config_values(model.config), **special_ids, "torch_dtype": extras.dtype})
-    _dump(folder / "generation_config.json", {**special_ids, "use_cache": True})
+    special = extras.tokenizer.special if extras.tokenizer else SpecialTokens()
+    ends = list(special.ends) if special.further_ends else special.eos  # one id, or a list of several
+    ids: dict[str, Any] = {"bos_token_id": special.bos, "eos_token_id": ends}
+    if special.pad is not None:
+        ids["pad_token_id"] = special.pad
+    _dump(folder / "config.json", {**config_values(model.config), **ids, "torch_dtype": extras.dtype})
+    _dump(folder / "generation_config.json", {**ids, "use_cache": True})
     if extras.tokenizer is not None:
         write_huggingface(extras.tokenizer, folder, model.config.block_size)
 

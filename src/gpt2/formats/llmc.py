@@ -15,7 +15,7 @@ from gpt2.formats.source import Extras, Source, StoredTensor
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import write_llmc
 from gpt2.model import GPT, PRESETS, GPTConfig
-from gpt2.tokenizers import BPETokenizer
+from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
 
 TENSOR_ORDER = (
     "wte.weight",
@@ -197,10 +197,11 @@ def gradient_of(parameter: Tensor) -> Tensor:
 def write(model: GPT, extras: Extras, folder: Path) -> None:
     """Fill `folder` with the four files that llm.c's `--write_tensors` writes. Raises UserError."""
     name = stem(model.config)
-    if isinstance(extras.tokenizer, BPETokenizer) and extras.tokenizer.specials:
+    special = extras.tokenizer.special if extras.tokenizer else SpecialTokens()
+    if lost := [text for text in special.ids if text != END_OF_TEXT]:
         extras.note(
-            "llm.c's tokenizer file does not record which tokens are special: "
-            f"{', '.join(extras.tokenizer.specials)} become ordinary tokens there"
+            f"llm.c's tokenizer file records no special token but {END_OF_TEXT}: {', '.join(lost)} become ordinary "
+            "tokens there" + (", and its texts end at no token" if special.named(special.eos) != END_OF_TEXT else "")
         )
     if extras.tokenizer is not None:
         with publish(folder / "gpt2_tokenizer.bin") as path:

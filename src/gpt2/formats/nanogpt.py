@@ -129,7 +129,12 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
         (folder / "meta.pkl").write_bytes(meta_bytes(extras.tokenizer))
         extras.note(f"nanoGPT looks for the characters in its data/{dataset}/meta.pkl: copy meta.pkl there")
     elif extras.tokenizer and extras.tokenizer.kind != "gpt2":
-        extras.note(f"nanoGPT has no {extras.tokenizer.kind} tokenizer: it can train this model, not sample from it")
+        extras.note(
+            f"nanoGPT has no {extras.tokenizer.kind} tokenizer: it can train this model, not sample from it; its "
+            "files record neither the tokens nor which are special"
+        )
+    elif extras.tokenizer and extras.tokenizer.special.pad is not None:
+        extras.note("nanoGPT's files record no padding token, and none of its texts needs one")
 
 
 def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Log) -> dict[str, Any]:

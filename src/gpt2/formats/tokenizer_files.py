@@ -1,7 +1,7 @@
 """Tokenizers read from the files next to a model, or from a file or folder that a user names.
 
-Hugging Face, llm.c, llama.cpp and nanoGPT all store a list of tokens; `from_tokens` recognises the tokenizer that has
-them. The files are written by `tokenizer_writer`.
+Other programs store lists of tokens; `from_tokens` recognises the tokenizer that has them. `huggingface_tokenizer`
+reads Hugging Face's files, and `tokenizer_writer` writes those of all programs.
 """
 
 import functools
@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from gpt2.errors import UserError, first_line
+from gpt2.formats import huggingface_tokenizer
+from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
 from gpt2.tokenizers import (
-    END_OF_TEXT,
     GPT2_PATTERN,
     BPETokenizer,
     ByteTokenizer,
@@ -37,6 +38,7 @@ GPT2_SHA256 = "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
 """SHA-256 of llm.c's tokenizer file for GPT-2's vocabulary."""
 LLMC_MAGIC, LLMC_VERSION = 20240328, 2
 BYTE_OF = byte_of_character()
+BYTES = [bytes([b]) for b in range(256)]
 
 
 def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Callable[[], Tokenizer | None]:
@@ -98,13 +100,9 @@ def _from_file(path: Path) -> Tokenizer | None:
         if path.suffix == ".bin":
             return _from_llmc(path.read_bytes())
         if path.suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if path.name == "dataset.json":
-                return from_json(values["tokenizer"])
-            if path.name == "vocab.json":
-                merges = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-                return _from_vocab_and_merges(values, [m for m in merges if m])
-            return _from_tokenizer_json(values)
+            if path.name != "dataset.json":
+                return _recognised(*huggingface_tokenizer.read(path))
+            return from_json(json.loads(path.read_text(encoding="utf-8"))["tokenizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} holds no tokenizer that can be read here ({first_line(error)}); name another with --tokenizer"
@@ -112,95 +110,36 @@ def _from_file(path: Path) -> Tokenizer | None:
     return None
 
 
-def from_tokens(
-    tokens: Sequence[bytes], eot: int | None, pattern: str = GPT2_PATTERN, specials: Sequence[str] = ()
-) -> Tokenizer | None:
-    """Return the tokenizer with these tokens, followed by these special tokens; None where no kind fits.
+def from_tokens(tokens: Sequence[bytes], special: SpecialTokens, pattern: str = GPT2_PATTERN) -> Tokenizer | None:
+    """Return the tokenizer with these ordinary tokens and special tokens; None where no kind fits.
 
-    A byte-level BPE is recognised by having all 256 bytes, and its merges are taken to be in the order of its ids.
-    Raises UserError for special tokens that could be confused with other tokens.
+    `tokens` are in the order of their ids, without the special tokens. A byte-level BPE is recognised by having all
+    256 bytes, and its merges are taken to be in the order of its ids. Raises UserError for special tokens that could
+    be confused with ordinary ones, and ValueError where the ids have gaps.
     """
-    rest = [t for i, t in enumerate(tokens) if i != eot]
-    if len(set(rest)) < len(rest) or (eot is not None and tokens[eot] != END_OF_TEXT.encode()):
+    if len(set(tokens)) < len(tokens):
         return None
-    if eot == 256 and not specials and rest == [bytes([b]) for b in range(256)]:
+    if list(tokens) == BYTES and special.ids == {END_OF_TEXT: 256} and _is_usual(special):
         return ByteTokenizer()
-    if eot is not None and {bytes([b]) for b in range(256)} <= set(rest):
-        is_gpt2 = len(tokens) == 50257 and max(map(len, tokens)) < 256
-        is_gpt2 = is_gpt2 and hashlib.sha256(llmc_bytes(tokens, eot)).hexdigest() == GPT2_SHA256
-        kind = "gpt2" if is_gpt2 else "bpe"
-        return BPETokenizer(rest, pattern, kind, None if eot == len(rest) else eot, specials)
-    characters = [t.decode("utf-8", errors="ignore") for t in rest]
-    if eot is None and not specials and all(len(c) == 1 for c in characters):
+    if set(BYTES) <= set(tokens):
+        kind = "gpt2" if _is_gpt2(tokens, special) else "bpe"
+        return BPETokenizer(list(tokens), pattern, kind, special)
+    characters = [t.decode("utf-8", errors="ignore") for t in tokens]
+    if not special.ids and all(len(c) == 1 for c in characters):
         return CharTokenizer("".join(characters))
     return None
 
 
-def _from_tokenizer_json(values: dict[str, Any]) -> Tokenizer:
-    """Read Hugging Face's `tokenizer.json`. Raises ValueError for a kind that this program does not have."""
-    model, added_tokens = values["model"], values.get("added_tokens") or []
-    added = {t["content"]: t["id"] for t in added_tokens}
-    for token in added_tokens:
-        if token.get("single_word") or token.get("lstrip") or token.get("rstrip"):
-            raise ValueError(f"its special token {token['content']} depends on the text next to it")
-    if values.get("normalizer"):
-        raise ValueError("it changes the text before splitting it")
-    if model["type"] == "WordLevel" and not added:
-        vocab = {i: token for token, i in model["vocab"].items()}
-        return _recognised(from_tokens([vocab[i].encode() for i in range(len(vocab))], None))
-    if model["type"] != "BPE":
-        raise ValueError(f"a {model['type']} model")
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return _byte_level(model["vocab"], merges, _pattern(values["pre_tokenizer"]), added)
+def _is_usual(special: SpecialTokens) -> bool:
+    """Return whether end-of-text is the only special token, and has no other use than in this program."""
+    return special.ends == (special.ids[END_OF_TEXT],) and special.pad is None and special.chat_template is None
 
 
-def _pattern(pre_tokenizer: dict[str, Any]) -> str:
-    """Return the pattern by which a byte-level pre-tokenizer splits text."""
-    match pre_tokenizer:
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return GPT2_PATTERN  # also without its regex, which matters only where there are merges
-        case {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-            ],
-        }:
-            return pattern
-    raise ValueError("it does not split text as GPT-2 does")
-
-
-def _from_vocab_and_merges(vocab: dict[str, int], merges: list[str]) -> Tokenizer:
-    """Read the older pair of files, `vocab.json` and the lines of `merges.txt`. Raises ValueError, KeyError."""
-    return _byte_level(vocab, merges, GPT2_PATTERN, {END_OF_TEXT: vocab[END_OF_TEXT]})
-
-
-def _byte_level(vocab: dict[str, int], merges: list[str], pattern: str, added: dict[str, int]) -> Tokenizer:
-    """Return a byte-level BPE. Raises ValueError where its merges do not make its tokens in the order of the ids."""
-    if END_OF_TEXT not in added:
-        raise ValueError(f"its special tokens are {', '.join(sorted(added)) or 'none'}, without {END_OF_TEXT}")
-    eot = added[END_OF_TEXT]
-    specials = sorted(added.keys() - {END_OF_TEXT}, key=added.__getitem__)
-    by_id = {i: token for token, i in vocab.items() if token not in added}
-    for i, special in enumerate(specials, start=len(by_id) + 1):
-        if added[special] != i:
-            raise ValueError(f"its special token {special} has the id {added[special]}, not {i} after all others")
-    tokens = [
-        END_OF_TEXT.encode() if i == eot else bytes(BYTE_OF[c] for c in by_id[i]) for i in range(len(by_id) + 1)
-    ]
-    joined = [m.replace(" ", "") for m in merges]
-    if joined != [by_id[i] for i in sorted(by_id) if len(by_id[i]) > 1]:
-        raise ValueError("its merges are not in the order of its ids")
-    try:
-        return _recognised(from_tokens(tokens, eot, pattern, specials))
-    except UserError as error:
-        raise ValueError(str(error)) from None
-
-
-def _recognised(tokenizer: Tokenizer | None) -> Tokenizer:
-    if tokenizer is None:
-        raise ValueError("its tokens are neither bytes, characters nor byte-pairs")
-    return tokenizer
+def _is_gpt2(tokens: Sequence[bytes], special: SpecialTokens) -> bool:
+    """Return whether the ids are those of OpenAI's GPT-2."""
+    if special.ids != {END_OF_TEXT: 50256} or len(tokens) != 50256 or max(map(len, tokens)) > 255:
+        return False
+    return hashlib.sha256(llmc_bytes([*tokens, END_OF_TEXT.encode()], 50256)).hexdigest() == GPT2_SHA256
 
 
 def llmc_bytes(tokens: Sequence[bytes], eot: int) -> bytes:
@@ -214,7 +153,10 @@ def llmc_bytes(tokens: Sequence[bytes], eot: int) -> bytes:
 
 
 def _from_llmc(data: bytes) -> Tokenizer | None:
-    """Read llm.c's tokenizer file, version 1 or 2. Raises ValueError, IndexError."""
+    """Read llm.c's tokenizer file, version 1 or 2; None for another file. Raises ValueError, IndexError.
+
+    The file does not record which tokens are special, so that only `<|endoftext|>` is.
+    """
     header = np.frombuffer(data[:1024], dtype="<i4")
     if header[0] != LLMC_MAGIC or header[1] not in (1, 2):
         return None
@@ -226,7 +168,20 @@ def _from_llmc(data: bytes) -> Tokenizer | None:
     if at != len(data):
         raise ValueError(f"{len(data)} bytes where its tokens end at {at}")
     # A character model has no end-of-text; the file then names the token from which llm.c starts its samples.
-    return from_tokens(tokens, eot if 0 <= eot < count and tokens[eot] == END_OF_TEXT.encode() else None)
+    if not 0 <= eot < count or tokens[eot] != END_OF_TEXT.encode():
+        return from_tokens(tokens, SpecialTokens())
+    return from_tokens(tokens[:eot] + tokens[eot + 1 :], SpecialTokens.after(count - 1, eot=eot))
+
+
+def _recognised(tokens: list[bytes], special: SpecialTokens, pattern: str) -> Tokenizer:
+    """Return the tokenizer with these tokens. Raises ValueError where there is none."""
+    try:
+        tokenizer = from_tokens(tokens, special, pattern)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if tokenizer is None:
+        raise ValueError("its tokens are neither bytes, characters nor byte-pairs")
+    return tokenizer
 
 
 def read_meta(path: Path) -> CharTokenizer:

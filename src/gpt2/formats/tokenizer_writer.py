@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import BYTE_OF, llmc_bytes
-from gpt2.tokenizers import END_OF_TEXT, GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, Tokenizer
 
 CHARACTER_OF = {b: c for c, b in BYTE_OF.items()}
 
@@ -20,10 +20,7 @@ def printable(token: bytes) -> str:
 
 def all_tokens(tokenizer: Tokenizer) -> list[bytes]:
     """Return the bytes of every id; for special tokens, the bytes of their text."""
-    return [
-        END_OF_TEXT.encode() if i == tokenizer.eot else tokenizer.decode_bytes([i])
-        for i in range(tokenizer.vocab_size)
-    ]
+    return [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
 
 
 def merges(tokenizer: BPETokenizer) -> list[tuple[bytes, bytes]]:
@@ -83,8 +80,13 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
-    if tokenizer.eot is not None:
-        config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    special = tokenizer.special
+    roles = {role: special.named(i) for role, i in special.roles.items()}
+    config |= {f"{role}_token": text for role, text in roles.items() if text is not None}
+    if further := [text for text in special.markers if text not in roles.values()]:
+        config["additional_special_tokens"] = further
+    if special.chat_template is not None:
+        config["chat_template"] = special.chat_template
     if tokenizer.kind == "gpt2":  # as GPT-2 is published, for programs that know only these two files
         config["add_prefix_space"] = False
         _dump(folder / "vocab.json", content["model"]["vocab"])
@@ -112,8 +114,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case ByteTokenizer():
             vocab, pairs, use_regex = {printable(bytes([b])): b for b in range(256)}, [], False
         case BPETokenizer():
-            ids = (i for i in range(len(tokenizer.tokens) + 1) if i != tokenizer.eot)
-            vocab = {printable(t): i for t, i in zip(tokenizer.tokens, ids, strict=True)}
+            vocab = {printable(t): i for t, i in zip(tokenizer.tokens, tokenizer.ordinary_ids, strict=True)}
             pairs = [(printable(left), printable(right)) for left, right in merges(tokenizer)]
             use_regex = True
         case _:
@@ -123,12 +124,16 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, BPETokenizer) and tokenizer.pattern != GPT2_PATTERN:
         split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, {**byte_level, "use_regex": False}]}
-    specials = tokenizer.specials if isinstance(tokenizer, BPETokenizer) else ()
-    special_ids = range(len(vocab) + 1, tokenizer.vocab_size)
-    added = {END_OF_TEXT: tokenizer.eot} | dict(zip(specials, special_ids, strict=True))
-    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    special = tokenizer.special
+    flags = {"normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    added = [
+        {"id": i, "content": text, "special": text not in special.words, **flags} for text, i in special.ids.items()
+    ]
+    # Only ids after all others can come from the list of added tokens. GPT-2's end-of-text is in both lists.
+    last = max([*vocab.values(), special.eos or 0])
+    vocab |= {text: i for text, i in special.ids.items() if i <= last}
     return {
-        "added_tokens": [{"id": i, "content": special, **flags} for special, i in added.items()],
+        "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
@@ -142,7 +147,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {**vocab, END_OF_TEXT: tokenizer.eot},
+            "vocab": vocab,
             "merges": pairs,
         },
     }

@@ -76,9 +76,10 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the text that continues `prompt` in pieces of complete characters.
 
-    The text ends before end-of-text or after `max_new_tokens` tokens. An empty prompt starts from end-of-text, or
-    from a newline if the tokenizer has no end-of-text. The same seed gives the same text. Raises UserError for
-    invalid settings and for a prompt that the tokenizer cannot encode.
+    The text ends before end-of-text or another token that ends a text (`SpecialTokens.ends`), or after
+    `max_new_tokens` tokens. An empty prompt starts from end-of-text, or from a newline if the tokenizer has no
+    end-of-text. The same seed gives the same text. Raises UserError for invalid settings and for a
+    prompt that the tokenizer cannot encode.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, seed)
     device = next(model.parameters()).device
@@ -92,7 +93,7 @@ def stream_text(
     try:
         for _, token in zip(range(max_new_tokens), tokens, strict=False):
             token_id = int(token.item())
-            if token_id == tokenizer.eot:
+            if token_id in tokenizer.special.ends:
                 break
             if piece := decoder.decode(tokenizer.decode_bytes([token_id])):
                 yield piece

@@ -31,7 +31,7 @@ from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_
 from gpt2.training.run import Run
 from gpt2.training.session import require_trackers
 from gpt2.training.timing import Ledger, device_clock
-from gpt2.training.weights import MODEL_SETTINGS, make_model, optimizer_state
+from gpt2.training.weights import MODEL_SETTINGS, make_model, optimizer_state, run_tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Prepared:
     model: GPT
     config: TrainConfig
     """The settings with every default filled in, and with the shape of the model."""
+    tokenizer: Tokenizer
     prompts: tuple[str, ...]
     """See `Run.prompts`."""
     own_layers: bool
@@ -159,7 +160,8 @@ def set_up_model(
     )
     size, tokens = accounting.num_params(model.config), len(data.train_tokens)
     log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
-    return Prepared(model, config, prompts, own is not None and not is_plain(own), imported)
+    tokenizer, own_layers = run_tokenizer(data.dataset, data.restored, source), own is not None and not is_plain(own)
+    return Prepared(model, config, tokenizer, prompts, own_layers, imported)
 
 
 def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> TrainState:
@@ -204,9 +206,8 @@ def make_run(
     log: Log,
 ) -> Run:
     """Step 6: synchronize gradients between processes, shard where that is asked for, and make the optimizers."""
-    config, model, tokenizer = prepared.config, prepared.model, data.dataset.tokenizer
+    config, model, tokenizer = prepared.config, prepared.model, prepared.tokenizer
     hellaswag = world.main_first(lambda: _hellaswag_tasks(config, tokenizer, model, log))
-    gradients = _gradient_sync(config, machine.device, loss_of, world)
     return Run(
         config=config,
         out_dir=Path(config.out_dir),
@@ -222,7 +223,7 @@ def make_run(
         hellaswag=hellaswag,
         own_layers=prepared.own_layers,
         model=model,
-        gradients=gradients,
+        gradients=_gradient_sync(config, machine.device, loss_of, world),
         optimizers=_optimizers(prepared, data.restored, world),
         scaler=_scaler(config, machine.device, state),
         last_step=last_step(config, len(data.train_tokens), state, _silent),

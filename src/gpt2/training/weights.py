@@ -11,6 +11,7 @@ from gpt2.formats.open import build, open_model
 from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import Source
 from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import Tokenizer, from_json
 from gpt2.training.config import TrainConfig
 
 MODEL_SETTINGS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
@@ -61,7 +62,7 @@ def _checked_model(
             )
     if restored is not None:
         description, owner = read_description(restored), f"the run in {config.out_dir}"
-        dataset.require_tokenizer(description["tokenizer"], owner)
+        dataset.require_tokenizer(from_json(description["tokenizer"]), owner)
         theirs = {name: getattr(own.config, name) for name in MODEL_SETTINGS}
         _require_shape(theirs, {name: description["model"][name] for name in MODEL_SETTINGS}, owner)
     return own
@@ -74,7 +75,7 @@ def _empty_model(
     description, owner = read_description(restored), f"the run in {config.out_dir}"
     if description.get("own_layers"):
         raise UserError(f"{owner} has layers of its own; resume it with gpt2.train(config, model=…)")
-    dataset.require_tokenizer(description["tokenizer"], owner)
+    dataset.require_tokenizer(from_json(description["tokenizer"]), owner)
     shape = {name: description["model"][name] for name in MODEL_SETTINGS}
     _require_shape(asked, shape, owner)
     return GPT(GPTConfig(**shape, **runtime))
@@ -99,7 +100,7 @@ def _pretrained_model(
     """Return the model that init_from names, cropped to block_size, and its opened file."""
     source = open_model(config.init_from)
     if source.known_tokenizer:
-        dataset.require_tokenizer(source.known_tokenizer.to_json(), source.origin)
+        dataset.require_tokenizer(source.known_tokenizer, source.origin)
     dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
     _require_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
@@ -112,6 +113,16 @@ def _pretrained_model(
     if config.block_size != model.config.block_size:
         model.crop_block_size(config.block_size)
     return model, source
+
+
+def run_tokenizer(dataset: Dataset, restored: Path | None, source: Source | None) -> Tokenizer:
+    """Return the tokenizer of the resumed checkpoint, or of the model that a run starts from, or of the dataset.
+
+    A model's tokenizer can have more special tokens than the dataset's, which its exports then keep.
+    """
+    if restored is not None:
+        return from_json(read_description(restored)["tokenizer"])
+    return (source.known_tokenizer if source else None) or dataset.tokenizer
 
 
 def optimizer_state(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
