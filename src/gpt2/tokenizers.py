@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2.errors import UserError
+from gpt2.long_runs import encode_long_runs, has_long_run, trainable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,9 +210,15 @@ class BPETokenizer(_Decoding):
         )
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
+        if has_long_run(text):
+            return encode_long_runs(self.encoding, _valid_unicode(text), specials, self.pattern == GPT2_PATTERN)
         return self.encoding.encode(text, allowed_special="all") if specials else self.encoding.encode_ordinary(text)
 
     def encode_array(self, text: str) -> "np.ndarray":
+        if has_long_run(text):
+            import numpy as np
+
+            return np.array(self.encode(text), dtype=np.uint32)
         return self.encoding.encode_to_numpy(_valid_unicode(text), disallowed_special=())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -280,7 +287,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (
     check_specials(specials, (bytes([b]) for b in range(256)))  # before the time that training takes
     size = vocab_size - 1 - len(specials)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-    trainer.train_from_iterator(iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
+    texts = itertools.chain.from_iterable(map(trainable, texts))
+    trainer.train_from_iterator(texts, vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
     tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
     return BPETokenizer(tokens, GPT2_PATTERN, specials=specials)
 
