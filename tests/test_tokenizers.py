@@ -1,4 +1,5 @@
 import json
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2 import tokenizers
+from gpt2 import long_runs, tokenizers
 from gpt2.errors import UserError
 from gpt2.special_tokens import SpecialTokens, require_distinct
 from gpt2.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer, from_json, train_bpe
@@ -258,6 +259,65 @@ def test_long_runs_are_split_as_gpt2s(text: str, gpt2_vocabulary: None) -> None:
     import tiktoken
 
     assert tokenizers.gpt2_tokenizer().encode(text) == tiktoken.get_encoding("gpt2").encode_ordinary(text)
+
+
+RUNS = [
+    " " * 50,
+    "\n" * 50,
+    " \n" * 30,
+    "\r\n" * 30,
+    "\t" * 41,
+    "\u3000\u00a0" * 20,
+    "\x1c" * 50,
+    " " * 30 + "\x1c" * 30,
+]
+
+
+@given(st.lists(st.sampled_from([*RUNS, *AWKWARD, *CONTRACTIONS, "word", "<|endoftext|>", "\ud800"])).map("".join))
+def test_runs_that_are_kept_from_the_regex_engine_give_the_same_ids(text: str) -> None:
+    tokenizer = train_bpe([PROSE + " " * 30 + "\n" * 9], 300)
+    expected = [tokenizer.encode(text), tokenizer.encode(text, specials=True)]
+    assert tokenizer.encode_array(text).tolist() == expected[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_runs, "LONG_RUN", 10)
+        assert [tokenizer.encode(text), tokenizer.encode(text, specials=True)] == expected
+        assert tokenizer.encode_array(text).tolist() == expected[0]
+
+
+@pytest.mark.parametrize("space", [" ", "\r\n", "\u00a0"])
+def test_a_million_white_space_characters_are_one_word(space: str, bpe: BPETokenizer) -> None:
+    run = (space * 1_200_000)[:1_200_000]
+    expected = [i for word in ["weary", run[:-1]] for i in bpe.encoding._encode_single_piece(word)]
+    expected += bpe.encode(run[-1] + "mary")
+    assert bpe.encode("weary" + run + "mary") == expected
+    assert bpe.encode_array("weary" + run + "mary").tolist() == expected
+    at_the_end = bpe.encode("weary" + run + "<|endoftext|>mary", specials=True)
+    assert at_the_end == [
+        *(i for word in ["weary", run] for i in bpe.encoding._encode_single_piece(word)),
+        bpe.eot,
+        *bpe.encode("mary"),
+    ]
+
+
+def test_training_takes_a_million_spaces() -> None:
+    tokenizer = train_bpe([PROSE + " " * 1_200_000 + "mary", "\n" * 1_200_000], 270)
+    assert {b" " * 64, b"\n" * 64} <= set(tokenizer.tokens)
+
+
+def test_another_pattern_refuses_what_it_cannot_read(bpe: BPETokenizer) -> None:
+    other = BPETokenizer(bpe.tokens, r"\s+(?!\S)|\S+|\s")
+    assert other.decode(other.encode("a" + " " * 300_000)) == "a" + " " * 300_000
+    for encode in (other.encode, other.encode_array, lambda text: other.encode(text, specials=True)):
+        with pytest.raises(UserError, match="more white space in a row than this tokenizer can read"):
+            encode("a" + " " * 1_200_000)
+
+
+@pytest.mark.parametrize("character", ["a", "7", "!", "é", "的", "\u0301", "😀", "\x00"])
+def test_a_million_of_one_character_is_encoded_in_seconds(character: str, bpe: BPETokenizer) -> None:
+    started = time.perf_counter()
+    ids = bpe.encode(character * 1_000_000)
+    assert time.perf_counter() - started < 10
+    assert bpe.decode(ids) == character * 1_000_000
 
 
 def test_training_learns_the_same_with_either_pattern(monkeypatch: pytest.MonkeyPatch) -> None:

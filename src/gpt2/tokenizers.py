@@ -5,10 +5,12 @@ A tokenizer is stored with its dataset and its model as a JSON object, from whic
 
 import base64
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2.errors import UserError
+from gpt2.long_runs import encode_long_runs, has_long_run, trainable
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens, require_distinct, require_no_ordinary
 
 if TYPE_CHECKING:
@@ -220,20 +222,24 @@ class BPETokenizer(_Shared):
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
         ids: list[int] = []
-        for piece in self.special.pieces(text, specials):
-            ids += [piece] if isinstance(piece, int) else self.encoding.encode_ordinary(piece)
+        for piece in self.special.pieces(_valid_unicode(text), specials):
+            ids += [piece] if isinstance(piece, int) else self._encode_ordinary(piece).tolist()
         return ids
 
     def encode_array(self, text: str, specials: bool = False) -> "np.ndarray":
         import numpy as np
 
         arrays = [
-            np.array([piece], dtype=np.uint32)
-            if isinstance(piece, int)
-            else self.encoding.encode_to_numpy(piece, disallowed_special=())
+            np.array([piece], dtype=np.uint32) if isinstance(piece, int) else self._encode_ordinary(piece)
             for piece in self.special.pieces(_valid_unicode(text), specials)
         ]
         return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype=np.uint32), *arrays])
+
+    def _encode_ordinary(self, text: str) -> "np.ndarray":
+        """Return the ids of valid text without special tokens, uint32 (tokens,)."""
+        if has_long_run(text):
+            return encode_long_runs(self.encoding, text, self.pattern == GPT2_PATTERN)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return self.encoding.decode_bytes(ids)
@@ -289,7 +295,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (
     require_no_ordinary(specials, (bytes([b]) for b in range(256)), byte_of_character())
     size = vocab_size - 1 - len(specials)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-    trainer.train_from_iterator(iter(texts), vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
+    texts = itertools.chain.from_iterable(map(trainable, texts))
+    trainer.train_from_iterator(texts, vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
     tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
     return BPETokenizer(tokens, GPT2_PATTERN, special=SpecialTokens.after(len(tokens), specials))
 

@@ -51,5 +51,11 @@ NprocArg = Annotated[
 ]
 OutArg = Annotated[Path, Parameter(help="Folder or file to write. It must not exist yet.")]
 OverwriteFlag = Annotated[bool, Parameter(help="Replace the output that already exists.")]
-FieldArg = Annotated[str, Parameter(help="Field that holds the text of a document in .jsonl and .parquet files.")]
+FieldArg = Annotated[
+    str,
+    Parameter(
+        help="Field that holds the text of a document in .jsonl, .json, .csv, .tsv and .parquet files, such as "
+        "meta.text for a field inside another."
+    ),
+]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), help="Print the results as one JSON object.")]

@@ -38,8 +38,8 @@ class Options:
     val: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
     """Files and folders of text for the validation split. Default: a part of the sources."""
     val_fraction: float | None = None
-    """Fraction of the documents for the validation split, or of the characters if there are only a few documents.
-    Default: 0.1."""
+    """Fraction of the documents for the validation split, or of the characters of each if there are only a few
+    documents. Default: 0.1."""
     val_tokens: int | None = None
     """Use this number of tokens, from the start of the text, for the validation split, as llm.c and build-nanogpt
     do."""
@@ -73,7 +73,7 @@ def prepare(
     sources
         The name of a corpus (shakespeare_char, shakespeare, pystdlib, tinystories, openwebtext, fineweb,
         fineweb-100B, fineweb-edu, fineweb-edu-100B, wikitext-103), or files and folders with text, .jsonl or
-        .parquet, compressed (.gz, .xz, .bz2, .zst) or not. - is standard input.
+        .parquet, compressed (.gz, .xz, .bz2, .zst) or not, or .json, .csv and .tsv files. - is standard input.
     """
     from gpt2.data.join import join
     from gpt2.data.prepare import default_name

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
-from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files
+from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files, has_rows
 from gpt2.data.staging import Staging, digest, staging
 from gpt2.data.text import LocatedPiece, Mark, Split, Text
 from gpt2.data.tokenise import Job, tokenise
@@ -34,6 +34,10 @@ from gpt2.tokenizers import (
 
 DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_VAL_FRACTION = 0.1
+LONG_DOCUMENT = 1000
+"""Average number of characters of a few documents from which on each of them gives its end for validation."""
+READING = 2
+"""Version of how text is divided into pieces, which a journal counts."""
 TOKENIZERS = ("char", "byte", "gpt2", "bpe")
 
 
@@ -66,7 +70,8 @@ def prepare(
     separator: see `sources.pieces`.
 
     The validation split is the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the
-    documents, evenly spread. With few documents it is the end of the text, cut by characters as in nanoGPT.
+    documents, evenly spread. With few documents it is the end of each of them, or of the text if that is short or a
+    single document, cut by characters as in nanoGPT.
 
     parse_special: whether the text of a special token, such as `<|user|>`, becomes that token. By default only for a
     tokenizer that has other special tokens than `<|endoftext|>`, so that text from the web cannot contain any.
@@ -82,6 +87,8 @@ def prepare(
     settings = _settings(default_name(sources[0]), corpus, format, asked)
     kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
     _check(settings, format, kind, inputs, part, workers)
+    if field != "text" and not any(has_rows(Path(i.name)) for i in inputs):
+        raise UserError(f"--field={field} is for files of rows (.jsonl, .json, .csv, .tsv, .parquet); omit it")
     recipe: dict[str, Any] = {
         "inputs": [(Path(i.name).name, i.size, i.split) for i in inputs],
         "settings": [settings, format, field],
@@ -89,11 +96,11 @@ def prepare(
     }
     if parse_special is not None:
         recipe["parse_special"] = parse_special
-    local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part}
+    local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part, "reading": READING}
     with staging(Path(out), recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
             heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
-            text = Text(inputs, area.folder, field, settings.get("separator"), heading, _chunk(kind), part)
+            text = Text(inputs, area.folder, field, settings.get("separator"), heading, *_cutting(kind), part)
             survey = _survey(text, settings, kind == "char", is_large, progress)
             encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
@@ -131,17 +138,24 @@ def _tokenizer_choice(
     return kind, vocab_size
 
 
-def _chunk(kind: str | Tokenizer) -> int:
-    """Return the size of pieces in characters; possible cuts are known for GPT-2's pattern only."""
-    return MAX_CHUNK if isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN else CHUNK
+def _cutting(kind: str | Tokenizer) -> tuple[int, bool]:
+    """Return the size of pieces in characters, and whether they may be cut anywhere.
+
+    For a BPE, possible cuts are known for GPT-2's pattern only.
+    """
+    is_other = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
+    name = kind if isinstance(kind, str) else kind.kind
+    return MAX_CHUNK if is_other else CHUNK, name in ("char", "byte")
 
 
 def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]) -> None:
     """Tokenise the text, and report its size and the result."""
     text, encoder = job.text, job.tokenizer
     note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+    if (few := len(job.split.cuts)) > 1:
+        note(f"there are only {few} documents: the end of each of them is for validation")
     try:
-        counts = tokenise(job, workers, progress)
+        counts = tokenise(job, workers, note, progress)
     except KeyboardInterrupt:
         is_recorded = "mark" in job.staging.journal
         note(f"stopped; {'the same command continues from here' if is_recorded else 'nothing was recorded yet'}")
@@ -278,14 +292,19 @@ def _survey(
     if is_large:
         return Survey(split, is_single=False, alphabet="")
     enough = math.ceil(2 / fraction) if is_by_documents else 2
-    mark, alphabet = Mark(), set[str]()
+    mark, alphabet, begins = Mark(), set[str](), list[int]()
     for located, mark in _watched(text, progress):
+        if located.piece.starts and len(begins) < enough:
+            begins.append(located.characters)
         if wants_alphabet:
             alphabet.update(located.piece.text)
         elif mark.documents >= enough:
             break
     if is_by_documents and mark.documents < enough:
-        split = Split(cut=int(mark.characters * (1 - fraction)))
+        is_long = bool(begins) and mark.characters >= LONG_DOCUMENT * mark.documents
+        ends = [*begins[1:], mark.characters]
+        spans = list(zip(begins, ends, strict=True)) if is_long else [(0, mark.characters)]
+        split = Split(cuts=tuple((begin, begin + int((end - begin) * (1 - fraction))) for begin, end in spans))
         if text.partition[1] > 1:
             raise UserError(f"{mark.documents} documents are too few to share between machines; omit --part")
     return Survey(split, mark.documents == 1, "".join(sorted(alphabet)))

@@ -1,17 +1,19 @@
-"""Reads documents from text, JSON lines and Parquet, compressed or not, one piece at a time."""
+"""Reads documents from text, JSON, CSV and Parquet, compressed or not, one piece at a time."""
 
 import bz2
 import codecs
 import gzip
 import io
-import json
 import lzma
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from gpt2.data.content import check_is_text
+from gpt2.data.rows import ROW_SUFFIXES, read_parquet, read_rows
 from gpt2.errors import UserError, first_line
 from gpt2.special_tokens import END_OF_TEXT
 
@@ -21,11 +23,20 @@ STANDARD_INPUT = "/dev/stdin"
 CHUNK = 1 << 20
 """Approximate number of characters of a piece; a longer document is read in several pieces."""
 MAX_CHUNK = 1 << 24
-"""Largest number of characters without a possible cut. More than that is not text, and memory is bounded."""
-MAX_LINE = 1 << 27
-"""Largest number of bytes of a line of JSON."""
+"""Largest number of characters without a possible cut, for which tiktoken needs about a gigabyte."""
+HEAD = 4096
+"""Approximate number of bytes by which the kind of content is recognised."""
 LAST_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 """Matches up to the last offset at which GPT-2's pre-split always cuts: between a character and white space."""
+_PUNCTUATION = r"!-&(-/:-@\[-`{-~、。〈-】！（），．：；？“”…—"
+FURTHER_CUT = re.compile(
+    rf".*(?:(?<=\S)(?=[\t\r\u3000])|(?<=[^\W_])(?=[{_PUNCTUATION}])|(?<=[{_PUNCTUATION}])(?=[^\W_])"
+    r"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z]))",
+    re.DOTALL,
+)
+"""Matches up to further offsets at which it always cuts, for text without spaces: between a letter or a digit and
+punctuation, except for the apostrophe, and between a letter and a digit."""
+OMITTED_FOLDERS = {"__MACOSX"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,10 @@ class Piece:
     """Whether the document ends with this piece."""
     read: int = 0
     """Number of bytes read from the file so far, compressed bytes if it is compressed."""
+    separated: bool = False
+    """Whether a separator ends the document, with this piece."""
+    missing: bool = False
+    """Whether this stands for a row without text, which is skipped; then it neither starts nor ends a document."""
 
 
 def _open_zst(file: BinaryIO) -> IO[bytes]:
@@ -60,50 +75,82 @@ COMPRESSED: dict[str, Callable[[Any], Any]] = {
 def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> list[Path]:
     """Return the file `source` itself, or all files in a folder that this module reads, sorted by path.
 
-    `note` receives a line about other files in the folder, which are omitted; they can be named one by one. Raises
-    UserError where there is nothing to read.
+    `note` receives a line about each kind of omission: hidden files and folders, files of other kinds (they can be
+    named one by one), and folders that cannot be read. Raises UserError where there is nothing to read.
     """
     path = Path(source)
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{source} is a pipe or a device; pipe its text into `gpt2 prepare -`, or write it to a file")
     if not path.is_dir():
         raise UserError(f"no file or folder {source!r} with text to read")
-    everything = [p for p in path.rglob("*") if p.is_file()]
-    files = sorted(p for p in everything if _kind(p) in {*TEXT_SUFFIXES, ".jsonl", ".parquet"})
+    everything, hidden, unreadable = _walk(path)
+    kinds = {*TEXT_SUFFIXES, ".jsonl", ".parquet"}
+    files = sorted(p for p in everything if _kind(p) in kinds and p.is_file())
+    for error in unreadable:
+        note(f"{error.filename} cannot be read ({error.strerror}) and is omitted")
+    if hidden:
+        names = ", ".join(sorted(set(hidden))[:4])
+        note(f"{path}: {len(hidden)} hidden files and folders are omitted ({names})")
     if not files:
-        raise UserError(f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet)")
+        raise UserError(
+            f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet); files of other names "
+            "can be named one by one"
+        )
     if len(files) < len(everything):
         note(f"{path}: {len(everything) - len(files)} files of other kinds are omitted")
     return files
 
 
-def pieces(file: Path, field: str = "text", separator: str | None = None, chunk: int = CHUNK) -> Iterator[Piece]:
+def _walk(folder: Path) -> tuple[list[Path], list[str], list[OSError]]:
+    """Return all files below a folder, the names of what is hidden, and the errors of folders that cannot be read."""
+    files: list[Path] = []
+    hidden: list[str] = []
+    unreadable: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=unreadable.append):
+        omitted = {name for name in [*folders, *names] if name.startswith(".")} | OMITTED_FOLDERS & {*folders}
+        hidden += omitted
+        folders[:] = sorted(set(folders) - omitted)
+        files += [Path(parent, name) for name in names if name not in omitted]
+    return files, hidden, unreadable
+
+
+def pieces(
+    file: Path, field: str = "text", separator: str | None = None, chunk: int = CHUNK, anywhere: bool = False
+) -> Iterator[Piece]:
     """Yield the documents of one file in order, each in one piece or in pieces of about `chunk` characters.
 
-    A document of `.jsonl` and `.parquet` is the text in `field` of a row. Any other file is UTF-8 text: one document,
-    or with a `separator` the documents that end with it. The separator stays in the text, except `<|endoftext|>`,
-    which stands for its token. All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst). Pieces are cut where no
-    token of GPT-2's BPE can extend over the cut. Raises UserError for unreadable content, with its line.
+    A document of `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` is the text in `field` of a row. Any other file is
+    UTF-8 text: one document, or with a `separator` the documents that end with it. The separator stays in the text,
+    except `<|endoftext|>`, which stands for its token. All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst).
+    Pieces are cut where no token of GPT-2's BPE can extend over the cut, or `anywhere` if there is no such offset.
+    Raises UserError for content that cannot be read, with its line.
     """
-    if _kind(file) == ".parquet":
-        for text, read in _parquet(file, field):
-            yield from _pieces_of(text, read, chunk)
-        return
+    cutting = _Cutting(file, chunk, anywhere)
+    kind = _kind(file)
     try:
+        if kind == ".parquet":
+            yield from _rows(read_parquet(file, field), cutting)
+            return
         with file.open("rb") as raw:
             stream = uncompress(raw) if (uncompress := _compression(file)) else raw
-            if _kind(file) == ".jsonl":
-                for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE), b""), start=1):
-                    if line.strip():
-                        yield from _pieces_of(_field_of(line, field, f"{file}, line {number}"), raw.tell(), chunk)
+            check_is_text(stream.peek(HEAD), file)
+            if has_rows(file):
+                yield from _rows(read_rows(stream, raw, file, kind, field), cutting)
             else:
-                texts = _decoded(stream, raw, file, min(chunk, CHUNK))
-                documents = _separated(texts, separator, chunk, file) if separator else _running(texts, chunk, file)
-                yield from documents
+                yield from _documents(_decoded(stream, raw, file, min(chunk, CHUNK)), separator, cutting)
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions or omit it") from None
     except Exception as error:  # each decompressor raises its own kinds
         raise UserError(f"{file} cannot be read ({first_line(error)}); fetch it again") from None
+
+
+def has_rows(file: Path) -> bool:
+    """Return whether a file has rows with fields, by its name."""
+    return _kind(file) in ROW_SUFFIXES
 
 
 def _kind(file: Path) -> str:
@@ -117,19 +164,54 @@ def _compression(file: Path) -> Callable[[Any], Any] | None:
     return COMPRESSED.get(file.suffix.lower())
 
 
-def _pieces_of(text: str, read: int, chunk: int) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class _Cutting:
+    """Determines where the text of a file is cut into pieces."""
+
+    file: Path
+    chunk: int
+    anywhere: bool
+
+    def last(self, text: str, begin: int, end: int) -> int:
+        """Return the last offset in `text[begin:end]` at which the text can be cut; 0 where there is none."""
+        if found := LAST_CUT.match(text, begin, end):
+            return found.end()
+        if self.anywhere:
+            return end
+        return found.end() if (found := FURTHER_CUT.match(text, begin, end)) else 0
+
+    def check(self, length: int) -> None:
+        """Raise UserError for text that is too long without a cut."""
+        if length > max(MAX_CHUNK, self.chunk):
+            raise UserError(
+                f"{self.file} has {length:,} characters in a row without white space or punctuation, too many for a "
+                "BPE; use --tokenizer=byte or --tokenizer=char"
+            )
+
+
+def _rows(rows: Iterator[tuple[str | None, int]], cutting: _Cutting) -> Iterator[Piece]:
+    for text, read in rows:
+        if text is None:
+            yield Piece("", starts=False, ends=False, read=read, missing=True)
+        else:
+            yield from _pieces_of(text, read, cutting)
+
+
+def _pieces_of(text: str, read: int, cutting: _Cutting) -> Iterator[Piece]:
     """Yield the pieces of a document in memory, of which there are several if it is long."""
-    starts = True
-    while len(text) > chunk and (cut := _last_cut(text[:chunk])):
-        yield Piece(text[:cut], starts, False, read)
-        text, starts = text[cut:], False
-    yield Piece(text, starts, True, read)
-
-
-def _last_cut(text: str) -> int:
-    """Return the last offset at which text can be cut without changing its tokens; 0 where there is none."""
-    found = LAST_CUT.match(text)
-    return found.end() if found else 0
+    begin = searched = 0
+    end = cutting.chunk
+    while end < len(text):
+        if cut := cutting.last(text, searched, end):
+            yield Piece(text[begin:cut], begin == 0, False, read)
+            begin = searched = cut
+            end = begin
+        else:
+            cutting.check(end - begin)
+            searched = end - 1
+        end += cutting.chunk
+    cutting.check(len(text) - begin)
+    yield Piece(text[begin:], begin == 0, True, read)
 
 
 def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterator[tuple[str, int]]:
@@ -155,80 +237,27 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
         done += len(block)
 
 
-def _running(texts: Iterator[tuple[str, int]], chunk: int, file: Path) -> Iterator[Piece]:
-    """Yield the pieces of one long document."""
-    held, starts, read, searched = "", True, 0, 0
+def _documents(texts: Iterator[tuple[str, int]], separator: str | None, cutting: _Cutting) -> Iterator[Piece]:
+    """Yield the document that a text is, or with a `separator` the documents that end with it."""
+    held, starts, searched, read = "", True, 0, 0
+    kept = "" if separator == END_OF_TEXT else separator or ""
+    unknown = len(separator) - 1 if separator else 0  # the last characters can be the beginning of a separator
     for text, read in texts:
-        held += text
-        if len(held) > chunk:
-            cut = _last_cut(held[searched:])
-            if cut:
-                yield Piece(held[: searched + cut], starts, False, read)
-                held, starts, searched = held[searched + cut :], False, 0
-            else:
-                searched = len(held) - 1
-        if len(held) > max(MAX_CHUNK, chunk):
-            raise UserError(f"{file} has {len(held):,} characters without a space or a line's end; is it text?")
-    yield Piece(held, starts, True, read)
-
-
-def _separated(texts: Iterator[tuple[str, int]], separator: str, chunk: int, file: Path) -> Iterator[Piece]:
-    """Yield the documents of a text, each of which ends with `separator`."""
-    held, read = "", 0
-    kept = "" if separator == END_OF_TEXT else separator
-    for text, read in texts:
-        *documents, held = (held + text).split(separator)
+        *documents, held = (held + text).split(separator) if separator else [held + text]
         for document in documents:
-            yield from _pieces_of(document + kept, read, chunk)
-        if len(held) > MAX_CHUNK:
-            raise UserError(f"{file} has {len(held):,} characters without {separator!r}; omit --separator")
-    if held:
-        yield from _pieces_of(held, read, chunk)
-
-
-def _field_of(line: bytes, field: str, where: str) -> str:
-    if len(line) == MAX_LINE:
-        raise UserError(f"{where}: longer than {MAX_LINE:,} bytes; is it JSON lines?")
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({first_line(error)}); fix the line or remove it") from None
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        if isinstance(row, dict) and field in row:
-            raise UserError(f"{where}: {field!r} is {_what(row[field])}, not text; remove the line")
-        found = ", ".join(sorted(row)[:8]) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where}: no text in {field!r} (it has {found}); name another with --field")
-    try:
-        row[field].encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: {field!r} is not valid text (half a surrogate pair); remove the line") from None
-    return row[field]
-
-
-def _what(value: object) -> str:
-    return "null" if value is None else f"of type {type(value).__name__}"
-
-
-def _parquet(file: Path, field: str) -> Iterator[tuple[str, int]]:
-    """Yield the texts of a table, and an estimate of the number of bytes read so far."""
-    import pyarrow
-    import pyarrow.parquet
-
-    size = file.stat().st_size
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            if field not in table.schema_arrow.names:
-                found = ", ".join(table.schema_arrow.names[:8])
-                raise UserError(f"{file}: no column {field!r} (it has {found}); name another with --field")
-            rows = 0
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                for row, value in enumerate(batch.column(0), start=rows + 1):
-                    if not isinstance(text := value.as_py(), str):
-                        raise UserError(f"{file}, row {row}: {field!r} is {_what(text)}, not text; remove the row")
-                    yield text, size * rows // table.metadata.num_rows
-                rows += len(batch)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be read as Parquet ({first_line(error)}); fetch it again") from None
+            for piece in _pieces_of(document + kept, read, cutting):
+                yield replace(piece, starts=piece.starts and starts, separated=piece.ends)
+            starts, searched = True, 0
+        end = len(held) - unknown
+        if end > cutting.chunk:
+            if cut := cutting.last(held, searched, end):
+                yield Piece(held[:cut], starts, False, read)
+                held, starts, searched = held[cut:], False, 0
+            else:
+                searched = end - 1
+                cutting.check(len(held))
+    if held or not starts or not separator:
+        yield Piece(held, starts, True, read)
 
 
 def joined_at(heading: re.Pattern[str], rows: Iterator[Piece]) -> Iterator[Piece]:

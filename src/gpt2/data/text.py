@@ -2,6 +2,7 @@
 
 import re
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,10 @@ class Mark:
     """Number of characters read, in all files."""
     read: int = 0
     """Number of bytes read, in all files."""
+    missing: int = 0
+    """Number of rows without text, which are skipped, in all files."""
+    separated: int = 0
+    """Number of documents that a separator ends, in all files."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class Text:
     separator: str | None = None
     heading: re.Pattern[str] | None = None
     chunk: int = CHUNK
+    anywhere: bool = False
+    """Whether text may be cut between any two characters."""
     partition: tuple[int, int] = (1, 1)
     """(i, n) for the i-th of n partitions of the files, counted from 1."""
 
@@ -101,15 +108,22 @@ class Text:
         mark = mark or Mark(file=self.numbers.start)
         skipped, done = mark.pieces, sum(self.inputs[n].size for n in range(self.numbers.start, mark.file))
         for number, path in self._fetched(mark.file):
-            found = pieces(path, self.field, self.separator, self.chunk)
+            found = pieces(path, self.field, self.separator, self.chunk, self.anywhere)
             row = -1
             for count, piece in enumerate(joined_at(self.heading, found) if self.heading else found, start=1):
                 row += piece.starts
                 if count <= skipped:
                     continue
                 located = LocatedPiece(piece, number, row, mark.characters, self.inputs[number].split)
-                documents, characters = mark.documents + piece.starts, mark.characters + len(piece.text)
-                mark = Mark(number, count, documents, characters, done + piece.read)
+                mark = Mark(
+                    number,
+                    count,
+                    mark.documents + piece.starts,
+                    mark.characters + len(piece.text),
+                    done + piece.read,
+                    mark.missing + piece.missing,
+                    mark.separated + piece.separated,
+                )
                 yield located, mark
             done += self.inputs[number].size
             skipped = 0
@@ -135,26 +149,31 @@ class Split:
 
     fraction: float = 0.0
     """Share of the documents that are for validation, evenly spread."""
-    cut: int | None = None
-    """Number of characters after which all text is for validation; None to split by documents."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """Offset in characters where a document begins, and offset from which on its text is for validation, for each of
+    a few documents; or one pair for all of them together. Empty to split by documents."""
     tokens: int = 0
     """Number of tokens at the beginning that are for validation; 0 to split by text."""
 
     def __call__(self, located: LocatedPiece) -> list[tuple[str, Piece]]:
         """Return the split of a piece, or of its two halves where the cut is inside it."""
         piece = located.piece
+        if piece.missing:
+            return []
         if located.split is not None:
             return [(located.split, piece)]
         if self.tokens:
             return [(UNDIVIDED, piece)]
-        if self.cut is None:
+        if not self.cuts:
             offset = located.number * GOLDEN % 1  # so that files of one document each are spread as well
             at = offset + located.row * self.fraction
             return [("val" if int(at + self.fraction) > int(at) else "train", piece)]
-        before = self.cut - located.characters
+        _, cut = self.cuts[bisect_right(self.cuts, located.characters, key=lambda pair: pair[0]) - 1]
+        before = cut - located.characters
         if before >= len(piece.text):
             return [("train", piece)]
         if before <= 0:
             return [("val", piece)]
-        head, tail = piece.text[:before], piece.text[before:]
-        return [("train", replace(piece, text=head, ends=False)), ("val", replace(piece, text=tail, starts=False))]
+        is_apart = len(self.cuts) > 1  # then both halves are documents
+        head = replace(piece, text=piece.text[:before], ends=is_apart)
+        return [("train", head), ("val", replace(piece, text=piece.text[before:], starts=is_apart))]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt2.data.encode import BATCH, Batch, Encoded, Rules, encode
-from gpt2.data.sources import Piece
+from gpt2.data.sources import Piece, has_rows
 from gpt2.data.staging import Staging
 from gpt2.data.text import UNDIVIDED, Mark, Split, Text
 from gpt2.data.writers import FORMATS, Layout, SplitWriter, first_number
@@ -82,11 +82,13 @@ class Progress:
         return sum(writer.tokens for writer in self.writers.values())
 
 
-def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) -> dict[str, int]:
+def tokenise(
+    job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]
+) -> dict[str, int]:
     """Fill the staging folder with the complete dataset, continuing from its journal; return the tokens by split.
 
-    `progress` receives the number of bytes read, the number to read, and the number of tokens written. Raises
-    UserError.
+    `note` receives lines about rows without text and the like. `progress` receives the number of bytes read, the
+    number to read, and the number of tokens written. Raises UserError.
     """
     area, text = job.staging, job.text
     done = Progress(job.writers(), {"train": 0, "val": 0}, Mark(file=text.numbers.start), Counter())
@@ -137,6 +139,8 @@ def tokenise(job: Job, workers: int, progress: Callable[[int, int, int], None]) 
             f"{where} has {done.mark.characters:,} characters, too few to train and validate on; give more, or use "
             "less for validation"
         )
+    for line in _remarks(text, done.mark):
+        note(line)
     about = {"documents": done.mark.documents, "bytes": {name: done.text_bytes[name] for name in files}}
     about |= {"part": text.partition, "val_tokens": job.split.tokens}
     about |= {"special_tokens": dict(done.special), "parse_special": job.parse_special}
@@ -159,8 +163,19 @@ def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
         if size >= BATCH:
             yield Batch(held, mark)
             held, size = [], 0
-    if held:
+    if size:
         yield Batch(held, mark)
+
+
+def _remarks(text: Text, mark: Mark) -> Iterator[str]:
+    """Yield a line about rows without text, and one about a separator that does not occur."""
+    if mark.missing:
+        yield f"{mark.missing:,} rows without text are skipped"
+    names = [text.inputs[number].name for number in text.numbers]
+    names = [name for name in names if not has_rows(Path(name))]
+    if text.separator and names and not mark.separated:
+        where = f"{names[0]}: it" if len(names) == 1 else f"the {len(names)} files of text: each"
+        yield f"the separator {text.separator!r} does not occur in {where} is one document"
 
 
 def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -101,6 +101,8 @@ def train_tokenizer(
 def _texts(text: Text, most: int) -> Iterator[str]:
     """Yield the documents, or pieces of long ones, until `most` characters are read."""
     for located, _ in text.read():
+        if located.piece.missing:
+            continue
         piece = located.piece.text[:most]
         most -= len(piece)
         yield piece
