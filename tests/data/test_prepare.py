@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2.data import prepare as module
+from gpt2.data import tokenise
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
@@ -201,6 +203,52 @@ def test_a_few_documents_keep_their_ends_and_gain_nothing(tmp_path: Path) -> Non
     assert texts == {"train": "a" * 10 + end + "b" * 10 + end + "cccc", "val": "cccccc" + end}
     prepare(*(tmp_path / f"{n}.txt" for n in "abc"), out=tmp_path / "chars", tokenizer="char", val_fraction=0.2)
     assert open_dataset(str(tmp_path / "chars")).tokenizer.characters == "abc"
+
+
+@pytest.mark.parametrize("format", ["nanogpt", "llmc"])
+def test_each_of_a_few_long_documents_gives_its_end_for_validation(format: str, tmp_path: Path) -> None:
+    texts = [name * size for name, size in (("a", 3000), ("b", 50), ("c", 2000))]
+    files = [tmp_path / f"{text[0]}.txt" for text in texts]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    notes: list[str] = []
+    out = prepare(*files, out=tmp_path / "d", tokenizer="byte", format=format, note=notes.append)
+    data = open_dataset(str(out))
+    found = [data.tokenizer.decode(data.splits[s][:].tolist()).split("<|endoftext|>") for s in ("train", "val")]
+    at = 0 if format == "llmc" else -1
+    assert [split.pop(at) for split in found] == ["", ""]
+    assert found == [["a" * 2700, "b" * 45, "c" * 1800], ["a" * 300, "b" * 5, "c" * 200]]
+    assert "there are only 3 documents: the end of each of them is for validation" in notes
+    (tmp_path / "one.txt").write_text("".join(texts))
+    out = prepare(tmp_path / "one.txt", out=tmp_path / "e", tokenizer="byte", format=format, note=notes.append)
+    assert len(open_dataset(str(out)).splits["val"][:]) == 505
+    assert sum("there are only" in note for note in notes) == 1
+
+
+def test_a_few_documents_are_split_alike_after_kills_and_by_workers(tmp_path: Path, monkeypatch) -> None:
+    texts = [f"some {name} words, " * 900 for name in "abc"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    files = sorted(tmp_path.glob("*.txt"))
+    alone = prepare(*files, out=tmp_path / "alone", tokenizer="bpe", vocab_size=270)
+    monkeypatch.setattr(module, "CHUNK", 700)
+    monkeypatch.setattr(tokenise, "BATCH", 300)
+    monkeypatch.setattr(tokenise, "RECORD_SECONDS", 0.0)
+
+    def stop(read: int, total: int, tokens: int) -> None:
+        if tokens > stopped[0] + 500:
+            stopped[0] = tokens
+            raise KeyboardInterrupt
+
+    stopped, kills = [0], 0
+    while not (tmp_path / "killed" / "dataset.json").exists():
+        try:
+            prepare(*files, out=tmp_path / "killed", tokenizer="bpe", vocab_size=270, progress=stop, workers=2)
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 2
+    for name in ("train.bin", "val.bin", "dataset.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_a_corpus_is_prepared_alone(tmp_path: Path) -> None:

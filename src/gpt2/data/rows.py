@@ -1,5 +1,6 @@
 """Reads the texts of files of rows: JSON lines, JSON arrays, CSV and Parquet."""
 
+import codecs
 import csv
 import io
 import itertools
@@ -26,6 +27,8 @@ def read_rows(stream: Any, raw: IO[bytes], file: Path, kind: str, field: str) ->
     The text is None where a row has none. `kind` is the suffix without that of a compression, and `stream` the
     uncompressed content with `peek`. Raises UserError, also where no row has text in `field`.
     """
+    if stream.peek(3).startswith(codecs.BOM_UTF8):
+        stream.read(3)
     match kind:
         case ".csv" | ".tsv":
             rows = _csv(stream, raw, file, "\t" if kind == ".tsv" else ",", field)
@@ -103,7 +106,7 @@ def _parsed(content: bytes, where: str) -> Any:
 def _json(stream: Any, raw: IO[bytes], file: Path) -> Iterator[tuple[Any, str, int]]:
     """Yield the elements of an array, the only row that an object is, or the rows of JSON lines."""
     first = b""
-    if not stream.peek(4).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if not stream.peek(1).lstrip().startswith(b"["):
         first = next((line for line in iter(lambda: stream.readline(MAX_LINE), b"") if line.strip()), b"")
         try:
             json.loads(first)
@@ -129,7 +132,7 @@ def _csv(
 ) -> Iterator[tuple[dict[str, str | None], str, int]]:
     """Yield the rows of a table with a header. A row without text in the field has None there."""
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
+    reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), delimiter=delimiter, strict=True)
     try:
         names = next(reader, [])
         if names and field not in names:

@@ -30,7 +30,7 @@ LAST_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 """Matches up to the last offset at which GPT-2's pre-split always cuts: between a character and white space."""
 _PUNCTUATION = r"!-&(-/:-@\[-`{-~、。〈-】！（），．：；？“”…—"
 FURTHER_CUT = re.compile(
-    rf".*(?:(?<=\S)(?=[\t\r\u3000])|(?<=[^\W_])(?=[{_PUNCTUATION}])|(?<=[{_PUNCTUATION}])(?=[^\W_])"
+    rf".+(?:(?<=\S)(?=[\t\r\u3000])|(?<=[^\W_])(?=[{_PUNCTUATION}])|(?<=[{_PUNCTUATION}])(?=[^\W_])"
     r"|(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z]))",
     re.DOTALL,
 )
