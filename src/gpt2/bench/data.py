@@ -8,7 +8,7 @@ import torch
 
 from gpt2.data.batches import gather, sample_starts
 from gpt2.data.shards import Tokens
-from gpt2.training.setting import at_least
+from gpt2.training.setting import CONTEXT, SAMPLES, SEQUENCES
 
 SEED = 1337
 
@@ -25,8 +25,9 @@ class DataSpeed:
 def measure(tokens: Tokens, *, batch_size: int, block_size: int, steps: int, order: str) -> DataSpeed:
     """Make `steps` batches in CPU memory, as training does, and measure the time. Raises UserError for sizes below
     1."""
-    for name, value in (("batch_size", batch_size), ("block_size", block_size), ("steps", steps)):
-        at_least(1).check(name, value)
+    SEQUENCES.check("batch_size", batch_size)
+    CONTEXT.check("block_size", block_size)
+    SAMPLES.check("steps", steps)
     cpu, seconds = torch.device("cpu"), []
     for step in range(steps):
         began = time.perf_counter()

@@ -15,6 +15,7 @@ from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
+from gpt2.cli.command_line import explained, read_values, without_dashes
 from gpt2.cli.demo import demo
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
@@ -34,10 +35,8 @@ from gpt2.cli.validate import validate
 from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError
 from gpt2.runlog.console import note
 
-MIN_COLUMNS = 20
-"""Least width of a terminal that is believed."""
-TEXT_OPTIONS = ("--start", "--sample-start", "--separator", "--special-tokens")
-OUTPUT_OPTIONS = ("-o", "--out")
+MIN_COLUMNS, MAX_COLUMNS = 20, 10_000
+"""Least and largest width of a terminal that is believed."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -78,7 +77,10 @@ def make_app() -> cyclopts.App:
         exit_on_error=False,
         print_error=False,
         config=complete,
-        default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is empty unless it is given
+        default_parameter=cyclopts.Parameter(
+            negative_iterable=(),  # a list is empty unless it is given
+            allow_repeating=True,  # the last one counts
+        ),
     )
     for name, command in COMMANDS.items():
         app.command(command, name=name, help_format="markdown")
@@ -91,15 +93,11 @@ def make_app() -> cyclopts.App:
 
 
 def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse fractions for whole numbers, and add the settings that do not come from flags.
+    """Read the values of the command line, and add the settings that do not come from flags.
 
     The library calls this after it has read the command line and before it converts the values. Raises UserError.
     """
-    for argument in arguments:
-        if argument.hint in (int, int | None):
-            for token in argument.tokens:
-                if "." in token.value:  # the library would round it
-                    raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
+    read_values(arguments)
     if commands in TAKE_SETTINGS:
         fill_in(app, commands, arguments)
 
@@ -108,16 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
     if sys.stdout is None:  # a process without standard output, such as a daemon
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) < MIN_COLUMNS:
+    columns = os.environ.get("COLUMNS", "80")
+    if not columns.isdecimal() or not MIN_COLUMNS <= int(columns[-9:]) <= MAX_COLUMNS:
         del os.environ["COLUMNS"]  # Emacs and CI set 0, with which the layout of help texts never ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     warnings.showwarning = show_warning
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        result = make_app()(with_standard_input(given))
+        result = make_app()(without_dashes(given))
     except cyclopts.CycloptsError as error:
-        fail(" ".join(str(error).split()))
+        fail(explained(error))
     except ReportedElsewhere:
         leave(EXIT_BAD_INPUT)
     except UserError as error:
@@ -147,27 +146,6 @@ def show_warning(
     """Print a warning of this program as a line for the user, and any other warning as Python does."""
     is_ours = category is FileSystemWarning
     note(str(message) if is_ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip())
-
-
-def with_standard_input(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with files in place of `-`, which the library takes for an option.
-
-    A source is standard input and an output is standard output; as a prompt or a separator, a dash is a dash.
-    """
-    if "-" not in arguments:
-        return list(arguments)
-    from gpt2.data.sources import STANDARD_INPUT
-
-    result: list[str] = []
-    for argument in arguments:
-        option = result[-1].replace("_", "-") if result else ""
-        if argument != "-":
-            result.append(argument)
-        elif option in TEXT_OPTIONS:
-            result[-1] += "=-"
-        else:
-            result.append("/dev/stdout" if option in OUTPUT_OPTIONS else STANDARD_INPUT)
-    return result
 
 
 def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:

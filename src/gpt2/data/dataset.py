@@ -1,6 +1,5 @@
 """Datasets: folders with token files and the `dataset.json` of `prepare`, or token files of other projects."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
 from gpt2.formats.tokenizer_files import read_meta
+from gpt2.spelling import nearest
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
@@ -51,12 +51,16 @@ class Dataset:
             )
         return tokens
 
-    def require_tokenizer(self, description: dict[str, Any], whose: str) -> None:
-        """Raise UserError unless the `to_json` description of a tokenizer is that of this dataset's."""
+    def require_tokenizer(self, description: dict[str, Any], whose: str, model: str = "") -> None:
+        """Raise UserError unless the `to_json` description of a tokenizer is that of this dataset's.
+
+        whose: the owner of the tokenizer, in words. model: its path or name, if it has one.
+        """
         if description != self.tokenizer.to_json():
+            remedy = f"with --tokenizer={model}" if model else "with that tokenizer"
             raise UserError(
                 f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
-                f"{whose} uses another {description['kind']} tokenizer; prepare the text again with --tokenizer=MODEL"
+                f"{whose} uses another {description['kind']} tokenizer; prepare the text again {remedy}"
             )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:
@@ -93,8 +97,8 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
         if GLOB.search(name) and (files := sorted(path.parent.glob(path.name))):
             return _open_files(path, files)
     if name not in corpora.CORPORA:
-        close = difflib.get_close_matches(name, corpora.CORPORA, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
+        close = nearest(name, corpora.CORPORA)
+        hint = f"did you mean {close}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
         raise UserError(
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )

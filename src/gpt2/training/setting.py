@@ -32,6 +32,11 @@ QUOTED = Parameter(show_default=repr)
 """Shows the default in quotes, for texts with characters that cannot be seen."""
 
 
+PATH, OUTPUT = "path", "output"
+"""Mark a text that can be a path, and a path to be written. A `~` at the start stands for a home folder, and on the
+command line `-` for standard input or output."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The numbers that a setting accepts."""
@@ -43,6 +48,8 @@ class Bounds:
 
     def check(self, name: str, value: float | None) -> None:
         """Raise UserError unless the setting `name` accepts `value`. None, an unset setting, is always accepted."""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be a finite number")
         if value is not None and not self.accepts(value):
             raise UserError(f"{name} is {value}; it must {self.requirement}")
 
@@ -52,8 +59,31 @@ def at_least(least: int) -> Bounds:
     return Bounds(lambda value: value >= least, f"be at least {least}")
 
 
+def within(least: int, most: float) -> Bounds:
+    """Return the bounds of a number from `least` to `most`, both included."""
+    return Bounds(lambda value: least <= value <= most, f"be at least {least} and at most {most:,}")
+
+
 FRACTION = Bounds(lambda value: 0 <= value < 1, "be at least 0 and below 1")
 """Bounds of a probability or a decay rate."""
+STEPS = within(0, 10**15)
+"""Bounds of a number of optimizer steps, of which few runs make 10^6."""
+TOKENS = within(0, 10**18)
+"""Bounds of a number of tokens of a run or a dataset, of which the largest known have 10^13."""
+SEQUENCES = within(1, 10**7)
+"""Bounds of a number of sequences, whose offsets are in memory. `training/memory.py` checks their activations."""
+MICRO_BATCHES = within(1, 10**6)
+"""Bounds of a number of micro-batches in an optimizer step."""
+CONTEXT = within(1, 10**7)
+"""Bounds of a number of tokens in a sequence."""
+SAMPLES = within(1, 10**6)
+"""Bounds of a number of samples or repetitions."""
+RATE = within(0, 1000)
+"""Bounds of a learning rate or a weight decay."""
+SEED = Bounds(lambda value: 0 <= value < 1 << 63, "be at least 0 and below 2^63")
+"""Bounds of a seed."""
+PORT = within(0, 65535)
+"""Bounds of a port."""
 
 
 def converted(name: str, value: Any, hint: Any) -> Any:
