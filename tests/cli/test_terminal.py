@@ -11,8 +11,7 @@ import cyclopts
 import pytest
 from cyclopts.argument import ArgumentCollection
 
-from gpt2.cli import make_app
-from gpt2.cli.command_line import read_values, without_dashes
+from gpt2.cli import make_app, read_values, without_dashes
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.evaluation.hellaswag import read_tasks

@@ -6,20 +6,21 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, get_args
 
 import cyclopts
-from cyclopts.argument import ArgumentCollection
+from cyclopts.argument import Argument, ArgumentCollection
 
 from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
-from gpt2.cli.command_line import explained, read_values, without_dashes
 from gpt2.cli.demo import demo
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
+from gpt2.cli.explain import DASH, explained
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
@@ -32,11 +33,12 @@ from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
-from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError
+from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError, first_line
 from gpt2.runlog.console import note
+from gpt2.training.setting import OUTPUT, PATH, Bounds
 
-MIN_COLUMNS, MAX_COLUMNS = 20, 10_000
-"""Least and largest width of a terminal that is believed."""
+MIN_COLUMNS, MAX_DIGITS = 20, 4
+"""Least width of a terminal that is believed, and the largest number of its digits."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -102,12 +104,57 @@ def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCo
         fill_in(app, commands, arguments)
 
 
+def without_dashes(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with DASH in place of `-`."""
+    return [DASH if word == "-" else word for word in words]
+
+
+def read_values(arguments: ArgumentCollection) -> None:
+    """Give every value its meaning, and check the numbers.
+
+    As a path, `-` is standard input or output, and a `~` at the start is a home folder; as a text, both stay. Raises
+    UserError for a number that is not within its bounds, and for a fraction where a whole number is needed.
+    """
+    for argument in arguments:
+        argument.tokens = [token.evolve(value=_meant(argument, token.value)) for token in argument.tokens]
+        _check_number(argument)
+
+
+def _meant(argument: Argument, value: str) -> str:
+    """Return what a value of an argument stands for."""
+    kinds = _kinds(argument.field_info.annotation)
+    if value in (DASH, "-"):
+        if OUTPUT in kinds:
+            return "/dev/stdout"
+        return "/dev/stdin" if PATH in kinds else "-"
+    return os.path.expanduser(value) if PATH in kinds or OUTPUT in kinds else value  # noqa: PTH111
+
+
+def _kinds(hint: object) -> list[object]:
+    """Return the marks next to a type, also to a type inside it; a `Path` has the mark PATH."""
+    found = [PATH] if hint is Path else list(getattr(hint, "__metadata__", ()))
+    return found + [kind for part in get_args(hint) for kind in _kinds(part)]
+
+
+def _check_number(argument: Argument) -> None:
+    """Raise UserError for a fraction where a whole number is needed, and for a number outside its bounds."""
+    if not argument.tokens:
+        return
+    if argument.hint in (int, int | None):
+        for token in argument.tokens:
+            if "." in token.value:  # the library would round it
+                raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
+    for bounds in _kinds(argument.field_info.annotation):
+        if isinstance(bounds, Bounds):
+            bounds.check(argument.field_info.name, argument.convert())
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
     if sys.stdout is None:  # a process without standard output, such as a daemon
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     columns = os.environ.get("COLUMNS", "80")
-    if not columns.isdecimal() or not MIN_COLUMNS <= int(columns[-9:]) <= MAX_COLUMNS:
+    if not columns.isdecimal() or len(columns) > MAX_DIGITS or int(columns) < MIN_COLUMNS:
         del os.environ["COLUMNS"]  # Emacs and CI set 0, with which the layout of help texts never ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
@@ -127,12 +174,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
         leave(EXIT_INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"there is not enough memory ({first_line(error)}); give smaller numbers")
     status = result if isinstance(result, int) else 0
     if is_launched():  # Python's normal exit sometimes aborts in threads that PyTorch has not joined
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether Python, NumPy or PyTorch raised this error because no memory is left."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from gpt2.device import is_out_of_memory
+
+    return isinstance(error, RuntimeError) and is_out_of_memory(error)
 
 
 def show_warning(

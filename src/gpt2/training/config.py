@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from gpt2.optim.schedule import SCHEDULES
-from gpt2.training.combinations import check_batch, check_combinations, check_schedule, check_step
 from gpt2.training.setting import (
     CONTEXT,
     DATA,
@@ -28,6 +27,10 @@ from gpt2.training.setting import (
     TOKENS,
     Bounds,
     DataOrder,
+    check_batch,
+    check_combinations,
+    check_schedule,
+    check_step,
     converted,
     within,
 )

@@ -11,8 +11,8 @@ from gpt2.formats.open import build, open_model
 from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import Source
 from gpt2.model import GPT, GPTConfig
+from gpt2.training.budget import require_memory
 from gpt2.training.config import TrainConfig
-from gpt2.training.memory import require_memory
 
 MODEL_SETTINGS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
 """Settings that a model brings with it when it is not built from scratch."""
