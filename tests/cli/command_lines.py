@@ -1,7 +1,7 @@
 """Makes command lines of every command with extreme, wrong, empty and odd values, and runs them.
 
 `python tests/cli/command_lines.py 5000 SEED` prints every line that ends with a traceback, with another status than
-0, 1 or 2, after more than 10 seconds, or needs more than 1 GB. Each line runs in a process of its own, forked from
+0, 1 or 2, after more than 10 seconds of computing, or needs more than 1 GB. Each line runs in a process of its own, forked from
 this one, in a copy of a folder with a text, a dataset and a run.
 """
 
@@ -27,6 +27,9 @@ from cyclopts.argument import Argument, ArgumentCollection
 from gpt2.cli import main, make_app
 
 SECONDS = 10
+"""Seconds of computing that a command line may take."""
+WAIT = 60
+"""Seconds until a command line that waits counts as one that hangs; other programs can delay it."""
 BYTES = 10**9
 FAULT = 97
 """Status of a process with an uncaught exception."""
@@ -144,7 +147,7 @@ def value_of(rng: random.Random, argument: Argument) -> str:
     pools = [NUMBERS] if "int" in hint or "float" in hint else [PATHS, TEXTS]
     value = rng.choice(rng.choice(pools if rng.random() < 0.8 else [NUMBERS, TEXTS, PATHS]))
     most = LONG_WHEN_VALID.get(argument.name)
-    if most is not None and value.isdecimal() and most < int(value[:30]):
+    if most is not None and (digits := value.replace("_", "")).isdecimal() and most < int(digits[:30]):
         return "9" * 20
     return value
 
@@ -199,7 +202,7 @@ def run_line(line: list[str], world: Path) -> Outcome:
 
 def fault_of(status: int, err: str, kilobytes: int) -> str:
     """Return what is wrong with an outcome, in a word; nothing for a good one."""
-    if status == -signal.SIGALRM:
+    if status in (-signal.SIGALRM, -signal.SIGXCPU):
         return "hang"
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if "there is not enough memory" in err or "does not fit into memory" in err or (kilobytes - own) * 1024 > BYTES:
@@ -221,7 +224,9 @@ def run_here(line: list[str], folder: Path, out: Path, err: Path) -> None:
         most = int(data.split()[1]) * 1024 + BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.alarm(SECONDS)
+        used = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
+        resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS + 1))
+        signal.alarm(WAIT)
         sys.stdin, sys.stdout, sys.stderr = (
             open(0, closefd=False),  # noqa: SIM115
             open(1, "w", encoding="utf-8", closefd=False),  # noqa: SIM115
@@ -263,9 +268,7 @@ def run_lines(count: int, seed: int) -> Iterator[Outcome]:
     import gpt2.formats.export
     import gpt2.reporting.picture
 
-    os.environ |= {
-        "MPLCONFIGDIR": matplotlib.get_configdir()
-    }  # in another home folder, it would look for fonts again
+    os.environ |= {"MPLCONFIGDIR": matplotlib.get_configdir()}  # elsewhere it looks for fonts again
     os.environ |= {"COLUMNS": "100", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     torch.set_num_threads(1)
     rng, found = random.Random(seed), list(commands(make_app()))

@@ -27,7 +27,7 @@ def test_every_number_of_a_run_has_a_smallest_and_a_largest_value() -> None:
     numbers = {n for n, hint in HINTS.items() if hint in (int, float, int | None, float | None)}
     assert numbers == {name for name, _ in BOUNDS}
     for name, bounds in BOUNDS:
-        for value in (-1, 2**63, 1e308):
+        for value in (-1, 10**40):
             with pytest.raises(UserError, match=f"{name} is"):
                 bounds.check(name, value)
 
@@ -98,7 +98,7 @@ def test_a_prompt_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Mo
         ("train --nproc=" + "9" * 5000, "give a number of processes"),
         ("prepare t --part=" + "9" * 5000 + "/2", "give it as I/N"),
         ("prepare t --workers=100000", "workers is 100000; it must be at least 1 and at most 1,024"),
-        ("report r --port=65536", "port is 65536; it must be at least 0 and at most 65,535"),
+        ("report r --port=65536", "port is 65536; it must be 0 to 65535"),
         ("train --ui-port=-1", "ui_port is -1"),
         ("bench data d --steps=2147483648", "steps is 2147483648"),
         ("plan --nproc=0", "nproc is 0"),

@@ -88,7 +88,7 @@ RATE = within(0, 1000)
 """Bounds of a learning rate or a weight decay."""
 SEED = Bounds(lambda value: 0 <= value < 1 << 63, "be at least 0 and below 2^63")
 """Bounds of a seed."""
-PORT = within(0, 65535)
+PORT = Bounds(lambda value: 0 <= value <= 65535, "be 0 to 65535")
 """Bounds of a port."""
 
 
