@@ -1,8 +1,8 @@
 """Makes command lines of every command with extreme, wrong, empty and odd values, and runs them.
 
 `python tests/cli/command_lines.py 5000 SEED` prints every line that ends with a traceback, with another status than
-0, 1 or 2, after more than 10 seconds of computing, or needs more than 1 GB. Each line runs in a process of its own, forked from
-this one, in a copy of a folder with a text, a dataset and a run.
+0, 1 or 2, after more than 10 seconds of computing, or needs more than 1 GB. Each line runs in a process of its own,
+forked from this one, in a copy of a folder with a text, a dataset and a run.
 """
 
 import json

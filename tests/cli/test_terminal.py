@@ -15,6 +15,7 @@ from gpt2.cli import make_app, read_values, without_dashes
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.evaluation.hellaswag import read_tasks
+from gpt2.formats.open import open_model
 from gpt2.generation.engine import read_prompt
 from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.config import TrainConfig
@@ -91,6 +92,10 @@ def test_a_tilde_in_a_setting_is_a_home_folder(tmp_path: Path, monkeypatch: pyte
     assert TrainConfig(out_dir="~/x", dataset=Path("~/d")).out_dir == f"{tmp_path}/x"
     assert parse_toml('data_dir = "~/x"', "x.toml") == {"data_dir": f"{tmp_path}/x"}
     assert read_prompt("FILE:~/p.txt") == "a prompt"
+    for opened in (open_model, open_dataset):
+        with pytest.raises(UserError, match=f"{tmp_path}/empty"):
+            (tmp_path / "empty").mkdir(exist_ok=True)
+            opened("~/empty")
 
 
 @pytest.mark.parametrize(

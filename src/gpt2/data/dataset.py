@@ -88,6 +88,7 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
     """Open the dataset `name` like `open_dataset`, but return None for a corpus that is not prepared yet."""
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
+    name, data_dir = os.path.expanduser(name), os.path.expanduser(data_dir)  # noqa: PTH111
     in_data_dir = Path(data_dir) / name
     for path in (Path(name), in_data_dir):
         if path.is_dir() and (_is_dataset(path) or not (in_data_dir.is_dir() and path != in_data_dir)):
