@@ -67,7 +67,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    match = re.fullmatch(r"(cpu|mps)(?::0)?|cuda(?::(\d+))?", name, re.ASCII)  # torch takes cuda:256 for cuda:0
+    match = re.fullmatch(r"(cpu|mps)(?::0)?|cuda(?::(\d{1,9}))?", name, re.ASCII)  # torch takes cuda:256 for cuda:0
     if match is None:
         raise UserError(f"no device {name!r}; choose auto, cpu, cuda, cuda:N or mps")
     if match[1] is None:

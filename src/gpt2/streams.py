@@ -22,7 +22,7 @@ def descriptor_of(path: Path) -> int | None:
         resolved = Path(os.path.realpath(path.parent)) / path.name
         if str(resolved) in STANDARD:
             return STANDARD[str(resolved)]
-        if str(resolved.parent) in folders and resolved.name.isdecimal():
+        if str(resolved.parent) in folders and resolved.name.isdecimal() and len(resolved.name) < 10:
             return int(resolved.name)
         if not resolved.is_symlink():
             return None

@@ -5,31 +5,113 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+import cyclopts
 import pytest
+from cyclopts.argument import ArgumentCollection
 
-from gpt2.cli import with_standard_input
+from gpt2.cli import make_app, read_values, without_dashes
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.evaluation.hellaswag import read_tasks
+from gpt2.formats.open import open_model
 from gpt2.generation.engine import read_prompt
 from gpt2.tokenizers import ByteTokenizer
+from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
+from gpt2.training.recipes import parse_toml
+
+
+def values_of(*words: str) -> dict[str, list[str]]:
+    """Return the values that a command line gives, by the name of the argument."""
+    found: dict[str, list[str]] = {}
+
+    def keep(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> NoReturn:
+        read_values(arguments)
+        found.update({a.name.lstrip("-"): [token.value for token in a.tokens] for a in arguments if a.tokens})
+        raise KeyboardInterrupt
+
+    app = make_app()
+    app.config = (keep,)
+    with pytest.raises(KeyboardInterrupt):
+        app(without_dashes(words))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("line", "name", "value"),
     [
-        (["prepare", "-", "--out=x"], ["prepare", "/dev/stdin", "--out=x"]),
-        (["prepare", "a", "-", "--separator", "-"], ["prepare", "a", "/dev/stdin", "--separator=-"]),
-        (["sample", "m", "--start", "-"], ["sample", "m", "--start=-"]),
-        (["train", "--sample_start", "-"], ["train", "--sample_start=-"]),
-        (["plot", "r", "-o", "-"], ["plot", "r", "-o", "/dev/stdout"]),
-        (["sample", "m"], ["sample", "m"]),
+        ("prepare - --out=x", "SOURCES", "/dev/stdin"),
+        ("prepare --overwrite - --out=x", "SOURCES", "/dev/stdin"),
+        ("prepare a --separator -", "separator", "-"),
+        ("prepare a --val -", "val", "/dev/stdin"),
+        ("tokenizer train a --special_tokens -", "special-tokens", "-"),
+        ("sample m --start -", "start", "-"),
+        ("sample -", "MODEL", "/dev/stdin"),
+        ("train --sample_start -", "sample-start", "-"),
+        ("plot r -o -", "out", "/dev/stdout"),
+        ("report r --out=-", "out", "/dev/stdout"),
+        ("inspect d --html -", "html", "/dev/stdout"),
+        ("eval loss m d --plot -", "plot", "/dev/stdout"),
+        ("eval hellaswag m --write_bin -", "write-bin", "/dev/stdout"),
+        ("bench train --trace -", "trace", "/dev/stdout"),
+        ("export hf m -", "OUT", "/dev/stdout"),
     ],
 )
-def test_a_dash_is_a_file_where_a_file_belongs(given: list[str], expected: list[str]) -> None:
-    assert with_standard_input(given) == expected
+def test_a_dash_is_a_file_where_a_file_belongs(line: str, name: str, value: str) -> None:
+    assert values_of(*line.split())[name] == [value]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("train --out_dir=~/x", "out-dir", "H/x"),
+        ("train --dataset ~/d", "dataset", "H/d"),
+        ("train --init_from=~", "init-from", "H"),
+        ("train ~/a.toml", "RECIPE", "H/a.toml"),
+        ("prepare ~/a b", "SOURCES", "H/a"),
+        ("prepare a --tokenizer=~/t", "tokenizer", "H/t"),
+        ("plot r -o ~/p.png", "out", "H/p.png"),
+        ("sample ~/m", "MODEL", "H/m"),
+        ("sample ~nobody-here/m", "MODEL", "~nobody-here/m"),
+        ("sample m --start=~/m", "start", "~/m"),
+        ("train --wandb_project=~", "wandb-project", "~"),
+    ],
+)
+def test_a_tilde_is_a_home_folder_where_a_path_belongs(
+    line: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "H")
+    assert values_of(*line.split())[name][0] == value
+
+
+def test_a_tilde_in_a_setting_is_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.txt").write_text("a prompt")
+    assert TrainConfig(out_dir="~/x", dataset=Path("~/d")).out_dir == f"{tmp_path}/x"
+    assert parse_toml('data_dir = "~/x"', "x.toml") == {"data_dir": f"{tmp_path}/x"}
+    assert read_prompt("FILE:~/p.txt") == "a prompt"
+    for opened in (open_model, open_dataset):
+        with pytest.raises(UserError, match=f"{tmp_path}/empty"):
+            (tmp_path / "empty").mkdir(exist_ok=True)
+            opened("~/empty")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("train --compile --no-compile", "compile", False),
+        ("train --no-compile --compile", "compile", True),
+        ("train --compile --compile", "compile", True),
+        ("train --compile=false --compile", "compile", True),
+        ("train --batch_size=1 --batch-size=2", "batch_size", 2),
+        ("train --sample_start=a --sample_start=b", "sample_start", ("a", "b")),
+    ],
+)
+def test_of_an_option_given_twice_the_last_one_counts(line: str, name: str, value: object) -> None:
+    _, bound, _ = make_app().parse_args(line.split())
+    assert getattr(bound.arguments["config"], name) == value
 
 
 def test_a_dash_separates_documents(tmp_path: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from gpt2.errors import UserError
 from gpt2.formats.open import build, open_model
 from gpt2.generation.engine import stream_tokens
 from gpt2.model import GPT, GPTConfig
-from gpt2.training.setting import at_least
+from gpt2.training.setting import CONTEXT, SAMPLES, at_least
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,9 @@ def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, dty
     Raises UserError for numbers that are too small to measure, and where prompt and new tokens do not fit the model's
     context.
     """
-    for name, value, least in (
-        ("prompt_tokens", prompt_tokens, 1),
-        ("new_tokens", new_tokens, 2),
-        ("rounds", rounds, 1),
-    ):
-        at_least(least).check(name, value)
+    CONTEXT.check("prompt_tokens", prompt_tokens)
+    at_least(2).check("new_tokens", new_tokens)
+    SAMPLES.check("rounds", rounds)
     if prompt_tokens + new_tokens > (context := model.config.block_size):
         raise UserError(
             f"prompt_tokens={prompt_tokens} and new_tokens={new_tokens} are more than the model's {context} positions"

@@ -6,10 +6,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, get_args
 
 import cyclopts
-from cyclopts.argument import ArgumentCollection
+from cyclopts.argument import Argument, ArgumentCollection
 
 from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
@@ -19,6 +20,7 @@ from gpt2.cli.demo import demo
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
+from gpt2.cli.explain import DASH, explained
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
@@ -31,13 +33,12 @@ from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
-from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError
+from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError, first_line
 from gpt2.runlog.console import note
+from gpt2.training.setting import OUTPUT, PATH, Bounds
 
-MIN_COLUMNS = 20
-"""Least width of a terminal that is believed."""
-TEXT_OPTIONS = ("--start", "--sample-start", "--separator", "--special-tokens")
-OUTPUT_OPTIONS = ("-o", "--out")
+MIN_COLUMNS, MAX_DIGITS = 20, 4
+"""Least width of a terminal that is believed, and the largest number of its digits."""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -78,7 +79,10 @@ def make_app() -> cyclopts.App:
         exit_on_error=False,
         print_error=False,
         config=complete,
-        default_parameter=cyclopts.Parameter(negative_iterable=()),  # a list is empty unless it is given
+        default_parameter=cyclopts.Parameter(
+            negative_iterable=(),  # a list is empty unless it is given
+            allow_repeating=True,  # the last one counts
+        ),
     )
     for name, command in COMMANDS.items():
         app.command(command, name=name, help_format="markdown")
@@ -91,33 +95,75 @@ def make_app() -> cyclopts.App:
 
 
 def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse fractions for whole numbers, and add the settings that do not come from flags.
+    """Read the values of the command line, and add the settings that do not come from flags.
 
     The library calls this after it has read the command line and before it converts the values. Raises UserError.
     """
-    for argument in arguments:
-        if argument.hint in (int, int | None):
-            for token in argument.tokens:
-                if "." in token.value:  # the library would round it
-                    raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
+    read_values(arguments)
     if commands in TAKE_SETTINGS:
         fill_in(app, commands, arguments)
+
+
+def without_dashes(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with DASH in place of `-`."""
+    return [DASH if word == "-" else word for word in words]
+
+
+def read_values(arguments: ArgumentCollection) -> None:
+    """Give every value its meaning, and check the numbers.
+
+    As a path, `-` is standard input or output, and a `~` at the start is a home folder; as a text, both stay. Raises
+    UserError for a number that is not within its bounds, and for a fraction where a whole number is needed.
+    """
+    for argument in arguments:
+        argument.tokens = [token.evolve(value=_meant(argument, token.value)) for token in argument.tokens]
+        _check_number(argument)
+
+
+def _meant(argument: Argument, value: str) -> str:
+    """Return what a value of an argument stands for."""
+    kinds = _kinds(argument.field_info.annotation)
+    if value in (DASH, "-"):
+        if OUTPUT in kinds:
+            return "/dev/stdout"
+        return "/dev/stdin" if PATH in kinds else "-"
+    return os.path.expanduser(value) if PATH in kinds or OUTPUT in kinds else value  # noqa: PTH111
+
+
+def _kinds(hint: object) -> list[object]:
+    """Return the marks next to a type, also to a type inside it; a `Path` has the mark PATH."""
+    found = [PATH] if hint is Path else list(getattr(hint, "__metadata__", ()))
+    return found + [kind for part in get_args(hint) for kind in _kinds(part)]
+
+
+def _check_number(argument: Argument) -> None:
+    """Raise UserError for a fraction where a whole number is needed, and for a number outside its bounds."""
+    if not argument.tokens:
+        return
+    if argument.hint in (int, int | None):
+        for token in argument.tokens:
+            if "." in token.value:  # the library would round it
+                raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
+    for bounds in _kinds(argument.field_info.annotation):
+        if isinstance(bounds, Bounds):
+            bounds.check(argument.field_info.name, argument.convert())
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. A mistake of the user gives one line instead of a traceback."""
     if sys.stdout is None:  # a process without standard output, such as a daemon
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    if not os.environ.get("COLUMNS", "80").isdecimal() or int(os.environ.get("COLUMNS", "80")) < MIN_COLUMNS:
+    columns = os.environ.get("COLUMNS", "80")
+    if not columns.isdecimal() or len(columns) > MAX_DIGITS or int(columns) < MIN_COLUMNS:
         del os.environ["COLUMNS"]  # Emacs and CI set 0, with which the layout of help texts never ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     warnings.showwarning = show_warning
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        result = make_app()(with_standard_input(given))
+        result = make_app()(without_dashes(given))
     except cyclopts.CycloptsError as error:
-        fail(" ".join(str(error).split()))
+        fail(explained(error))
     except ReportedElsewhere:
         leave(EXIT_BAD_INPUT)
     except UserError as error:
@@ -128,12 +174,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
     except KeyboardInterrupt:
         leave(EXIT_INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"there is not enough memory ({first_line(error)}); give smaller numbers")
     status = result if isinstance(result, int) else 0
     if is_launched():  # Python's normal exit sometimes aborts in threads that PyTorch has not joined
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether Python, NumPy or PyTorch raised this error because no memory is left."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from gpt2.device import is_out_of_memory
+
+    return isinstance(error, RuntimeError) and is_out_of_memory(error)
 
 
 def show_warning(
@@ -147,27 +206,6 @@ def show_warning(
     """Print a warning of this program as a line for the user, and any other warning as Python does."""
     is_ours = category is FileSystemWarning
     note(str(message) if is_ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip())
-
-
-def with_standard_input(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with files in place of `-`, which the library takes for an option.
-
-    A source is standard input and an output is standard output; as a prompt or a separator, a dash is a dash.
-    """
-    if "-" not in arguments:
-        return list(arguments)
-    from gpt2.data.sources import STANDARD_INPUT
-
-    result: list[str] = []
-    for argument in arguments:
-        option = result[-1].replace("_", "-") if result else ""
-        if argument != "-":
-            result.append(argument)
-        elif option in TEXT_OPTIONS:
-            result[-1] += "=-"
-        else:
-            result.append("/dev/stdout" if option in OUTPUT_OPTIONS else STANDARD_INPUT)
-    return result
 
 
 def fail(line: str, status: int = EXIT_BAD_INPUT) -> NoReturn:

@@ -6,16 +6,18 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from gpt2.training.config import TrainConfig
-from gpt2.training.setting import PROCESSES
+from gpt2.training.setting import OUTPUT, PATH, PROCESSES
 
 RecipeArg = Annotated[
     str | None,
+    PATH,
     Parameter(help="A built-in recipe (shakespeare_char, gpt2, …), a TOML file or a nanoGPT config file."),
 ]
 SettingsArg = Annotated[TrainConfig, Parameter(name="*")]
 """All settings of a training run, each with its own flag."""
 ModelArg = Annotated[
     str,
+    PATH,
     Parameter(
         help="A run folder (its best checkpoint), a checkpoint, a Hugging Face folder or name, or a model file of "
         "nanoGPT, build-nanogpt, llm.c or llama.cpp."
@@ -23,15 +25,17 @@ ModelArg = Annotated[
 ]
 DatasetArg = Annotated[
     str,
+    PATH,
     Parameter(
         help="A prepared folder, token files (a folder, file or glob pattern), a name under data_dir, or the name of "
         "a corpus."
     ),
 ]
 SplitArg = Annotated[Literal["train", "val"], Parameter(help="Split of the dataset.")]
-DataDirArg = Annotated[str, Parameter(help="Folder that holds the prepared datasets.")]
+DataDirArg = Annotated[str, PATH, Parameter(help="Folder that holds the prepared datasets.")]
 TokenizerArg = Annotated[
     str | None,
+    PATH,
     Parameter(
         help="Tokenizer for a model that comes without one: gpt2, byte, or the folder of a dataset or a model. "
         "Default: the model's own."
@@ -49,7 +53,7 @@ NprocArg = Annotated[
         "them instead."
     ),
 ]
-OutArg = Annotated[Path, Parameter(help="Folder or file to write. It must not exist yet.")]
+OutArg = Annotated[Path, OUTPUT, Parameter(help="Folder or file to write. It must not exist yet.")]
 OverwriteFlag = Annotated[bool, Parameter(help="Replace the output that already exists.")]
 FieldArg = Annotated[
     str,

@@ -2,19 +2,20 @@
 
 import json
 from dataclasses import asdict
+from typing import Annotated
 
 from gpt2.cli.arguments import DataDirArg, DatasetArg, JsonFlag
 from gpt2.runlog.console import note
-from gpt2.training.setting import DataOrder
+from gpt2.training.setting import CONTEXT, SAMPLES, SEQUENCES, DataOrder
 
 
 def bench_data(
     dataset: DatasetArg,
     /,
     *,
-    batch_size: int = 12,
-    block_size: int = 1024,
-    steps: int = 1000,
+    batch_size: Annotated[int, SEQUENCES] = 12,
+    block_size: Annotated[int, CONTEXT] = 1024,
+    steps: Annotated[int, SAMPLES] = 1000,
     data_order: DataOrder = "random",
     data_dir: DataDirArg = "data",
     json_: JsonFlag = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg
+from gpt2.training.setting import CONTEXT, SAMPLES
 
 RANDOM = "A model as `gpt2 sample` takes it, or random:SIZE for random weights of a size, for example random:gpt2."
 
@@ -15,9 +16,9 @@ def bench_sample(
     model: Annotated[ModelArg, Parameter(help=RANDOM)],
     /,
     *,
-    prompt_tokens: int = 32,
-    new_tokens: int = 128,
-    rounds: int = 5,
+    prompt_tokens: Annotated[int, CONTEXT] = 32,
+    new_tokens: Annotated[int, CONTEXT] = 128,
+    rounds: Annotated[int, SAMPLES] = 5,
     device: DeviceArg = "auto",
     dtype: DTypeArg = "float32",
     json_: JsonFlag = False,

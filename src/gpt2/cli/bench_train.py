@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
+from gpt2.training.setting import OUTPUT, within
 
 if TYPE_CHECKING:
     from gpt2.bench.train import TrainingSpeed
@@ -18,8 +19,8 @@ def bench_train(
     recipe: RecipeArg = None,
     /,
     *,
-    steps: int = 10,
-    trace: Path | None = None,
+    steps: Annotated[int, within(2, 10**6)] = 10,
+    trace: Annotated[Path | None, OUTPUT] = None,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> None:
@@ -37,9 +38,7 @@ def bench_train(
         that ends with .gz is compressed.
     """
     from gpt2.bench.train import check_trace, measure
-    from gpt2.training.setting import at_least
 
-    at_least(2).check("steps", steps)
     if trace is not None:
         check_trace(trace)
     from gpt2.device import keep_freed_memory

@@ -10,6 +10,7 @@ from gpt2.cli.launch import EXIT_STOPPED
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import load_recipe, run_settings
+from gpt2.training.setting import OUTPUT, within
 
 if TYPE_CHECKING:
     from gpt2.training.loop import TrainResult
@@ -19,7 +20,10 @@ PROMPTS = ("def", "class", "import")
 
 
 def demo(
-    *, out_dir: Path = Path("out-demo"), minutes: float = 5.0, smoke: Annotated[bool, Parameter(negative=())] = False
+    *,
+    out_dir: Annotated[Path, OUTPUT] = Path("out-demo"),
+    minutes: Annotated[float, within(0, 10**9)] = 5.0,
+    smoke: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Prepare a corpus, train for a few minutes on this machine, and show loss, samples and a plot, without network.
 

@@ -12,6 +12,7 @@ from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.training.setting import CONTEXT, OUTPUT, PATH, SAMPLES
 
 if TYPE_CHECKING:
     from gpt2.distributed.world import World
@@ -25,19 +26,19 @@ class Options:
     data: Path | None = None
     """A .jsonl file of tasks, or llm.c's hellaswag_val.bin. Default: the 10,042 validation tasks, downloaded into
     data_dir once."""
-    limit: int | None = None
+    limit: Annotated[int | None, SAMPLES] = None
     """Number of tasks to evaluate, from the first one on. Default: all."""
     rendering: Literal["build-nanogpt", "lm-eval"] = "build-nanogpt"
     """How a task becomes text. `build-nanogpt` takes context and ending unchanged and normalises by tokens. `lm-eval`
     puts the activity first, removes tags and normalises by characters, as EleutherAI's harness does."""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, CONTEXT] = None
     """Number of tokens in a batch. Default: 512 on a CPU, 32768 on other devices."""
     tokenizer: TokenizerArg = None
-    out: Path | None = None
+    out: Annotated[Path | None, OUTPUT] = None
     """Write the model's choice in each task to this file, one JSON object per line."""
-    write_bin: Path | None = None
+    write_bin: Annotated[Path | None, OUTPUT] = None
     """Write the tasks to this file in llm.c's format, and do not evaluate."""
-    data_dir: Annotated[str, Parameter(help="Folder that holds the downloaded tasks.")] = "data"
+    data_dir: Annotated[str, PATH, Parameter(help="Folder that holds the downloaded tasks.")] = "data"
     device: DeviceArg = "auto"
     dtype: DTypeArg = "auto"
 
@@ -63,9 +64,7 @@ def eval_hellaswag(
     from gpt2.device import pick_device
     from gpt2.distributed.world import joined
     from gpt2.files import check_free, write_text
-    from gpt2.training.setting import at_least
 
-    at_least(1).check("batch_tokens", options.batch_tokens)
     for target in (options.out, options.write_bin):
         if target is not None:
             check_free(target)

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, SplitArg
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
+from gpt2.training.setting import CONTEXT, OUTPUT, SEQUENCES, within
 
 if TYPE_CHECKING:
     from gpt2.evaluation.split_loss import SplitLoss
@@ -18,10 +19,10 @@ def eval_loss(
     /,
     *,
     split: SplitArg = "val",
-    tokens: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 16,
-    plot: Path | None = None,
+    tokens: Annotated[int | None, within(1, 10**18)] = None,
+    stride: Annotated[int | None, CONTEXT] = None,
+    batch_size: Annotated[int, SEQUENCES] = 16,
+    plot: Annotated[Path | None, OUTPUT] = None,
     data_dir: DataDirArg = "data",
     device: DeviceArg = "auto",
     dtype: DTypeArg = "auto",
@@ -51,25 +52,16 @@ def eval_loss(
 
     keep_freed_memory()
     from gpt2.evaluation.split_loss import measure_split
+    from gpt2.reporting.picture import check_name
 
-    check(batch_size, stride, tokens, plot)
+    if plot is not None:
+        check_name(plot)
     where = {"data_dir": data_dir, "device": device, "dtype": dtype}
     found = measure_split(
         model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, log=note
     )
     show(found, plot, json_)
     return None
-
-
-def check(batch_size: int, stride: int | None, tokens: int | None, plot: Path | None) -> None:
-    """Raise UserError for numbers below 1 and for a picture of an unknown kind."""
-    from gpt2.reporting.picture import check_name
-    from gpt2.training.setting import at_least
-
-    if plot is not None:
-        check_name(plot)
-    for name, value in (("batch_size", batch_size), ("stride", stride), ("tokens", tokens)):
-        at_least(1).check(name, value)
 
 
 def show(found: "SplitLoss | None", plot: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from gpt2.cli.arguments import DataDirArg, JsonFlag, ModelArg, OutArg, TokenizerArg
 from gpt2.cli.results import print_difference
 from gpt2.runlog.console import note
+from gpt2.training.setting import CONTEXT, PATH, SEQUENCES
 
 
 def export(
@@ -17,9 +18,9 @@ def export(
     *,
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32",
     tokenizer: TokenizerArg = None,
-    dataset: str | None = None,
-    batch_size: int | None = None,
-    block_size: int | None = None,
+    dataset: Annotated[str | None, PATH] = None,
+    batch_size: Annotated[int | None, SEQUENCES] = None,
+    block_size: Annotated[int | None, CONTEXT] = None,
     data_dir: DataDirArg = "data",
     json_: JsonFlag = False,
 ) -> None:

@@ -8,17 +8,18 @@ from cyclopts import Parameter
 
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.training.setting import OUTPUT, PATH
 
 if TYPE_CHECKING:
     from gpt2.data.inspect import DatasetReport
 
 
 def inspect(
-    dataset: str,
+    dataset: Annotated[str, PATH],
     /,
     *,
-    html: Path | None = None,
-    data_dir: str = "data",
+    html: Annotated[Path | None, OUTPUT] = None,
+    data_dir: Annotated[str, PATH] = "data",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Print what is in a dataset: documents, ids, duplicates, what training and validation share, excerpts.

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # torch is not imported to answer --help
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 EXIT_BAD_INPUT = 2
+LONGEST_NUMBER = 9
+"""Maximum number of digits of a number of processes."""
+PROCESS_BYTES = 200_000_000
+"""Memory that a process takes at least, in bytes: that of PyTorch."""
 EXIT_STOPPED = 75
 """Exit status of a run that a signal ended; it is saved and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
@@ -63,12 +67,20 @@ def _status(error: "ChildFailedError") -> int:
 
 def processes(nproc: str) -> int:
     """Return the number of processes that `--nproc` requests. Raises UserError."""
-    if nproc == "auto":
-        import torch
+    import torch
 
+    if nproc == "auto":
         return max(1, torch.cuda.device_count())
-    if not nproc.isdecimal() or int(nproc) < 1:
+    if not (nproc.isdecimal() and len(nproc) <= LONGEST_NUMBER and int(nproc) >= 1):
         raise UserError(f"nproc is {nproc!r}; give a number of processes, or auto for one per GPU")
+    from gpt2.device import free_memory
+
+    needed, free = int(nproc) * PROCESS_BYTES, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"{nproc} processes take at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free; lower "
+            "--nproc"
+        )
     return int(nproc)
 
 

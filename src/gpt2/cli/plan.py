@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
 from gpt2.runlog.console import duration, note
 from gpt2.training.config import TrainConfig
-from gpt2.training.setting import PROCESSES, at_least
+from gpt2.training.setting import PROCESSES, SAMPLES
 
 if TYPE_CHECKING:
     from gpt2.bench.plan import Plan
@@ -17,7 +17,7 @@ def plan(
     recipe: RecipeArg = None,
     /,
     *,
-    nproc: Annotated[int, PROCESSES] = 1,
+    nproc: Annotated[int, PROCESSES, SAMPLES] = 1,
     probe: bool = True,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
@@ -34,8 +34,6 @@ def plan(
         Train a few optimizer steps on random tokens to measure the speed. --no-probe only calculates.
     """
     from gpt2.bench.plan import plan as make
-
-    at_least(1).check("nproc", nproc)
     from gpt2.device import keep_freed_memory
 
     keep_freed_memory()

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from gpt2.runlog.console import note
+from gpt2.training.setting import OUTPUT
 
 
 def plot(
     *runs: Annotated[Path, Parameter(required=True)],
-    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("plot.png"),
+    out: Annotated[Path, OUTPUT, Parameter(name=["--out", "-o"])] = Path("plot.png"),
     x: Literal["steps", "tokens", "flops", "time"] = "steps",
     smooth: float | None = None,
     dark: Annotated[bool, Parameter(negative=())] = False,

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import FieldArg, OverwriteFlag
+from gpt2.cli.launch import LONGEST_NUMBER
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.training.setting import OUTPUT, PATH, TOKENS, within
 
 if TYPE_CHECKING:
     from gpt2.tokenizers import Tokenizer
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 class Options:
     """The options of `gpt2 prepare`."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, OUTPUT] = None
     """Folder of the dataset to write. Default: data/ and the name of the corpus or of the first source."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str | None, PATH] = None
     """`char`, `byte`, `gpt2` (OpenAI's 50,257 tokens), `bpe` (trained on this text), or an existing tokenizer: the
     folder of a model or a dataset, or a tokenizer.json. Default: that of the corpus, else gpt2."""
-    vocab_size: int | None = None
+    vocab_size: Annotated[int | None, within(0, 10**7)] = None
     """Number of ids of a bpe tokenizer. Default: that of the corpus, else 4096."""
     format: Literal["nanogpt", "llmc", "npy"] = "nanogpt"
     """Format of the token files. `nanogpt`: train.bin and val.bin, with end-of-text after each document. `llmc`:
@@ -33,14 +35,14 @@ class Options:
     name: str | None = None
     """Start of the file names of llmc and npy shards. Default: the usual name of the corpus, else that of the
     source."""
-    shard_size: int | None = None
+    shard_size: Annotated[int | None, TOKENS] = None
     """Number of tokens in a shard of llmc or npy; 0 writes one file per split. Default: 100,000,000."""
-    val: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None
+    val: Annotated[list[str] | None, PATH, Parameter(consume_multiple=True)] = None
     """Files and folders of text for the validation split. Default: a part of the sources."""
     val_fraction: float | None = None
     """Fraction of the documents for the validation split, or of the characters of each if there are only a few
     documents. Default: 0.1."""
-    val_tokens: int | None = None
+    val_tokens: Annotated[int | None, TOKENS] = None
     """Use this number of tokens, from the start of the text, for the validation split, as llm.c and build-nanogpt
     do."""
     field: FieldArg = "text"
@@ -55,7 +57,7 @@ class Options:
     partitions together."""
     join: bool = False
     """Take all N partitions as the sources and put them together."""
-    workers: int | None = None
+    workers: Annotated[int | None, within(1, 1024)] = None
     """Number of processes that tokenise. Default: one per core."""
     from_: Annotated[Path | None, Parameter(name="--from")] = None
     """Local copy of a corpus, to use instead of a download."""
@@ -63,7 +65,7 @@ class Options:
 
 
 def prepare(
-    *sources: Annotated[str, Parameter(required=True)],
+    *sources: Annotated[str, PATH, Parameter(required=True)],
     options: Annotated[Options, Parameter(name="*")] = Options(),
 ) -> None:
     """Turn text into a dataset of tokens. After an interruption, the same command continues where it stopped.
@@ -81,7 +83,7 @@ def prepare(
 
     if options.out is None and (sources[0] == STANDARD_INPUT or options.join):
         raise UserError("the dataset needs a folder: give --out")
-    folder = options.out.expanduser() if options.out else Path("data") / default_name(sources[0])
+    folder = options.out if options.out else Path("data") / default_name(sources[0])
     if options.join:
         refuse_settings_of_partitions(options)
         join([Path(source) for source in sources], folder, options.overwrite, note)
@@ -140,7 +142,7 @@ def parsed_part(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
     first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal()):
+    if not all(number.isdecimal() and len(number) <= LONGEST_NUMBER for number in (first, second)):
         raise UserError(f"part is {text!r}; give it as I/N, for example --part=1/4")
     return int(first), int(second)
 

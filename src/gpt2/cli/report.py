@@ -10,13 +10,14 @@ from cyclopts import Parameter
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
+from gpt2.training.setting import OUTPUT, PORT
 
 
 def report(
     *runs: Annotated[Path, Parameter(required=True)],
-    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("report.html"),
+    out: Annotated[Path, OUTPUT, Parameter(name=["--out", "-o"])] = Path("report.html"),
     serve: Annotated[bool, Parameter(negative=())] = False,
-    port: int = 0,
+    port: Annotated[int, PORT] = 0,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
     """Write a report on one run, or on several next to each other, as one HTML page that needs no other file.

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from gpt2.cli.arguments import DeviceArg, DTypeArg, ModelArg, TokenizerArg
 from gpt2.runlog.console import note
+from gpt2.training.setting import CONTEXT, SAMPLES, SEED, within
 
 if TYPE_CHECKING:
     from gpt2.model import GPT
@@ -20,12 +21,12 @@ SEPARATOR = "\n---------------"
 class Sampling:
     """The settings of a sample."""
 
-    max_new_tokens: int = 500
+    max_new_tokens: Annotated[int, CONTEXT] = 500
     """Maximum number of tokens in a sample. A sample also ends at end-of-text."""
     temperature: float = 0.8
     """Sampling temperature: a lower one is more predictable, a higher one more varied. 0 always takes the most likely
     token."""
-    top_k: int = 200
+    top_k: Annotated[int, within(0, 10**9)] = 200
     """Sample from this number of most likely tokens. 0 means all tokens."""
     top_p: float = 1.0
     """Sample from the most likely tokens whose probabilities add up to this number."""
@@ -36,9 +37,9 @@ def sample(
     /,
     *,
     start: str = "",
-    num_samples: int = 1,
+    num_samples: Annotated[int, SAMPLES] = 1,
     sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),
-    seed: int = 1337,
+    seed: Annotated[int, SEED] = 1337,
     tokenizer: TokenizerArg = None,
     device: DeviceArg = "auto",
     dtype: DTypeArg = "float32",
@@ -57,9 +58,8 @@ def sample(
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import build, open_model
     from gpt2.generation.engine import check_settings, encode_prompt, read_prompt
-    from gpt2.training.setting import at_least
 
-    at_least(1).check("num_samples", num_samples)
+    SEED.check("seed + num_samples - 1", seed + num_samples - 1)
     check_settings(**asdict(sampling), seed=seed)
     where = pick_device(device)
     prompt = read_prompt(start)

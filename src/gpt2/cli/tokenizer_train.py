@@ -11,6 +11,7 @@ from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
 from gpt2.streams import is_stream
+from gpt2.training.setting import OUTPUT, PATH, within
 
 if TYPE_CHECKING:
     from gpt2.data.train_tokenizer import TokenizerReport
@@ -19,12 +20,12 @@ FILE = "tokenizer.json"
 
 
 def tokenizer_train(
-    *sources: Annotated[str, Parameter(required=True)],
-    vocab_size: int = 4096,
+    *sources: Annotated[str, PATH, Parameter(required=True)],
+    vocab_size: Annotated[int, within(0, 10**7)] = 4096,
     special_tokens: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
-    out: Path = Path(FILE),
+    out: Annotated[Path, OUTPUT] = Path(FILE),
     field: FieldArg = "text",
-    max_characters: int = 1_000_000_000,
+    max_characters: Annotated[int, within(1, 10**15)] = 1_000_000_000,
     overwrite: OverwriteFlag = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -66,8 +67,8 @@ def output_file(out: Path, overwrite: bool) -> Path:
     path = out / FILE if out.is_dir() else out
     if path.suffix != ".json" or path.name in ("dataset.json", "vocab.json"):
         raise UserError(
-            f"--out is {out}, which is not an existing folder; a tokenizer's file is named NAME.json, for example "
-            f"{FILE}"
+            f"--out is {out}, which is neither an existing folder nor the name of a tokenizer's file; give "
+            f"--out={path.with_name(FILE) if path.suffix == '.json' else path.with_name(path.name + '.json')}"
         )
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} for {path.name}; make it, or choose another --out")

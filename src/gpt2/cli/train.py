@@ -20,7 +20,7 @@ from gpt2.runlog.console import note
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
 from gpt2.training.nanogpt_config import names_a_model
-from gpt2.training.setting import PROCESSES, RECORDS
+from gpt2.training.setting import PORT, PROCESSES, RECORDS, within
 
 
 def train(
@@ -28,9 +28,9 @@ def train(
     /,
     *,
     nproc: NprocArg = "1",
-    max_restarts: Annotated[int, PROCESSES] = 0,
+    max_restarts: Annotated[int, PROCESSES, within(0, 10**6)] = 0,
     ui: Annotated[bool, RECORDS, Parameter(negative=())] = False,
-    ui_port: Annotated[int, RECORDS] = 0,
+    ui_port: Annotated[int, RECORDS, PORT] = 0,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> int:

@@ -1,6 +1,5 @@
 """Datasets: folders with token files and the `dataset.json` of `prepare`, or token files of other projects."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError, first_line
 from gpt2.formats.tokenizer_files import read_meta
+from gpt2.spelling import nearest
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
@@ -50,12 +50,16 @@ class Dataset:
             )
         return tokens
 
-    def require_tokenizer(self, tokenizer: Tokenizer, whose: str) -> None:
-        """Raise UserError unless all ids of this dataset stand for the same tokens in `tokenizer`."""
+    def require_tokenizer(self, tokenizer: Tokenizer, whose: str, model: str = "") -> None:
+        """Raise UserError unless all ids of this dataset stand for the same tokens in `tokenizer`.
+
+        whose: the owner of the tokenizer, in words. model: its path or name, if it has one.
+        """
         if not has_ids_of(tokenizer, self.tokenizer):
+            remedy = f"with --tokenizer={model}" if model else "with that tokenizer"
             raise UserError(
                 f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
-                f"{whose} uses another {tokenizer.kind} tokenizer; prepare the text again with --tokenizer=MODEL"
+                f"{whose} uses another {tokenizer.kind} tokenizer; prepare the text again {remedy}"
             )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:
@@ -83,6 +87,7 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
     """Open the dataset `name` like `open_dataset`, but return None for a corpus that is not prepared yet."""
     if not name:
         raise UserError("no dataset given; name a prepared folder or a corpus, for example --dataset=pystdlib")
+    name, data_dir = os.path.expanduser(name), os.path.expanduser(data_dir)  # noqa: PTH111
     in_data_dir = Path(data_dir) / name
     for path in (Path(name), in_data_dir):
         if path.is_dir() and (_is_dataset(path) or not (in_data_dir.is_dir() and path != in_data_dir)):
@@ -92,8 +97,8 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
         if GLOB.search(name) and (files := sorted(path.parent.glob(path.name))):
             return _open_files(path, files)
     if name not in corpora.CORPORA:
-        close = difflib.get_close_matches(name, corpora.CORPORA, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
+        close = nearest(name, corpora.CORPORA)
+        hint = f"did you mean {close}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
         raise UserError(
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )

@@ -6,6 +6,7 @@ files (`writers`). A journal (`staging`) records the progress. The memory in use
 
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -179,7 +180,7 @@ def _about_special_tokens(job: Job, found: Counter[str]) -> str | None:
 
 def default_name(source: str | Path) -> str:
     """Return the default name of the dataset of a source."""
-    name = "" if str(source) == STANDARD_INPUT else Path(source).resolve().name
+    name = "" if str(source) == STANDARD_INPUT else Path(os.path.realpath(source)).name
     return name.lstrip(".").split(".")[0] or "text"
 
 
@@ -220,7 +221,7 @@ def _files(source: str, note: Callable[[str], None]) -> list[Path]:
         raise UserError(
             f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
         )
-    return [path.resolve() for path in find_files(source, note)]
+    return [Path(os.path.realpath(path)) for path in find_files(source, note)]
 
 
 def _input(path: Path, split: str | None) -> Input:

@@ -217,7 +217,7 @@ def sequences_per_batch(batch_size: int | str, most: int | None) -> int | None:
     """
     if str(batch_size).startswith("auto"):
         return most
-    if not str(batch_size).isdecimal() or int(batch_size) < 1:
+    if not str(batch_size).isdecimal() or len(str(batch_size)) > 9 or int(batch_size) < 1:
         raise UserError(f"batch_size is {batch_size}; it must be a number of sequences, at least 1, or auto")
     return int(batch_size)
 

@@ -113,6 +113,6 @@ def _open(model: str | GPT, dataset: str, stride: int | None, data_dir: str, log
     if stride is not None and stride > (context := source.config.block_size):
         raise UserError(f"stride is {stride}, more than the model's context of {context}; lower it")
     if source.known_tokenizer:
-        data.require_tokenizer(source.known_tokenizer, source.origin)
+        data.require_tokenizer(source.known_tokenizer, source.origin, model if isinstance(model, str) else "")
     data.require_vocabulary(source.config.vocab_size, source.origin)
     return source, data

@@ -1,5 +1,6 @@
 """Opens the `MODEL` of a command line: any path or name, recognised by its content."""
 
+import os
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -66,7 +67,7 @@ def open_model(name: str | PathLike[str], tokenizer: str | None = None) -> Sourc
     `tokenizer` names one to use instead of the model's own. Raises UserError where the name is none of these, or the
     file is damaged.
     """
-    source = _open(fspath(name))
+    source = _open(os.path.expanduser(fspath(name)))  # noqa: PTH111
     if tokenizer is None:
         return source
     given = named_tokenizer(tokenizer)

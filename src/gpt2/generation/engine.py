@@ -1,6 +1,7 @@
 """Generates tokens and text: computes the prompt at once, and then one token at a time."""
 
 import codecs
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +15,9 @@ from gpt2.generation.kv_cache import KVCache
 from gpt2.generation.sampling import next_token
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
+
+LARGEST_PROMPT = 2**26
+"""Maximum number of bytes in the file of a prompt."""
 
 
 @torch.no_grad()
@@ -125,9 +129,13 @@ def read_prompt(start: str) -> str:
     """
     if not start.startswith("FILE:"):
         return start
-    path = Path(start.removeprefix("FILE:"))
+    path = Path(os.path.expanduser(start.removeprefix("FILE:")))  # noqa: PTH111
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_PROMPT + 1)  # a device can be endless
+        if len(content) > LARGEST_PROMPT:
+            raise UserError(f"the prompt in {path} is larger than {LARGEST_PROMPT:,} bytes; give a shorter text")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompt from {path} ({error}); give a UTF-8 text file") from None
 

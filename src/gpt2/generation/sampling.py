@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+LEAST_P = 1e-30
+"""Smallest probability that `top_p` counts; a smaller one could become 0 in float32."""
+
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Return the logits (B, V) with all except the `k` largest of each row set to -inf."""
@@ -18,7 +21,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, indices = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     likelier = probabilities.cumsum(dim=-1) - probabilities  # probability of all likelier tokens
-    ordered = ordered.masked_fill(likelier >= p, float("-inf"))
+    ordered = ordered.masked_fill(likelier >= max(p, LEAST_P), float("-inf"))
     return torch.empty_like(logits).scatter(-1, indices, ordered)
 
 

@@ -1,5 +1,6 @@
 """The records of a run as points of curves: placed on an axis, smoothed, thinned. Drawing is in `reporting/`."""
 
+import os
 import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -124,7 +125,7 @@ def settings_of(run: Path) -> dict[str, Any]:
 
 def name_of(run: Path) -> str:
     """Return the name of a run: that of its folder, or of its log where that is not `log.jsonl`."""
-    return (run.parent if run.name == FILE else run).resolve().name
+    return Path(os.path.realpath(run.parent if run.name == FILE else run)).name
 
 
 def series(records: Records, event: str, key: str) -> tuple[list[int], list[float]]:

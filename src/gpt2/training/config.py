@@ -1,25 +1,38 @@
 """Every setting of a training run. The text under a setting is its `--help`."""
 
+import os
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from gpt2.errors import UserError
 from gpt2.optim.schedule import SCHEDULES
 from gpt2.training.setting import (
+    CONTEXT,
     DATA,
     EVALUATION,
     FRACTION,
     MACHINE,
+    MICRO_BATCHES,
     MODEL,
     OPTIMIZER,
+    PATH,
     PROCESSES,
     QUOTED,
+    RATE,
     RECORDS,
     RUN,
+    SAMPLES,
+    SEED,
+    SEQUENCES,
+    STEPS,
+    TOKENS,
     Bounds,
     DataOrder,
-    at_least,
+    check_batch,
+    check_combinations,
+    check_schedule,
+    check_step,
     converted,
+    within,
 )
 
 Size = Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "d6", "d12", "d24", "d36", "d48"]
@@ -32,35 +45,35 @@ class TrainConfig:
     Raises UserError for values that are out of bounds or that contradict each other.
     """
 
-    out_dir: Annotated[str, RUN] = "out"
+    out_dir: Annotated[str, RUN, PATH] = "out"
     """Folder of the run: its configuration, log, checkpoints and samples."""
-    init_from: Annotated[str, RUN] = "scratch"
+    init_from: Annotated[str, RUN, PATH] = "scratch"
     """Where the weights come from: `scratch` (random initialisation), `resume` (continue the run in out_dir exactly),
     `auto` (resume if out_dir holds a run, else scratch), or a MODEL to fine-tune (a path or a Hugging Face name)."""
     resume_optimizer: Annotated[bool, RUN] = False
     """Start fine-tuning with the optimizer state that is stored with the MODEL of init_from."""
     overwrite: Annotated[bool, RUN] = False
     """Delete the run that is already in out_dir and start a new one."""
-    seed: Annotated[int, RUN, at_least(0), Bounds(lambda value: value < 1 << 63, "be below 2^63")] = 1337
+    seed: Annotated[int, RUN, SEED] = 1337
     """Seed of the weight initialisation, the batches, the dropout and the samples."""
-    max_iters: Annotated[int, RUN, at_least(0)] = 600_000
+    max_iters: Annotated[int, RUN, STEPS] = 600_000
     """Total number of optimizer steps in the run."""
-    max_minutes: Annotated[float, RUN, at_least(0)] = 0.0
+    max_minutes: Annotated[float, RUN, within(0, 10**9)] = 0.0
     """Maximum training time in minutes. The run then ends as if max_iters were reached. 0 means no limit."""
-    max_tokens: Annotated[int, RUN, at_least(0)] = 0
+    max_tokens: Annotated[int, RUN, TOKENS] = 0
     """Maximum number of training tokens. The run ends at this limit or at max_iters, whichever comes first. 0 means
     no limit."""
-    max_epochs: Annotated[float, RUN, at_least(0)] = 0.0
+    max_epochs: Annotated[float, RUN, within(0, 10**9)] = 0.0
     """Maximum number of passes over the training tokens. The run ends at this limit or at max_iters, whichever comes
     first. 0 means no limit."""
-    early_stopping_patience: Annotated[int, RUN, at_least(0)] = 0
+    early_stopping_patience: Annotated[int, RUN, STEPS] = 0
     """End the run after this number of evaluations, one every eval_interval optimizer steps, without a lower
     validation loss. 0 disables early stopping."""
 
-    dataset: Annotated[str, DATA] = ""
+    dataset: Annotated[str, DATA, PATH] = ""
     """A prepared folder, token files of nanoGPT, llm.c or build-nanogpt (a folder, file or glob pattern), a name
     under data_dir, or the name of a corpus, which is prepared first if necessary."""
-    data_dir: Annotated[str, DATA] = "data"
+    data_dir: Annotated[str, DATA, PATH] = "data"
     """Folder that holds the prepared datasets."""
     data_order: Annotated[DataOrder, DATA] = "random"
     """`random` draws windows at random offsets, as nanoGPT does. `shuffled` visits every block once per epoch, in
@@ -70,29 +83,29 @@ class TrainConfig:
     align_documents: Annotated[bool, DATA] = False
     """Move the start of each random window forward to the next end-of-text token, if one is within block_size tokens.
     Needs data_order=random."""
-    batch_size: Annotated[int, DATA, at_least(1)] = 12
+    batch_size: Annotated[int, DATA, SEQUENCES] = 12
     """Number of sequences in a micro-batch."""
-    block_size: Annotated[int, DATA, at_least(1)] = 1024
+    block_size: Annotated[int, DATA, CONTEXT] = 1024
     """Number of tokens in a sequence; also the model's context length when it is built from scratch."""
-    gradient_accumulation_steps: Annotated[int | None, DATA, at_least(1)] = None
+    gradient_accumulation_steps: Annotated[int | None, DATA, MICRO_BATCHES] = None
     """Number of micro-batches in an optimizer step, over all processes. Default: what total_batch_size implies, else
     1."""
-    total_batch_size: Annotated[int | None, DATA, at_least(1)] = None
+    total_batch_size: Annotated[int | None, DATA, within(1, 10**12)] = None
     """Number of tokens in an optimizer step, over all processes. Sets gradient_accumulation_steps."""
-    overfit_step: Annotated[int | None, DATA, at_least(0)] = None
+    overfit_step: Annotated[int | None, DATA, within(0, 10**9)] = None
     """Train only on the batch of this optimizer step, counted from 0, to check that the model can learn or to examine
     a harmful batch. Default: off."""
 
     model: Annotated[Size, MODEL] = "gpt2"
     """Size of a model that is built from scratch: one of GPT-2's, or one of llm.c's, named after the number of
     layers."""
-    n_layer: Annotated[int | None, MODEL, at_least(1)] = None
+    n_layer: Annotated[int | None, MODEL, within(1, 4096)] = None
     """Number of transformer blocks. Default: that of the size."""
-    n_head: Annotated[int | None, MODEL, at_least(1)] = None
+    n_head: Annotated[int | None, MODEL, within(1, 10**6)] = None
     """Number of attention heads. Default: that of the size."""
-    n_embd: Annotated[int | None, MODEL, at_least(1)] = None
+    n_embd: Annotated[int | None, MODEL, within(1, 10**6)] = None
     """Embedding dimension. Default: that of the size."""
-    vocab_size: Annotated[int | None, MODEL, at_least(1)] = None
+    vocab_size: Annotated[int | None, MODEL, within(1, 10**9)] = None
     """Number of token ids. Default: that of the dataset's tokenizer."""
     dropout: Annotated[float, MODEL, FRACTION] = 0.0
     """Dropout probability of embeddings, attention weights and residual branches. 0 disables dropout."""
@@ -103,20 +116,20 @@ class TrainConfig:
     `auto` is the variant of the MODEL in init_from, else tanh."""
     flash: Annotated[bool, MODEL] = True
     """Use fused attention kernels. False computes the attention matrix explicitly."""
-    pad_vocab: Annotated[int, MODEL, at_least(1)] = 64
+    pad_vocab: Annotated[int, MODEL, within(1, 2**16)] = 64
     """Pad the vocabulary dimension of the output layer to a multiple of this number while computing, for speed. The
     padding is neither saved nor sampled."""
 
     optimizer: Annotated[Literal["adamw", "muon"], OPTIMIZER] = "adamw"
     """`adamw` trains all parameters with AdamW. `muon` trains the matrices of the transformer blocks with Muon, and
     the embeddings, biases and LayerNorms with AdamW."""
-    learning_rate: Annotated[float, OPTIMIZER, at_least(0)] = 6e-4
+    learning_rate: Annotated[float, OPTIMIZER, RATE] = 6e-4
     """Peak learning rate of AdamW."""
-    muon_learning_rate: Annotated[float, OPTIMIZER, at_least(0)] = 0.02
+    muon_learning_rate: Annotated[float, OPTIMIZER, RATE] = 0.02
     """Peak learning rate of Muon. It follows the same schedule as that of AdamW, in proportion."""
     muon_momentum: Annotated[float, OPTIMIZER, FRACTION] = 0.95
     """Momentum of Muon."""
-    muon_weight_decay: Annotated[float, OPTIMIZER, at_least(0)] = 0.01
+    muon_weight_decay: Annotated[float, OPTIMIZER, RATE] = 0.01
     """Weight decay of Muon."""
     muon_iterations: Annotated[Literal[3, 4, 5], OPTIMIZER] = 5
     """Number of iterations that orthogonalise an update of Muon. Fewer are faster and less exact."""
@@ -126,50 +139,50 @@ class TrainConfig:
     decay_lr: Annotated[bool, OPTIMIZER] = True
     """Use the warmup and the schedule. False keeps the learning rate constant from the first optimizer step, as in
     nanoGPT."""
-    warmup_iters: Annotated[int | None, OPTIMIZER, at_least(0)] = None
+    warmup_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
     """Number of optimizer steps of linear warmup. Default: a twentieth of lr_decay_iters, at most 2000."""
-    lr_decay_iters: Annotated[int | None, OPTIMIZER, at_least(0)] = None
+    lr_decay_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
     """Optimizer step at which the learning rate reaches min_lr. Default: the last step that max_iters, max_tokens and
     max_epochs allow."""
-    min_lr: Annotated[float | None, OPTIMIZER, at_least(0)] = None
+    min_lr: Annotated[float | None, OPTIMIZER, RATE] = None
     """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
     wsd_decay_fraction: Annotated[float, OPTIMIZER, Bounds(lambda value: 0 < value <= 1, "lie in (0, 1]")] = 0.2
     """Fraction of lr_decay_iters during which the `wsd` schedule decays the learning rate."""
-    weight_decay: Annotated[float, OPTIMIZER, at_least(0)] = 0.1
+    weight_decay: Annotated[float, OPTIMIZER, RATE] = 0.1
     """Weight decay of AdamW, applied to matrices and embeddings."""
     beta1: Annotated[float, OPTIMIZER, FRACTION] = 0.9
     """Decay rate of AdamW's moving average of the gradient."""
     beta2: Annotated[float, OPTIMIZER, FRACTION] = 0.95
     """Decay rate of AdamW's moving average of the squared gradient."""
-    grad_clip: Annotated[float, OPTIMIZER, at_least(0)] = 1.0
+    grad_clip: Annotated[float, OPTIMIZER, within(0, 1e30)] = 1.0
     """Maximum norm of the gradient; a larger gradient is scaled down to it. 0 disables clipping."""
-    rollback_on_spike: Annotated[float, OPTIMIZER, at_least(0)] = 0.0
+    rollback_on_spike: Annotated[float, OPTIMIZER, within(0, 10**9)] = 0.0
     """Return to the last checkpoint and skip the batches since then when a loss is more than this number of standard
     deviations above the mean of the previous 128 losses. 0 disables this."""
 
-    eval_interval: Annotated[int, EVALUATION, at_least(0)] = 2000
+    eval_interval: Annotated[int, EVALUATION, STEPS] = 2000
     """Number of optimizer steps between evaluations of the loss; there are also one at the start and one at the end.
     0 evaluates only at the end."""
-    eval_iters: Annotated[int, EVALUATION, at_least(0)] = 200
+    eval_iters: Annotated[int, EVALUATION, STEPS] = 200
     """Number of batches in an evaluation of a split, at fixed offsets spread over the split. 0 takes the complete
     split."""
-    hellaswag_interval: Annotated[int, EVALUATION, at_least(0)] = 0
+    hellaswag_interval: Annotated[int, EVALUATION, STEPS] = 0
     """Number of optimizer steps between HellaSwag evaluations; there are also one at the start and one at the end. 0
     disables them."""
-    hellaswag_limit: Annotated[int, EVALUATION, at_least(0)] = 0
+    hellaswag_limit: Annotated[int, EVALUATION, STEPS] = 0
     """Number of HellaSwag tasks to evaluate, from the first one on. 0 takes all 10,042."""
-    hellaswag_data: Annotated[str, EVALUATION] = ""
+    hellaswag_data: Annotated[str, EVALUATION, PATH] = ""
     """File of HellaSwag tasks: a .jsonl, or llm.c's hellaswag_val.bin. Default: the validation tasks, downloaded into
     data_dir once."""
     eval_only: Annotated[bool, EVALUATION] = False
     """Evaluate once and stop, without training."""
 
-    log_interval: Annotated[int, RECORDS, at_least(1)] = 1
+    log_interval: Annotated[int, RECORDS, within(1, 10**15)] = 1
     """Number of optimizer steps between lines on the console. log.jsonl records every step."""
     always_save_checkpoint: Annotated[bool, RECORDS] = True
     """Save a checkpoint at every evaluation. False saves one only when the validation loss is the lowest so far, and
     at the end."""
-    checkpoint_interval: Annotated[int, RECORDS, at_least(0)] = 0
+    checkpoint_interval: Annotated[int, RECORDS, STEPS] = 0
     """Number of optimizer steps between additional checkpoints. 0 saves no additional ones."""
     async_checkpoint: Annotated[bool, RECORDS] = False
     """Write checkpoints in the background, from a copy in CPU memory that is as large as the model and its optimizer
@@ -177,17 +190,17 @@ class TrainConfig:
     write_tensors: Annotated[bool, RECORDS] = False
     """Write the model, a debug state and the tokenizer to out_dir/llmc, as llm.c does, before the first optimizer
     step of a new run."""
-    keep_checkpoints: Annotated[int, RECORDS, at_least(0)] = 2
+    keep_checkpoints: Annotated[int, RECORDS, STEPS] = 2
     """Number of newest checkpoints to keep, in addition to the best one. 0 keeps all checkpoints."""
-    sample_interval: Annotated[int, RECORDS, at_least(0)] = 0
+    sample_interval: Annotated[int, RECORDS, STEPS] = 0
     """Number of optimizer steps between samples, which are written to out_dir/samples and shown on the console. 0
     disables them."""
     sample_start: Annotated[str | tuple[str, ...], RECORDS, QUOTED] = "\n"
     """Prompt of the samples, or FILE:path to read the prompt from a file. For several prompts, give a list or repeat
     the flag."""
-    num_samples: Annotated[int, RECORDS, at_least(1)] = 1
+    num_samples: Annotated[int, RECORDS, SAMPLES] = 1
     """Number of samples for each prompt. The seeds are seed, seed + 1, and so on, and are the same every time."""
-    sample_tokens: Annotated[int, RECORDS, at_least(1)] = 200
+    sample_tokens: Annotated[int, RECORDS, CONTEXT] = 200
     """Maximum number of tokens in a sample."""
     wandb_log: Annotated[bool, RECORDS] = False
     """Also log to Weights & Biases."""
@@ -231,7 +244,7 @@ class TrainConfig:
     """Sum gradients in an order that does not depend on the number of processes, so that the weights are
     bit-identical with 1, 2, 4, … processes. On a CPU, each process then uses OMP_NUM_THREADS threads, by default
     1."""
-    dist_timeout: Annotated[float, PROCESSES, at_least(1)] = 600.0
+    dist_timeout: Annotated[float, PROCESSES, within(1, 10**7)] = 600.0
     """Seconds without progress after which a process reports which process the others wait for, and ends the run."""
 
     def __post_init__(self) -> None:
@@ -239,56 +252,10 @@ class TrainConfig:
             object.__setattr__(self, name, checked(name, getattr(self, name)))
         for name, bounds in BOUNDS:
             bounds.check(name, getattr(self, name))
-        self._check_combinations()
-        self._check_batch()
-        self._check_schedule()
-
-    def _check_combinations(self) -> None:
-        """Raise UserError for two settings that do not work together."""
-        if self.align_documents and self.data_order != "random":
-            raise UserError(
-                f"align_documents moves windows, but data_order={self.data_order} shows every token once an epoch; "
-                "use --data_order=random or --align_documents=False"
-            )
-        if self.early_stopping_patience and not self.eval_interval:
-            raise UserError(
-                f"early_stopping_patience={self.early_stopping_patience} counts evaluations, and eval_interval=0 "
-                "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
-            )
-        if self.optimizer == "muon" and self.dtype == "float16":
-            raise UserError("optimizer=muon does not scale gradients; use --dtype=bfloat16 or float32")
-        if self.optimizer == "muon" and self.cpu_offload:
-            raise UserError(
-                "optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw"
-            )
-
-    def _check_batch(self) -> None:
-        """Raise UserError where total_batch_size is not a multiple of a micro-batch, or contradicts the
-        accumulation."""
-        if self.total_batch_size is None:
-            return
-        micro = self.batch_size * self.block_size
-        if self.total_batch_size % micro:
-            below = self.total_batch_size // micro * micro
-            nearest = f"{below} or {below + micro}" if below else f"{micro}"
-            raise UserError(
-                f"total_batch_size={self.total_batch_size} is no multiple of batch_size·block_size = "
-                f"{self.batch_size}·{self.block_size} = {micro}; the nearest that are: {nearest}"
-            )
-        implied = self.total_batch_size // micro
-        if self.gradient_accumulation_steps not in (None, implied):
-            raise UserError(
-                f"total_batch_size={self.total_batch_size} means {implied} micro-batches of {micro} tokens, but "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps}; give only one of the two"
-            )
-
-    def _check_schedule(self) -> None:
-        """Raise UserError where the warmup is longer than the schedule."""
-        if self.decay_lr and self.lr_schedule != "constant" and (self.warmup_iters or 0) > self.decay_end:
-            raise UserError(
-                f"warmup_iters={self.warmup_iters} is more than lr_decay_iters={self.decay_end}; "
-                "lower --warmup_iters or raise --lr_decay_iters"
-            )
+        check_combinations(self)
+        check_batch(self)
+        check_step(self)
+        check_schedule(self)
 
     @property
     def accumulation(self) -> int:
@@ -335,16 +302,19 @@ class TrainConfig:
 
 
 HINTS = get_type_hints(TrainConfig)
-BOUNDS = [
-    (name, item)
+MARKS = [
+    (name, mark)
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items()
-    for item in hint.__metadata__
-    if isinstance(item, Bounds)
+    for mark in hint.__metadata__
 ]
-"""The bounds of the settings that are numbers; a setting can have several."""
+BOUNDS = [(name, mark) for name, mark in MARKS if isinstance(mark, Bounds)]
+"""The bounds of the settings that are numbers."""
+PATHS = {name for name, mark in MARKS if mark == PATH}
+"""The settings that can be paths."""
 assert get_args(HINTS["lr_schedule"]) == SCHEDULES, "the schedules of optim/schedule.py"
 
 
 def checked(name: str, value: Any) -> Any:
-    """Return `value` as the type of the setting `name`. Raises UserError; see `setting.converted`."""
-    return converted(name, value, HINTS[name])
+    """Return `value` as the type of the setting `name`, a path with its home folder. Raises UserError."""
+    value = converted(name, value, HINTS[name])
+    return os.path.expanduser(value) if name in PATHS else value  # noqa: PTH111

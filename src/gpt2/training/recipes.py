@@ -1,6 +1,5 @@
 """Reads the settings of a built-in recipe, a TOML file or a nanoGPT config file."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Container
@@ -10,6 +9,7 @@ from typing import Any
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats.run_folder import folder_of, read_description, read_saved
+from gpt2.spelling import nearest
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
@@ -34,8 +34,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         return parse_toml(text, f"recipe {recipe}")
     path = Path(recipe)
     if not path.is_file():
-        close = difflib.get_close_matches(recipe, names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"built-in recipes: {', '.join(names())}"
+        close = nearest(recipe, names())
+        hint = f"did you mean {close}?" if close else f"built-in recipes: {', '.join(names())}"
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".py":
@@ -60,8 +60,8 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
     result = {}
     for name, value in values.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "gpt2 train --help lists them"
+            close = nearest(name, known)
+            hint = f"did you mean {close}?" if close else "gpt2 train --help lists them"
             raise UserError(f"{where}: no setting {name!r}; {hint}")
         try:
             result[name] = checked(name, value)

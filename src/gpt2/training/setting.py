@@ -1,15 +1,21 @@
-"""What stands next to a setting of `TrainConfig`: its group in `--help` and the numbers that it accepts."""
+"""What stands next to a setting of `TrainConfig`: its group in `--help` and the numbers that it accepts.
+
+And which settings do not work together.
+"""
 
 import math
 import numbers
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from cyclopts import Group, Parameter
 
 from gpt2.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt2.training.config import TrainConfig
 
 DataOrder = Literal["random", "shuffled", "sequential"]
 """Names of the orders in which `data/batches.py` takes sequences."""
@@ -32,6 +38,11 @@ QUOTED = Parameter(show_default=repr)
 """Shows the default in quotes, for texts with characters that cannot be seen."""
 
 
+PATH, OUTPUT = "path", "output"
+"""Mark a text that can be a path, and a path to be written. A `~` at the start stands for a home folder, and on the
+command line `-` for standard input or output."""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """The numbers that a setting accepts."""
@@ -43,6 +54,8 @@ class Bounds:
 
     def check(self, name: str, value: float | None) -> None:
         """Raise UserError unless the setting `name` accepts `value`. None, an unset setting, is always accepted."""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}; it must be a finite number")
         if value is not None and not self.accepts(value):
             raise UserError(f"{name} is {value}; it must {self.requirement}")
 
@@ -52,8 +65,31 @@ def at_least(least: int) -> Bounds:
     return Bounds(lambda value: value >= least, f"be at least {least}")
 
 
+def within(least: int, most: float) -> Bounds:
+    """Return the bounds of a number from `least` to `most`, both included."""
+    return Bounds(lambda value: least <= value <= most, f"be at least {least} and at most {most:,}")
+
+
 FRACTION = Bounds(lambda value: 0 <= value < 1, "be at least 0 and below 1")
 """Bounds of a probability or a decay rate."""
+STEPS = within(0, 10**15)
+"""Bounds of a number of optimizer steps, of which few runs make 10^6."""
+TOKENS = within(0, 10**18)
+"""Bounds of a number of tokens of a run or a dataset, of which the largest known have 10^13."""
+SEQUENCES = within(1, 10**7)
+"""Bounds of a number of sequences, whose offsets are in memory. `training/budget.py` checks their activations."""
+MICRO_BATCHES = within(1, 10**6)
+"""Bounds of a number of micro-batches in an optimizer step."""
+CONTEXT = within(1, 10**7)
+"""Bounds of a number of tokens in a sequence."""
+SAMPLES = within(1, 10**6)
+"""Bounds of a number of samples or repetitions."""
+RATE = within(0, 1000)
+"""Bounds of a learning rate or a weight decay."""
+SEED = Bounds(lambda value: 0 <= value < 1 << 63, "be at least 0 and below 2^63")
+"""Bounds of a seed."""
+PORT = Bounds(lambda value: 0 <= value <= 65535, "be 0 to 65535")
+"""Bounds of a port."""
 
 
 def converted(name: str, value: Any, hint: Any) -> Any:
@@ -89,3 +125,57 @@ def _require_storable(name: str, value: Any) -> None:
     texts = value if isinstance(value, tuple) else (value,)
     if any(0xD800 <= ord(c) < 0xE000 for text in texts if isinstance(text, str) for c in text):
         raise UserError(f"{name} is {value!r}, which is not valid text; give it in UTF-8")
+
+
+def check_combinations(config: "TrainConfig") -> None:
+    """Raise UserError for two settings that do not work together."""
+    if config.align_documents and config.data_order != "random":
+        raise UserError(
+            f"align_documents moves windows, but data_order={config.data_order} shows every token once an epoch; "
+            "use --data_order=random or --align_documents=False"
+        )
+    SEED.check("seed + num_samples - 1", config.seed + config.num_samples - 1)
+    if config.early_stopping_patience and not config.eval_interval:
+        raise UserError(
+            f"early_stopping_patience={config.early_stopping_patience} counts evaluations, and eval_interval=0 "
+            "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
+        )
+    if config.optimizer == "muon" and config.dtype == "float16":
+        raise UserError("optimizer=muon does not scale gradients; use --dtype=bfloat16 or float32")
+    if config.optimizer == "muon" and config.cpu_offload:
+        raise UserError("optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw")
+
+
+def check_batch(config: "TrainConfig") -> None:
+    """Raise UserError where total_batch_size is no multiple of a micro-batch, or contradicts the accumulation."""
+    if config.total_batch_size is None:
+        return
+    micro = config.batch_size * config.block_size
+    if config.total_batch_size % micro:
+        below = config.total_batch_size // micro * micro
+        nearest = f"{below} or {below + micro}" if below else f"{micro}"
+        raise UserError(
+            f"total_batch_size={config.total_batch_size} is no multiple of batch_size·block_size = "
+            f"{config.batch_size}·{config.block_size} = {micro}; the nearest that are: {nearest}"
+        )
+    implied = config.total_batch_size // micro
+    if config.gradient_accumulation_steps not in (None, implied):
+        raise UserError(
+            f"total_batch_size={config.total_batch_size} means {implied} micro-batches of {micro} tokens, but "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}; give only one of the two"
+        )
+
+
+def check_step(config: "TrainConfig") -> None:
+    """Raise UserError for an optimizer step of more sequences than there can be offsets of in memory."""
+    MICRO_BATCHES.check("the number of micro-batches in an optimizer step", config.accumulation)
+    SEQUENCES.check("the number of sequences in an optimizer step", config.accumulation * config.batch_size)
+
+
+def check_schedule(config: "TrainConfig") -> None:
+    """Raise UserError where the warmup is longer than the schedule."""
+    if config.decay_lr and config.lr_schedule != "constant" and (config.warmup_iters or 0) > config.decay_end:
+        raise UserError(
+            f"warmup_iters={config.warmup_iters} is more than lr_decay_iters={config.decay_end}; "
+            "lower --warmup_iters or raise --lr_decay_iters"
+        )

@@ -12,6 +12,7 @@ from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import Source
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer, from_json
+from gpt2.training.budget import require_memory
 from gpt2.training.config import TrainConfig
 
 MODEL_SETTINGS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "bias", "gelu")
@@ -62,7 +63,7 @@ def _checked_model(
             )
     if restored is not None:
         description, owner = read_description(restored), f"the run in {config.out_dir}"
-        dataset.require_tokenizer(from_json(description["tokenizer"]), owner)
+        dataset.require_tokenizer(from_json(description["tokenizer"]), owner, config.out_dir)
         theirs = {name: getattr(own.config, name) for name in MODEL_SETTINGS}
         _require_shape(theirs, {name: description["model"][name] for name in MODEL_SETTINGS}, owner)
     return own
@@ -75,7 +76,7 @@ def _empty_model(
     description, owner = read_description(restored), f"the run in {config.out_dir}"
     if description.get("own_layers"):
         raise UserError(f"{owner} has layers of its own; resume it with gpt2.train(config, model=…)")
-    dataset.require_tokenizer(from_json(description["tokenizer"]), owner)
+    dataset.require_tokenizer(from_json(description["tokenizer"]), owner, config.out_dir)
     shape = {name: description["model"][name] for name in MODEL_SETTINGS}
     _require_shape(asked, shape, owner)
     return GPT(GPTConfig(**shape, **runtime))
@@ -90,8 +91,10 @@ def _initialized_model(config: TrainConfig, dataset: Dataset, runtime: dict[str,
             "leave --vocab_size out"
         )
     shape = {name: getattr(config, name) for name in MODEL_SETTINGS} | {"vocab_size": vocab_size}
+    model_config = GPTConfig(**shape, **runtime)
+    require_memory(config, model_config)
     torch.manual_seed(config.seed)
-    return GPT(GPTConfig(**shape, **runtime))
+    return GPT(model_config)
 
 
 def _pretrained_model(
@@ -100,7 +103,7 @@ def _pretrained_model(
     """Return the model that init_from names, cropped to block_size, and its opened file."""
     source = open_model(config.init_from)
     if source.known_tokenizer:
-        dataset.require_tokenizer(source.known_tokenizer, source.origin)
+        dataset.require_tokenizer(source.known_tokenizer, source.origin, config.init_from)
     dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
     _require_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
