@@ -6,9 +6,6 @@ them. The files are written by `tokenizer_writer`.
 
 import functools
 import hashlib
-import io
-import json
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpt2.errors import UserError, first_line
+from gpt2.formats import pickles
+from gpt2.formats.json_file import read_json
 from gpt2.tokenizers import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -35,6 +34,8 @@ GPT2_SIZES = (50257, 50304)
 """Size of GPT-2's vocabulary, and that size rounded up to a multiple of 64 as nanoGPT and build-nanogpt train it."""
 GPT2_SHA256 = "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
 """SHA-256 of llm.c's tokenizer file for GPT-2's vocabulary."""
+MAX_BYTES = 1 << 27
+"""Largest JSON file that is read, in bytes."""
 LLMC_MAGIC, LLMC_VERSION = 20240328, 2
 BYTE_OF = byte_of_character()
 
@@ -98,7 +99,7 @@ def _from_file(path: Path) -> Tokenizer | None:
         if path.suffix == ".bin":
             return _from_llmc(path.read_bytes())
         if path.suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path, MAX_BYTES)
             if path.name == "dataset.json":
                 return from_json(values["tokenizer"])
             if path.name == "vocab.json":
@@ -232,17 +233,13 @@ def _from_llmc(data: bytes) -> Tokenizer | None:
 def read_meta(path: Path) -> CharTokenizer:
     """Read the tokenizer in nanoGPT's `meta.pkl`. Raises UserError for any other pickle, and executes none of it."""
     try:
-        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
-        if not len(set(characters)) == len(characters) == meta["vocab_size"]:
+        meta = pickles.Reader(path.read_bytes()).load()
+        count, itos = meta["vocab_size"], meta["itos"]
+        if not isinstance(count, int) or count != len(itos):
+            raise ValueError("its vocab_size is not the number of its characters")
+        characters = "".join(itos[i] for i in range(count))
+        if not len(set(characters)) == len(characters) == count:
             raise ValueError("its entries are not one character each")
         return CharTokenizer(characters)
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, text and numbers; it refuses whatever names a class or function, without executing it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain values are admitted")
