@@ -146,7 +146,7 @@ def _config(values: dict[str, Any], where: Path) -> tuple[GPTConfig, tuple[str, 
     if values.get("model_type") is None and ("GPT2" in str(values.get("architectures")) or set(values) >= GPT2_KEYS):
         notes = (f"{where} has no model_type: taken for gpt2, whose keys it has",)
     elif values.get("model_type") != "gpt2":
-        raise UserError(f"{where} says model_type={short(values.get('model_type'))!r}; only gpt2 is GPT-2")
+        raise UserError(f"{where} says model_type={short(values.get('model_type'))}; only gpt2 is GPT-2")
     for key, required in REQUIRED.items():
         if (value := values.get(key, required)) != required:
             raise UserError(f"{where} says {key}={short(value)}, which is not GPT-2 as built here ({key}={required})")
@@ -156,7 +156,7 @@ def _config(values: dict[str, Any], where: Path) -> tuple[GPTConfig, tuple[str, 
         raise UserError(f"{where} says n_inner={short(inner)}; GPT-2's is 4·n_embd")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in GELU:
-        raise UserError(f"{where} says activation_function={short(activation)!r}; choose from {', '.join(GELU)}")
+        raise UserError(f"{where} says activation_function={short(activation)}; choose from {', '.join(GELU)}")
     shape = {field: values[key] for field, key in CONFIG_KEYS.items()}
     return checked_config({**shape, "gelu": GELU[activation]}, where), notes
 

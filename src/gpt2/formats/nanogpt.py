@@ -10,7 +10,7 @@ from torch import Tensor
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import Log, UserError
 from gpt2.formats import torch_file
-from gpt2.formats.pickles import Foreign, attributes, number
+from gpt2.formats.pickled_values import Foreign, attributes, number
 from gpt2.formats.source import Extras, Progress, Source, checked_config, infer_config, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import meta_bytes

@@ -8,32 +8,21 @@ a `Foreign` object, which holds the arguments and attributes that the pickle giv
 
 import io
 import pickletools
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from gpt2.errors import UserError
+from gpt2.formats.pickled_values import CALLS, Foreign, key_of, named
 
 MAX_BYTES = 1 << 26
 """Largest pickle that is read. One of a GPT-2 XL with its optimizer has less than 1 MB."""
-MAX_OPERATIONS = 2_000_000
+MAX_OPERATIONS = 600_000
 MAX_DEPTH = 60
 """Largest number of containers inside one another."""
-MAX_VALUES = 4_000_000
+MAX_VALUES = 2_000_000
 """Largest number of values, where one that is used twice counts twice."""
-MAX_COPIES = 16
+MAX_COPIES = 2
 """Number of bytes that calls may copy per byte of the pickle."""
 MAX_INTEGER = 1 << 512
-MAX_KEY = 1 << 60
-"""Integers from here on are no keys, because they could all have the same hash."""
-BUILTINS = ("bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str", "tuple")
-MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "types", "uuid")
-"""Modules of the standard library whose objects are harmless values."""
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
@@ -42,30 +31,6 @@ EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": set,
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-class Refused(UserError):
-    """A pickle names something that no model needs; the message is its name."""
-
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function that a pickle names, under its full name."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Foreign:
-    """An object of a class that is not known here, as the pickle describes it."""
-
-    kind: str
-    """Full name of the class."""
-    arguments: tuple[Any, ...] = ()
-    """Arguments with which the pickle makes it."""
-    attributes: dict[str, Any] = field(default_factory=dict)
-    state: Any = None
-    """State that is not a dictionary of attributes."""
 
 
 class Reader:
@@ -89,7 +54,7 @@ class Reader:
         self.persistent = persistent
         self.foreign: set[str] = set()
         """Names of the classes of all `Foreign` objects so far."""
-        self._copies_left = MAX_COPIES * len(data) + 1_000_000
+        self._copies_left = MAX_COPIES * len(data) + 100_000
 
     def load(self) -> Any:
         """Return the object of the next pickle."""
@@ -145,7 +110,7 @@ class Reader:
 
     def _frozenset(self, _: Any) -> None:
         items = self._items()
-        self._stack.append(frozenset(map(_key, items)))
+        self._stack.append(frozenset(map(key_of, items)))
 
     def _dict(self, _: Any) -> None:
         items = self._items()
@@ -166,7 +131,7 @@ class Reader:
 
     def _add_items(self, _: Any) -> None:
         items = self._items()
-        self._stack[-1].update(map(_key, items))
+        self._stack[-1].update(map(key_of, items))
 
     def _set_item(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -181,7 +146,7 @@ class Reader:
         if not isinstance(values, dict):
             raise ValueError("entries of what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            values[_key(key)] = value
+            values[key_of(key)] = value
 
     def _put(self, number: int) -> None:
         self._memo[number] = self._stack[-1]
@@ -193,11 +158,11 @@ class Reader:
         self._stack.append(self._memo[number])
 
     def _global(self, name: str) -> None:
-        self._stack.append(_named(*name.split(" ", 1)))
+        self._stack.append(named(*name.split(" ", 1)))
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(_named(module, name))
+        self._stack.append(named(module, name))
 
     def _persistent(self, _: Any) -> None:
         if self.persistent is None:
@@ -217,7 +182,7 @@ class Reader:
 
     def _instance(self, name: str) -> None:
         arguments = self._items()
-        self._stack.append(self.call(_named(*name.split(" ", 1)), tuple(arguments)))
+        self._stack.append(self.call(named(*name.split(" ", 1)), tuple(arguments)))
 
     def call(self, function: Any, arguments: Any) -> Any:
         """Return what a function that the pickle names makes; a `Foreign` object for one that is not known."""
@@ -279,30 +244,6 @@ STEPS: dict[str, Callable[[Reader, Any], object]] = {
 """What each operation does that is more than a value; the second argument is the operand, if it has one."""
 
 
-def _named(module: Any, name: Any) -> Global:
-    """Return the class or function. Raises Refused for functions of Python's library other than plain values."""
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a name that is no text")
-    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-    full = f"{module}.{name}"
-    root = module.split(".")[0]
-    harmless = name in BUILTINS if module == "builtins" else root in MODULES or full in CALLS or module == "copyreg"
-    if not harmless and root in (*sys.stdlib_module_names, "nt"):
-        raise Refused(full)
-    return Global(full)
-
-
-def _key(value: Any) -> Any:
-    """Return a key of a dictionary or element of a set. Raises ValueError for one that is slow to hash."""
-    parts = value if isinstance(value, tuple) and len(value) <= 16 else (value,)
-    for part in parts:
-        if not isinstance(part, str | bytes | float | int | Global | None) or (
-            isinstance(part, int) and abs(part) >= MAX_KEY
-        ):
-            raise ValueError(f"a key of type {type(part).__name__}")
-    return value
-
-
 def _require_bounded(value: Any) -> None:
     """Raise ValueError for an object that is deep, contains itself, or repeats its parts without end."""
     sizes: dict[int, int] = {}
@@ -329,70 +270,3 @@ def _children(value: Any) -> Iterator[Any]:
         yield from value
     elif isinstance(value, Foreign):
         yield from (value.arguments, value.attributes, value.state)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Return the bytes that Python 3 pickles as text for protocol 2."""
-    if encoding != "latin1":
-        raise Refused(f"_codecs.encode with {str(encoding)[:20]!r}")
-    return text.encode("latin1")
-
-
-def _dictionary(*arguments: Any) -> dict[Any, Any]:
-    """Return the content of a dictionary of some class."""
-    pairs = arguments[-1] if arguments else {}
-    if isinstance(pairs, Global | None):  # what a defaultdict makes missing values with
-        return {}
-    return {_key(k): v for k, v in (pairs.items() if isinstance(pairs, dict) else pairs)}
-
-
-def _dtype_of(kind: Foreign) -> np.dtype:
-    """Return the dtype of numbers that a pickled `numpy.dtype` describes."""
-    code, order = kind.arguments[0], kind.state[1] if isinstance(kind.state, tuple) else "<"
-    if kind.kind != "numpy.dtype" or not re.fullmatch(r"[biuf][1248]", code) or order not in ("<", ">", "|", "="):
-        raise ValueError("an array that does not hold numbers")
-    return np.dtype(order + code)
-
-
-def _scalar(kind: Foreign, data: Any = b"") -> Any:
-    """Return NumPy's number as Python's."""
-    return np.frombuffer(data, _dtype_of(kind))[0].item()
-
-
-def number(value: Any) -> float | None:
-    """Return the only number in a value: one of Python's, or an array or tensor with one element; else None."""
-    if isinstance(value, Foreign) and value.kind.endswith("multiarray._reconstruct"):
-        try:
-            _, _, kind, _, data = value.state
-            found = np.frombuffer(data, _dtype_of(kind))
-        except (TypeError, ValueError, AttributeError, IndexError):
-            return None
-        return float(found[0]) if len(found) == 1 else None
-    if hasattr(value, "numel"):
-        return float(value.item()) if value.numel() == 1 else None
-    return float(value) if isinstance(value, int | float) and abs(value) < MAX_KEY else None
-
-
-CALLS: dict[str, Callable[..., Any]] = {
-    "_codecs.encode": _encode,
-    "builtins.complex": complex,
-    "builtins.set": lambda items=(): set(map(_key, items)),
-    "builtins.frozenset": lambda items=(): frozenset(map(_key, items)),
-    "collections.OrderedDict": _dictionary,
-    "collections.defaultdict": _dictionary,
-    "collections.Counter": _dictionary,
-    **{
-        f"pathlib.{name}": lambda *pieces: str(PurePosixPath(*pieces))
-        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-    },
-    **{f"pathlib._local.{name}": lambda *pieces: str(PurePosixPath(*pieces)) for name in ("Path", "PosixPath")},
-    "numpy.core.multiarray.scalar": _scalar,
-    "numpy._core.multiarray.scalar": _scalar,
-}
-"""Functions for plain values, by the names that pickles have for them."""
-
-
-def attributes(value: Any) -> dict[str, Any]:
-    """Return the entries of a dictionary, or the attributes of an object; an empty dict for anything else."""
-    values = value.attributes if isinstance(value, Foreign) else value
-    return values if isinstance(values, dict) else {}

@@ -29,6 +29,7 @@ MASKS = ("BOOL", "U8")
 """Dtypes of causal masks, which some files hold in addition."""
 MAX_HEADER = 1 << 24
 """Largest header in bytes that is read. One of a GPT-2 with a tokenizer has less than 2 MB."""
+MAX_TENSORS = 20_000
 ENTRY = "gpt2"
 """Key of the metadata under which this program stores configuration and tokenizer as JSON."""
 
@@ -38,6 +39,8 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     try:
         _check_header(path)
         file = safe_open(path, framework="pt")
+        if (count := len(file.keys())) > MAX_TENSORS:
+            raise UserError(f"{path} holds {count:,} tensors, more than any GPT-2")
         tensors = {}
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             view = file.get_slice(key)

@@ -206,7 +206,7 @@ def short(value: object) -> str:
     """Return a value of a file as a few characters of a message, however large it is."""
     if isinstance(value, int) and abs(value) >= MAX_SIZE:
         return f"an integer of {value.bit_length()} bits"
-    return value[:40] if isinstance(value, str) else reprlib.repr(value)[:40]
+    return repr(value[:40]) if isinstance(value, str) else reprlib.repr(value)[:60]
 
 
 def checked_config(values: Any, where: object) -> GPTConfig:
@@ -215,7 +215,7 @@ def checked_config(values: Any, where: object) -> GPTConfig:
     for name, value in dict(values).items():
         is_known = type(value) is kinds.get(name) or (kinds.get(name) is float and type(value) is int)
         if not is_known or (isinstance(value, int) and abs(value) >= MAX_SIZE):
-            raise UserError(f"{where} describes no GPT-2: {str(name)[:40]}={short(value)!r}")
+            raise UserError(f"{where} describes no GPT-2: {str(name)[:40]}={short(value)}")
     try:
         return GPTConfig(**values)
     except UserError as error:

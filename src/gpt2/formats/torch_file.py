@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import pickles
-from gpt2.formats.pickles import Foreign, Global
+from gpt2.formats.pickled_values import Foreign, Global, Refused
 from gpt2.formats.source import MASKS, StoredTensor
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -38,13 +38,13 @@ def load(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Return the object in the file, and lines about objects of which only the attributes were read.
 
     Its tensors stay on the disk until they are used; only those of a file from before PyTorch 1.6, which cannot be
-    mapped, are read into memory at once. Tensors come to the CPU. Objects of other classes become `pickles.Foreign`.
+    mapped, are read into memory at once. Tensors come to the CPU. Objects of other classes become `Foreign`.
     Raises UserError for a pickle that would call functions of Python's library, by name and without executing it,
     and for damaged files.
     """
     try:
         value, foreign = _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path)
-    except pickles.Refused as error:
+    except Refused as error:
         raise UserError(
             f"{path} asks to run {error}, which no model needs; nothing was run, do not trust this file"
         ) from None
