@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gpt2.formats.pickled_values import CALLS, Foreign, key_of, named
+from gpt2.formats.pickled_values import CALLS, Foreign, Global, key_of, named
 
 MAX_BYTES = 1 << 26
 """Largest pickle that is read. One of a GPT-2 XL with its optimizer has less than 1 MB."""
