@@ -13,7 +13,24 @@ from gpt2.errors import UserError
 
 MAX_KEY = 1 << 60
 """Integers from here on are no keys, because they could all have the same hash."""
-BUILTINS = ("bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "str", "tuple")
+BUILTINS = (
+    *(
+        "bool",
+        "bytes",
+        "complex",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "range",
+        "set",
+        "slice",
+        "str",
+    ),
+    *("tuple", "type", "long", "unicode", "xrange"),  # the last three are Python 2's
+)
 MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "fractions", "pathlib", "types", "uuid")
 """Modules of the standard library whose objects are harmless values."""
 
@@ -59,7 +76,7 @@ def key_of(value: Any) -> Any:
     """Return a key of a dictionary or element of a set. Raises ValueError for one that is slow to hash."""
     parts = value if isinstance(value, tuple) and len(value) <= 16 else (value,)
     for part in parts:
-        if not isinstance(part, str | bytes | float | int | Global | None) or (
+        if not isinstance(part, str | bytes | float | int | Global | Foreign | None) or (
             isinstance(part, int) and abs(part) >= MAX_KEY
         ):
             raise ValueError(f"a key of type {type(part).__name__}")
@@ -110,6 +127,7 @@ def number(value: Any) -> float | None:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
+    "builtins.bytes": lambda: b"",  # how Python 3 pickles empty bytes for protocol 2
     "builtins.complex": complex,
     "builtins.set": lambda items=(): set(map(key_of, items)),
     "builtins.frozenset": lambda items=(): frozenset(map(key_of, items)),
