@@ -11,10 +11,9 @@ from torch import Tensor
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import torch_file
-from gpt2.formats.json_file import read_json
 from gpt2.formats.safetensors_file import read_tensors
 from gpt2.formats.source import TRANSPOSED, Extras, Source, StoredTensor, checked_config, short, to_our_names
-from gpt2.formats.tokenizer_files import find_tokenizer
+from gpt2.formats.tokenizer_files import find_tokenizer, read_json
 from gpt2.formats.tokenizer_writer import write_huggingface
 from gpt2.model import GPT, GPTConfig
 from gpt2.tensor_file import write_tensors

@@ -6,6 +6,7 @@ them. The files are written by `tokenizer_writer`.
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import pickles
-from gpt2.formats.json_file import read_json
 from gpt2.tokenizers import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -36,6 +36,8 @@ GPT2_SHA256 = "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
 """SHA-256 of llm.c's tokenizer file for GPT-2's vocabulary."""
 MAX_BYTES = 1 << 27
 """Largest JSON file that is read, in bytes."""
+MAX_DIGITS = 100
+"""Largest number of digits of an integer in a JSON file."""
 LLMC_MAGIC, LLMC_VERSION = 20240328, 2
 BYTE_OF = byte_of_character()
 
@@ -111,6 +113,28 @@ def _from_file(path: Path) -> Tokenizer | None:
             f"{path} holds no tokenizer that can be read here ({first_line(error)}); name another with --tokenizer"
         ) from None
     return None
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """Return the content of a JSON file.
+
+    Raises ValueError for a file of more than `max_bytes`, for one that is nested too deeply and for one that is not
+    JSON, and OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    try:
+        return json.loads(data.decode(), parse_int=_integer)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
 
 
 def from_tokens(
