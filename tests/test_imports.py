@@ -10,7 +10,7 @@ import gpt2
 
 PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
-    {"errors", "spelling", "streams", "files", "long_runs"},
+    {"errors", "spelling", "streams", "files", "json_file", "long_runs"},
     {
         "model",
         "nanogpt_methods",

@@ -209,3 +209,5 @@ def test_an_ordinary_token_that_serves_as_padding_stays_ordinary(chat: BPETokeni
     again = open_model(str(out)).tokenizer
     assert again.special.pad == base.encode("!")[0]
     assert again.encode("no!") == base.encode("no!")
+    export(open_model(str(out)), "hf", tmp_path / "again", lambda line: None)
+    assert open_model(str(tmp_path / "again")).tokenizer.special == again.special

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,52 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.py").write_text("batch_sise = 3")
     with pytest.raises(UserError, match="did you mean batch_size"):
         load_recipe(str(tmp_path / "c.py"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = 'xxxxxxxxxxxxxxxx'\n" + "a = a + a\n" * 27,
+        "a = 1000000007\n" + "a = a * a\n" * 24,
+        "a = 1.5\n" + "a = a * a\n" * 24 + "b = a / 0.0",
+        "a = " + "9" * 5_000,
+        "a = 0x" + "f" * 5_000,
+        "a = " + "+".join(["1"] * 5_000),
+        "a = " + "-" * 20_000 + "1",
+        "a = " + "(" * 20_000 + "1",
+        "a = " + "[" * 150 + "]" * 150,
+        "if 1:\n" + "".join(" " * i + "if 1:\n" for i in range(1, 200)),
+        "# " + "x" * 200_000,
+    ],
+)
+def test_a_file_that_would_fill_the_memory_or_the_stack_is_refused_at_once(text: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"c\.py(, line \d+:| has more than)") as raised:
+        read(text, "c.py")
+    assert len(str(raised.value)) < 300
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_iters = " + "9" * 5_000,
+        "max_iters = 0x" + "f" * 5_000,
+        "max_iters = " + "9" * 30,
+        "max_iters = " + "[" * 20_000,
+        "max_iters = " + "{a=" * 20_000,
+        ".".join(["a"] * 20_000) + " = 1",
+        "[" + ".".join(["a"] * 20_000) + "]",
+        "x = {" + ".".join(["a"] * 20_000) + " = 1}",
+        "max_iters = [" + "1, " * 20_000 + "]",
+        "x" * 50_000 + " = 1",
+        "# " + "x" * 200_000,
+    ],
+)
+def test_a_recipe_beyond_all_bounds_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"r\.toml") as raised:
+        load_recipe(str(tmp_path / "r.toml"))
+    assert len(str(raised.value)) < 1_000
+    assert time.monotonic() - start < 2

@@ -71,7 +71,7 @@ def open_file(path: Path) -> Source:
     if not isinstance(epsilon, float) or abs(epsilon - 1e-5) > 1e-9:  # stored as float32
         raise UserError(f"{path} says {EPSILON}={str(epsilon)[:40]}, which is not GPT-2 as built here (1e-05)")
     size = path.stat().st_size
-    tensors = to_our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
+    tensors, notes = to_our_names(((_our_name(info.name, path), _stored(info, path, size)) for info in infos), path)
     wte = tensors.get("transformer.wte.weight")
     values = {field: metadata.get(key) for field, key in METADATA_KEYS.items()}
     config = checked_config({**values, "vocab_size": wte.shape[0] if wte and wte.shape else None}, path)
@@ -82,7 +82,7 @@ def open_file(path: Path) -> Source:
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, UserError):
             return None
 
-    return Source(config, tensors, find_tokenizer, f"{path} (GGUF)")
+    return Source(config, tensors, find_tokenizer, f"{path} (GGUF)", notes)
 
 
 def _our_name(name: str, path: Path) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 from gpt2.errors import UserError, first_line
 from gpt2.formats import torch_file
 from gpt2.formats.safetensors_file import read_tensors
-from gpt2.formats.source import TRANSPOSED, Extras, Source, StoredTensor, checked_config, to_our_names
+from gpt2.formats.source import TRANSPOSED, Extras, Source, StoredTensor, checked_config, short, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import write_huggingface
+from gpt2.json_file import read_json
 from gpt2.model import GPT, GPTConfig
 from gpt2.special_tokens import SpecialTokens
 from gpt2.tensor_file import write_tensors
@@ -43,6 +44,12 @@ REQUIRED = {
 OFFICIAL = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Names of the files of weights, one or several per model. The first pattern that matches is used."""
+SHARDED = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+"""Stems and suffixes of files of weights; an index of shards adds `.index.json`."""
+GPT2_KEYS = {"n_embd", "n_layer", "n_head"}
+"""Keys by which an older config.json without `model_type` is recognised."""
+MAX_BYTES = 1 << 24
+"""Largest config.json or index that is read, in bytes."""
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -65,12 +72,12 @@ def open_hub(name: str) -> Source:
     """Download a model of the hub to its cache and open it. Raises UserError where that fails."""
     from huggingface_hub import constants, snapshot_download
 
-    described = ["config.json", *TOKENIZER]
+    described = ["config.json", "*.index.json", *TOKENIZER]
     try:
         folder = Path(snapshot_download(name, allow_patterns=described))
         _read_config(folder)  # before gigabytes are downloaded in vain
         for weights in WEIGHTS:
-            if _weight_files(folder) is None:
+            if not _present_files(folder):
                 snapshot_download(name, allow_patterns=[*described, weights])
     except UserError:
         raise
@@ -87,39 +94,81 @@ def open_folder(path: Path, origin: str | None = None) -> Source:
 
     `origin` is the name of the source for messages; by default the path.
     """
-    config = _read_config(path)
-    if (files := _weight_files(path)) is None:
-        raise UserError(f"{path} has no model.safetensors; save the model with transformers' save_pretrained")
-    tensors = to_our_names(_stored(files), path)
-    return Source(config, tensors, find_tokenizer(files[0], config.vocab_size), origin or str(path))
+    config, notes = _read_config(path)
+    files = _weight_files(path)
+    tensors, changes = to_our_names(_stored(files), path)
+    return Source(
+        config, tensors, find_tokenizer(files[0], config.vocab_size), origin or str(path), (*notes, *changes)
+    )
 
 
-def _weight_files(folder: Path) -> list[Path] | None:
-    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), None)
+def _present_files(folder: Path) -> list[Path]:
+    """Return the files that match the first of the patterns `WEIGHTS` with any."""
+    return next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
 
 
-def _read_config(folder: Path) -> GPTConfig:
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of the weights. Raises UserError where there are none, or where a shard is missing."""
+    files = _present_files(folder)
+    for stem, suffix in SHARDED:
+        index = folder / f"{stem}{suffix}.index.json"
+        is_used = not files or (files[0].suffix == suffix and files[0].name != f"{stem}{suffix}")
+        if is_used and index.is_file():
+            return _files_of_index(index)
+    if not files:
+        raise UserError(f"{folder} has no model.safetensors; save the model with transformers' save_pretrained")
+    if count := re.search(r"-of-(\d{1,6})\.", files[0].name):  # shards without an index
+        names = {path.name for path in files}
+        for number in range(1, int(count[1]) + 1):
+            name = re.sub(r"-\d+-of", f"-{number:0{len(count[1])}}-of", files[0].name)
+            if name not in names:
+                raise UserError(f"{folder} has no {name}, a shard of its weights; fetch it again")
+    return files
+
+
+def _files_of_index(index: Path) -> list[Path]:
+    """Return the shards that an index lists. Raises UserError where one is missing or outside of the folder."""
+    try:
+        names = sorted(set(read_json(index, MAX_BYTES)["weight_map"].values()))
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("it lists no files")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} cannot be read ({first_line(error)}); fetch it again") from None
+    for name in names:
+        if Path(name).name != name or "\0" in name or not name.endswith((".safetensors", ".bin")):
+            raise UserError(f"{index} lists {name[:80]!r}, which is no file of weights in its folder")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent} has no {name[:80]}, which {index.name} lists; fetch it again")
+    return [index.parent / name for name in names]
+
+
+def _read_config(folder: Path) -> tuple[GPTConfig, tuple[str, ...]]:
+    """Return the configuration, and a line where it was assumed to be GPT-2's. Raises UserError."""
     path = folder / "config.json"
     try:
-        return _config(json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        return _config(read_json(path, MAX_BYTES), path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a GPT-2 configuration ({first_line(error)})") from None
 
 
-def _config(values: dict[str, Any], where: Path) -> GPTConfig:
-    if values.get("model_type") != "gpt2":
-        raise UserError(f"{where} says model_type={values.get('model_type')!r}; only gpt2 is GPT-2")
+def _config(values: dict[str, Any], where: Path) -> tuple[GPTConfig, tuple[str, ...]]:
+    notes = ()
+    if values.get("model_type") is None and ("GPT2" in str(values.get("architectures")) or set(values) >= GPT2_KEYS):
+        notes = (f"{where} has no model_type: taken for gpt2, whose keys it has",)
+    elif values.get("model_type") != "gpt2":
+        raise UserError(f"{where} says model_type={short(values.get('model_type'))}; only gpt2 is GPT-2")
     for key, required in REQUIRED.items():
-        if values.get(key, required) != required:
-            raise UserError(f"{where} says {key}={values[key]}, which is not GPT-2 as built here ({key}={required})")
+        if (value := values.get(key, required)) != required:
+            raise UserError(f"{where} says {key}={short(value)}, which is not GPT-2 as built here ({key}={required})")
     values = DEFAULTS | values
-    if values.get("n_inner") not in (None, 4 * values["n_embd"]):
-        raise UserError(f"{where} says n_inner={values['n_inner']}; GPT-2's is 4·n_embd")
+    inner = values.get("n_inner")
+    if inner is not None and (not isinstance(values["n_embd"], int) or inner != 4 * values["n_embd"]):
+        raise UserError(f"{where} says n_inner={short(inner)}; GPT-2's is 4·n_embd")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in GELU:
-        raise UserError(f"{where} says activation_function={activation!r}; choose from {', '.join(GELU)}")
+    if not isinstance(activation, str) or activation not in GELU:
+        raise UserError(f"{where} says activation_function={short(activation)}; choose from {', '.join(GELU)}")
     shape = {field: values[key] for field, key in CONFIG_KEYS.items()}
-    return checked_config({**shape, "gelu": GELU[activation]}, where)
+    return checked_config({**shape, "gelu": GELU[activation]}, where), notes
 
 
 def _stored(files: list[Path]) -> Iterator[tuple[str, StoredTensor]]:
@@ -127,7 +176,7 @@ def _stored(files: list[Path]) -> Iterator[tuple[str, StoredTensor]]:
         if file.suffix == ".safetensors":
             yield from read_tensors(file)[0].items()
         else:
-            yield from torch_file.state_dict(torch_file.load(file), file)
+            yield from torch_file.state_dict(torch_file.load(file)[0], file)
 
 
 def config_values(config: GPTConfig) -> dict[str, Any]:

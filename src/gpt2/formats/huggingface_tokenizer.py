@@ -4,19 +4,21 @@ The files next to them say what the special tokens are for: `tokenizer_config.js
 `added_tokens.json`, `chat_template.jinja`, and the model's `generation_config.json` or `config.json`.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2.errors import first_line
+from gpt2.json_file import read_json
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
 from gpt2.tokenizers import GPT2_PATTERN, byte_of_character
 
 BYTE_OF = byte_of_character()
 TokenList = tuple[list[bytes], SpecialTokens, str]
 """The ordinary tokens in the order of their ids, the special tokens, and the pattern that splits text into words."""
+MAX_BYTES = 1 << 27
+"""Size of a tokenizer's file, at most."""
 ROLES = ("bos", "eos", "unk", "pad")
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 """Values of `tokenizer_class` for which `<|endoftext|>` is bos, eos and unk unless the files say otherwise."""
@@ -72,7 +74,7 @@ def read(path: Path) -> TokenList:
     Raises OSError, and ValueError, KeyError, TypeError or AttributeError for a tokenizer that this program does not
     have or a damaged file.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, MAX_BYTES)
     if path.name == "vocab.json":
         merges = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
         folder = _Folder.read(path.parent)
@@ -84,8 +86,8 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        values = read_json(path, MAX_BYTES)
+    except ValueError as error:
         raise ValueError(f"{path.name}: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} is no JSON object")

@@ -1,4 +1,4 @@
-"""nanoGPT's `ckpt.pt`, read and written, and build-nanogpt's `model_*.pt`, read."""
+"""nanoGPT's `ckpt.pt`, read and written; `model_*.pt` of build-nanogpt and checkpoints of other trainers, read."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import Log, UserError
 from gpt2.formats import torch_file
+from gpt2.formats.pickled_values import Foreign, attributes, number
 from gpt2.formats.source import Extras, Progress, Source, checked_config, infer_config, to_our_names
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.formats.tokenizer_writer import meta_bytes
@@ -19,6 +20,10 @@ from gpt2.tokenizers import CharTokenizer
 # nanoGPT's parameters and these fields have the same names as ours. In addition, its state dict holds lm_head.weight.
 SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 """Fields of GPTConfig in nanoGPT's `model_args` and in build-nanogpt's configuration."""
+WEIGHTS = ("model", "state_dict", "model_state_dict", "module")
+"""Keys under which trainers save the weights: nanoGPT, Lightning, PyTorch's tutorials, DeepSpeed."""
+SETTINGS = ("config", "hyper_parameters", "model_config", "hparams", "args")
+"""Keys under which trainers save settings, in which the sizes of the model are looked for."""
 DEFAULTS = {"bias": True, "dropout": 0.0}
 """Further fields of `model_args`, and their values where older checkpoints omit them."""
 GELU = "erf"
@@ -28,52 +33,70 @@ HYPERPARAMETERS = {"learning_rate": 6e-4, "beta1": 0.9, "beta2": 0.95, "weight_d
 
 
 def open_file(path: Path) -> Source:
-    """Open a checkpoint of nanoGPT or build-nanogpt, or a bare state dict. Raises UserError."""
-    values = torch_file.load(path)
+    """Open a checkpoint of nanoGPT, build-nanogpt or another trainer, or a bare state dict. Raises UserError."""
+    values, notes = torch_file.load(path)
+    weights = _weights(values)
     if isinstance(values, dict) and "model_args" in values:
-        return _nanogpt(values, path)
-    if isinstance(values, dict) and isinstance(values.get("config"), torch_file.PickledConfig):
-        return _build_nanogpt(values, path)
-    tensors = to_our_names(torch_file.state_dict(values, path), path)
-    config, assumed = infer_config(tensors, path)
-    return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (assumed,))
-
-
-def _nanogpt(values: dict[str, Any], path: Path) -> Source:
-    args, settings = values["model_args"], values.get("config")
-    if not isinstance(args, dict):
-        raise UserError(f"{path} has model_args that are no dictionary; it is damaged")
-    settings = settings if isinstance(settings, dict) else {}
-    gelu = settings.get("gelu")
-    assumed = () if gelu else (f"{path}: assuming the {GELU} GELU, which nanoGPT computes since June 2023",)
-    further = {name: args.get(name, default) for name, default in DEFAULTS.items()}
-    config = checked_config({**_sizes(args), **further, "gelu": gelu or GELU}, path)
-    step, optimizer, best = values.get("iter_num", 0), values.get("optimizer"), values.get("best_val_loss")
-    state = optimizer.get("state") if isinstance(optimizer, dict) else None
+        return _nanogpt(values, weights, path, notes)
+    tensors, changes = to_our_names(torch_file.state_dict(weights, path), path)
+    notes = (*notes, *changes)
+    if (described := _description(values)) is None:
+        config, assumed = infer_config(tensors, path)
+        return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (*notes, assumed))
+    bias = "transformer.ln_f.bias" in tensors
+    config = checked_config({**_sizes(described), "bias": bias}, path)
+    step = _count(values.get("step", values.get("global_step")))
     return Source(
         config=config,
-        tensors=to_our_names(torch_file.state_dict(values.get("model"), path), path),
-        find_tokenizer=find_tokenizer(path, config.vocab_size, dataset=settings.get("dataset")),
-        origin=f"{path} (nanoGPT, iteration {step})",
-        notes=assumed,
-        progress=Progress(
-            step=_count(step),
-            settings=settings,
-            optimizer=(lambda: _named_optimizer(state, config, path)) if isinstance(state, dict) and state else None,
-            best_val_loss=float(best) if isinstance(best, Tensor) and best.numel() == 1 else None,
-        ),
+        tensors=tensors,
+        find_tokenizer=find_tokenizer(path, config.vocab_size),
+        origin=f"{path} (step {step})",
+        notes=(*notes, f"{path} does not record its GELU: assuming tanh, as build-nanogpt computes"),
+        progress=Progress(step=step),
     )
 
 
-def _build_nanogpt(values: dict[str, Any], path: Path) -> Source:
-    config = checked_config(_sizes(vars(values["config"])), path)
-    step = values.get("step", 0)
+def _weights(values: Any) -> Any:
+    """Return the state dict in what a trainer has saved: under one of its keys, or the object itself."""
+    if isinstance(values, dict):
+        return next((values[key] for key in WEIGHTS if isinstance(values.get(key), dict | Foreign)), values)
+    return values
+
+
+def _description(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the sizes of the model that a trainer has saved, in a dictionary or object of settings; None without."""
+    for key in SETTINGS:
+        settings = attributes(values.get(key))
+        for found in (settings, *map(attributes, settings.values())):
+            if all(name in found for name in SIZES):
+                return found
+    return None
+
+
+def _nanogpt(values: dict[str, Any], weights: Any, path: Path, notes: tuple[str, ...]) -> Source:
+    args, settings = attributes(values["model_args"]), attributes(values.get("config"))
+    if not args:
+        raise UserError(f"{path} has model_args that are no dictionary; it is damaged")
+    gelu = settings.get("gelu")
+    if not gelu:
+        notes = (*notes, f"{path}: assuming the {GELU} GELU, which nanoGPT computes since June 2023")
+    further = {name: args.get(name, default) for name, default in DEFAULTS.items()}
+    config = checked_config({**_sizes(args), **further, "gelu": gelu or GELU}, path)
+    tensors, changes = to_our_names(torch_file.state_dict(weights, path), path)
+    step, optimizer = _count(values.get("iter_num")), values.get("optimizer")
+    state = optimizer.get("state") if isinstance(optimizer, dict) else None
     return Source(
         config=config,
-        tensors=to_our_names(torch_file.state_dict(values.get("model"), path), path),
-        find_tokenizer=find_tokenizer(path, config.vocab_size),
-        origin=f"{path} (build-nanogpt, step {step})",
-        progress=Progress(step=_count(step)),
+        tensors=tensors,
+        find_tokenizer=find_tokenizer(path, config.vocab_size, dataset=settings.get("dataset")),
+        origin=f"{path} (nanoGPT, iteration {step})",
+        notes=(*notes, *changes),
+        progress=Progress(
+            step=step,
+            settings=settings,
+            optimizer=(lambda: _named_optimizer(state, config, path)) if isinstance(state, dict) and state else None,
+            best_val_loss=number(values.get("best_val_loss")),
+        ),
     )
 
 
@@ -82,7 +105,9 @@ def _sizes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """Return a number of steps, which may be stored as an array or tensor; 0 for anything else."""
+    steps = number(value)
+    return int(steps) if steps is not None and 0 < steps < 1 << 53 else 0
 
 
 def optimizer_order(config: GPTConfig) -> list[tuple[str, tuple[int, ...]]]:
@@ -94,8 +119,8 @@ def optimizer_order(config: GPTConfig) -> list[tuple[str, tuple[int, ...]]]:
 def _named_optimizer(state: dict[Any, Any], config: GPTConfig, path: Path) -> dict[str, Tensor]:
     """Return AdamW's state by name instead of by number. Raises UserError where it does not fit the model."""
     result: dict[str, Tensor] = {}
-    for number, (name, shape) in enumerate(optimizer_order(config)):
-        entry = state.get(number)
+    for position, (name, shape) in enumerate(optimizer_order(config)):
+        entry = state.get(position)
         for key, wanted in (("step", ()), ("exp_avg", shape), ("exp_avg_sq", shape)):
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, Tensor) or not torch_file.is_dense(value) or tuple(value.shape) != wanted:

@@ -8,16 +8,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.source import Extras, Source, StoredTensor, checked_config, infer_config, to_our_names
+from gpt2.formats.source import MASKS as CONSTANTS
+from gpt2.formats.source import (
+    Extras,
+    Source,
+    StoredTensor,
+    bare_name,
+    checked_config,
+    infer_config,
+    to_our_names,
+)
 from gpt2.formats.tokenizer_files import find_tokenizer
 from gpt2.model import GPT, GPTConfig
 from gpt2.tensor_file import write_tensors
 from gpt2.tokenizers import Tokenizer, from_json
 
-FLOATS = ("F32", "F16", "BF16", "F64")
-"""Dtypes of parameters, under safetensors' names."""
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+"""Dtypes of parameters, by safetensors' names."""
 MASKS = ("BOOL", "U8")
 """Dtypes of causal masks, which some files hold in addition."""
+MAX_HEADER = 1 << 24
+"""Largest header in bytes that is read. One of a GPT-2 with a tokenizer has less than 2 MB."""
+MAX_TENSORS = 20_000
 ENTRY = "gpt2"
 """Key of the metadata under which this program stores configuration and tokenizer as JSON."""
 
@@ -25,34 +37,46 @@ ENTRY = "gpt2"
 def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Return the tensors of a file by name, and its metadata. Raises UserError for a damaged file."""
     try:
+        _check_header(path)
         file = safe_open(path, framework="pt")
+        if (count := len(file.keys())) > MAX_TENSORS:
+            raise UserError(f"{path} holds {count:,} tensors, more than any GPT-2")
         tensors = {}
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             view = file.get_slice(key)
-            if view.get_dtype() not in FLOATS + MASKS:
+            dtype = view.get_dtype()
+            if dtype not in (*FLOATS, *MASKS) and not bare_name(key).endswith(CONSTANTS):
                 raise UserError(
-                    f"{path} holds {key[:80]!r} as {view.get_dtype()}; weights are floating-point numbers"
+                    f"{path} holds {key[:80]!r} as {dtype}; weights are floating-point numbers ({', '.join(FLOATS)})"
                 )
-            tensors[key] = StoredTensor(tuple(view.get_shape()), lambda key=key: file.get_tensor(key))
+            shape = tuple(view.get_shape())
+            tensors[key] = StoredTensor(shape, lambda key=key: file.get_tensor(key), FLOATS.get(dtype))
         return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); fetch it again") from None
 
 
+def _check_header(path: Path) -> None:
+    """Raise UserError where the header is larger than that of any model; reading it takes many times its size."""
+    with path.open("rb") as file:
+        if (size := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
+            raise UserError(f"{path} has a header of {size:,} bytes, more than any model's; it is damaged")
+
+
 def open_file(path: Path) -> Source:
     """Open a `.safetensors` file of its own, without a folder that describes it. Raises UserError."""
     tensors, metadata = read_tensors(path)
-    tensors = to_our_names(tensors.items(), path)
+    tensors, notes = to_our_names(tensors.items(), path)
     if ENTRY not in metadata:
         config, assumed = infer_config(tensors, path)
-        return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (assumed,))
+        return Source(config, tensors, find_tokenizer(path, config.vocab_size), str(path), (*notes, assumed))
     try:
         described = json.loads(metadata[ENTRY])
         config, tokenizer = checked_config(described["config"], path), described.get("tokenizer")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has metadata that cannot be read ({first_line(error)})") from None
     find = (lambda: from_json(tokenizer)) if tokenizer else find_tokenizer(path, config.vocab_size)
-    return Source(config, tensors, find, str(path))
+    return Source(config, tensors, find, str(path), notes)
 
 
 def metadata(config: GPTConfig, tokenizer: Tokenizer | None = None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The classes that every format's reader gives and every writer takes, and the rules that state dicts share."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,10 +13,24 @@ from gpt2.errors import Log, UserError
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer
 
-PREFIXES = ("_orig_mod.", "module.", "transformer.")
-"""Prefixes of parameter names: torch.compile's, DDP's, and the one that OpenAI's originals on the hub lack."""
-MASKS = (".attn.bias", ".attn.masked_bias")
-"""Endings of names that are causal masks and not parameters."""
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
+"""Components of names that wrappers add anywhere: torch.compile, DDP, FSDP, activation checkpoints, DeepSpeed."""
+PREFIXES = ("transformer", "model", "pretrained_model", "backbone", "gpt", "net")
+"""First components of names: Hugging Face's and nanoGPT's, which OpenAI's originals lack, and those of trainers."""
+OTHER_HEADS = ("multiple_choice_head", "score", "classifier", "v_head", "value_head", "summary")
+"""First components of names of heads that are no language model's."""
+MASKS = (".attn.bias", ".attn.masked_bias", ".attn.mask", ".attn.tril", "position_ids")
+"""Endings of names that are constants of the architecture and not parameters."""
+MAX_SIZE = 1 << 48
+"""Bound of every integer of a configuration."""
+DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of weights that float32 holds exactly; None stands for one of these."""
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Matrices that Hugging Face's Conv1D stores as (in, out), where nn.Linear has (out, in)."""
 
@@ -27,15 +42,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     """Returns the tensor in the floating-point dtype of the file. Can be called again."""
+    dtype: torch.dtype | None = None
+    """Dtype in the file, where it is known before the tensor is read."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "StoredTensor":
         """Return the stored form of a tensor in memory, which it shares."""
-        return cls(tuple(tensor.shape), lambda: tensor)
+        return cls(tuple(tensor.shape), lambda: tensor, tensor.dtype)
 
     def transposed(self) -> "StoredTensor":
         """Return the matrix with its two dimensions exchanged."""
-        return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous())
+        return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous(), self.dtype)
 
 
 def is_plain(model: GPT) -> bool:
@@ -129,28 +146,49 @@ class Extras:
     progress: Progress = Progress()
 
 
-def to_our_names(tensors: Iterable[tuple[str, StoredTensor]], where: object) -> dict[str, StoredTensor]:
-    """Return the parameters among `tensors` under our names and in our shapes.
+def bare_name(name: str) -> str:
+    """Return the name of a parameter without what wrappers and trainers add to it, such as `wte.weight`."""
+    words = [word for word in name.split(".") if word not in WRAPPERS]
+    while len(words) > 1 and words[0] in PREFIXES:
+        del words[0]
+    return ".".join(words)
 
-    Prefixes are unified, masks dropped, and the matrices of Conv1D, which the shape of `c_attn` reveals, transposed.
-    The head is dropped too; raises UserError where it differs from the token embedding.
+
+def to_our_names(
+    tensors: Iterable[tuple[str, StoredTensor]], where: object
+) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """Return the parameters among `tensors` under our names and in our shapes, and lines about what was changed.
+
+    Names of wrappers are removed, masks and other heads omitted, and the matrices of Conv1D, which the shape of
+    `c_attn` reveals, transposed. The head is omitted too; raises UserError where it differs from the token embedding,
+    and where two tensors have the same name without their wrappers.
     """
     found: dict[str, StoredTensor] = {}
+    others: list[str] = []
     head: StoredTensor | None = None
     for key, tensor in tensors:
-        while key.startswith(PREFIXES):
-            key = key.split(".", 1)[1]
-        if key == "lm_head.weight":
+        name = bare_name(key)
+        if name == "lm_head.weight":
             head = tensor
-        elif not key.endswith(MASKS):
-            found[f"transformer.{key}"] = tensor
+        elif name.split(".")[0] in OTHER_HEADS:
+            others.append(name)
+        elif not name.endswith(MASKS):
+            if f"transformer.{name}" in found:
+                raise UserError(f"{where} holds two tensors {name[:80]!r} under different prefixes")
+            found[f"transformer.{name}"] = tensor
+    notes = []
+    if others:
+        shown = ", ".join(sorted(others)[:4]) + (" …" if len(others) > 4 else "")
+        notes.append(f"{where}: omitted a head that is no language model's ({shown[:200]})")
+    if cast := sorted({str(t.dtype).removeprefix("torch.") for t in found.values() if t.dtype not in DTYPES}):
+        notes.append(f"{where}: its {' and '.join(cast)} weights are rounded to float32")
     embedding = found.get("transformer.wte.weight")
     if head and embedding and not _equal(head, embedding):
         raise UserError(f"{where} has an lm_head.weight of its own; GPT-2's head is its token embedding")
     c_attn = found.get("transformer.h.0.attn.c_attn.weight")
     if c_attn and len(c_attn.shape) == 2 and c_attn.shape[1] == 3 * c_attn.shape[0]:
         found = {k: t.transposed() if k.endswith(TRANSPOSED) else t for k, t in found.items()}
-    return found
+    return found, tuple(notes)
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
@@ -164,12 +202,20 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
     return torch.equal(a.to(coarser).nan_to_num(), b.to(coarser).nan_to_num())
 
 
+def short(value: object) -> str:
+    """Return a value of a file as a few characters of a message, however large it is."""
+    if isinstance(value, int) and abs(value) >= MAX_SIZE:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value[:40]) if isinstance(value, str) else reprlib.repr(value)[:60]
+
+
 def checked_config(values: Any, where: object) -> GPTConfig:
     """Return the configuration with the fields in the mapping `values`. Raises UserError for an invalid one."""
     kinds = {f.name: type(f.default) for f in fields(GPTConfig)}
     for name, value in dict(values).items():
-        if type(value) is not kinds.get(name) and not (kinds.get(name) is float and type(value) is int):
-            raise UserError(f"{where} describes no GPT-2: {str(name)[:40]}={str(value)[:40]!r}")
+        is_known = type(value) is kinds.get(name) or (kinds.get(name) is float and type(value) is int)
+        if not is_known or (isinstance(value, int) and abs(value) >= MAX_SIZE):
+            raise UserError(f"{where} describes no GPT-2: {str(name)[:40]}={short(value)}")
     try:
         return GPTConfig(**values)
     except UserError as error:

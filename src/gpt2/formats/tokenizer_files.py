@@ -6,18 +6,15 @@ reads Hugging Face's files, and `tokenizer_writer` writes those of all programs.
 
 import functools
 import hashlib
-import io
-import json
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats import huggingface_tokenizer
+from gpt2.formats import huggingface_tokenizer, pickles
+from gpt2.json_file import read_json
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
 from gpt2.tokenizers import (
     GPT2_PATTERN,
@@ -36,6 +33,8 @@ GPT2_SIZES = (50257, 50304)
 """Size of GPT-2's vocabulary, and that size rounded up to a multiple of 64 as nanoGPT and build-nanogpt train it."""
 GPT2_SHA256 = "6f3abc21e444e4e8300e225f4e03da48ea121cf17e30f67009b8dad7a66c2f13"
 """SHA-256 of llm.c's tokenizer file for GPT-2's vocabulary."""
+MAX_BYTES = 1 << 27
+"""Size of a dataset.json that holds a tokenizer, at most."""
 LLMC_MAGIC, LLMC_VERSION = 20240328, 2
 BYTE_OF = byte_of_character()
 BYTES = [bytes([b]) for b in range(256)]
@@ -102,7 +101,7 @@ def _from_file(path: Path) -> Tokenizer | None:
         if path.suffix == ".json":
             if path.name != "dataset.json":
                 return _recognised(*huggingface_tokenizer.read(path))
-            return from_json(json.loads(path.read_text(encoding="utf-8"))["tokenizer"])
+            return from_json(read_json(path, MAX_BYTES)["tokenizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} holds no tokenizer that can be read here ({first_line(error)}); name another with --tokenizer"
@@ -187,17 +186,13 @@ def _recognised(tokens: list[bytes], special: SpecialTokens, pattern: str) -> To
 def read_meta(path: Path) -> CharTokenizer:
     """Read the tokenizer in nanoGPT's `meta.pkl`. Raises UserError for any other pickle, and executes none of it."""
     try:
-        meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-        characters = "".join(meta["itos"][i] for i in range(meta["vocab_size"]))
-        if not len(set(characters)) == len(characters) == meta["vocab_size"]:
+        meta = pickles.Reader(path.read_bytes()).load()
+        count, itos = meta["vocab_size"], meta["itos"]
+        if not isinstance(count, int) or count != len(itos):
+            raise ValueError("its vocab_size is not the number of its characters")
+        characters = "".join(itos[i] for i in range(count))
+        if not len(set(characters)) == len(characters) == count:
             raise ValueError("its entries are not one character each")
         return CharTokenizer(characters)
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, text and numbers; it refuses whatever names a class or function, without executing it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and only plain values are admitted")

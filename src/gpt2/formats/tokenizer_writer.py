@@ -81,8 +81,8 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
         "clean_up_tokenization_spaces": False,
     }
     special = tokenizer.special
-    roles = {role: special.named(i) for role, i in special.roles.items()}
-    config |= {f"{role}_token": text for role, text in roles.items() if text is not None}
+    roles = {role: special.named(i) or printable(tokenizer.decode_bytes([i])) for role, i in special.roles.items()}
+    config |= {f"{role}_token": text for role, text in roles.items()}
     if further := [text for text in special.markers if text not in roles.values()]:
         config["additional_special_tokens"] = further
     if special.chat_template is not None:

@@ -16,6 +16,13 @@ from gpt2.training.config import TrainConfig, checked
 BATCH_SETTINGS = ("total_batch_size", "gradient_accumulation_steps")
 """The two settings that determine the batch size of an optimizer step, of which one is enough."""
 
+MAX_CHARACTERS = nanogpt_config.MAX_CHARACTERS
+"""Largest length of a recipe."""
+MAX_DOTS = 100
+"""Largest number of dots in a key. Settings have none."""
+MAX_INTEGER = nanogpt_config.MAX_INTEGER
+"""Bound of every integer of a recipe."""
+
 
 def names() -> list[str]:
     """Return the names of the built-in recipes."""
@@ -37,7 +44,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         close = nearest(recipe, names())
         hint = f"did you mean {close}?" if close else f"built-in recipes: {', '.join(names())}"
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(MAX_CHARACTERS + 1)
     if path.suffix == ".py":
         return check_settings(nanogpt_config.read(text, recipe), recipe)
     return parse_toml(text, recipe)
@@ -45,10 +53,19 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Return the settings of a flat TOML document. Raises UserError, with `where` as the name of the document."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{where} has more than {MAX_CHARACTERS:,} characters, which no recipe has")
+    for number, line in enumerate(text.split("\n"), start=1):
+        keys = line.split("=")[:-1] + [line] * line.lstrip().startswith("[")
+        if any(key.count(".") > MAX_DOTS for key in keys):  # for which tomllib takes quadratic time
+            raise UserError(f"{where}, line {number}: a key of more than {MAX_DOTS} components")
     try:
-        return check_settings(tomllib.loads(text), where)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where} is not valid TOML: {error}") from None
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{where} is not valid TOML: its values are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and Python's for an integer of thousands of digits
+        raise UserError(f"{where} is not valid TOML: {first_line(error)}") from None
+    return check_settings(values, where)
 
 
 def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -62,11 +79,15 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
         if name not in known:
             close = nearest(name, known)
             hint = f"did you mean {close}?" if close else "gpt2 train --help lists them"
-            raise UserError(f"{where}: no setting {name!r}; {hint}")
+            raise UserError(f"{where}: no setting {name[:80]!r}; {hint}")
+        if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+            raise UserError(f"{where}: {name} is an integer of more than 64 bits")
         try:
             result[name] = checked(name, value)
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            text = str(error)
+            text = text if len(text) < 600 else f"{text[:300]} … {text[-200:]}"
+            raise UserError(f"{where}: {text}") from None
     return result
 
 
