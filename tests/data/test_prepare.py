@@ -14,7 +14,7 @@ from gpt2.data import tokenise
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
-from gpt2.data.sources import pieces
+from gpt2.data.sources import Reading, pieces
 from gpt2.errors import UserError
 from gpt2.tokenizers import train_bpe
 
@@ -102,7 +102,7 @@ def test_tokens_do_not_depend_on_where_the_text_is_cut(text: str, chunk: int, se
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "a.txt"
         file.write_bytes(text.encode())
-        parts = list(pieces(file, separator=separator, chunk=chunk))
+        parts = list(pieces(file, Reading(separator=separator, chunk=chunk)))
     assert "".join(p.text for p in parts) == text
     documents = [d + (separator or "") for d in text.split(separator)] if separator else [text]
     if separator:
@@ -118,8 +118,8 @@ def test_tokens_do_not_depend_on_where_the_text_is_cut(text: str, chunk: int, se
 def test_long_text_is_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some\nlines\nof\ntext\n" * 3)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "some lines of text " * 3}))
-    assert len(list(pieces(tmp_path / "a.txt", chunk=5))) > 3
-    assert len(list(pieces(tmp_path / "a.jsonl", chunk=12))) > 3
+    assert len(list(pieces(tmp_path / "a.txt", Reading(chunk=5)))) > 3
+    assert len(list(pieces(tmp_path / "a.jsonl", Reading(chunk=12)))) > 3
 
 
 def test_the_standard_library_is_found_in_a_fixed_order() -> None:

@@ -19,7 +19,7 @@ import pytest
 from gpt2.data import sources
 from gpt2.data.dataset import open_dataset
 from gpt2.data.prepare import prepare
-from gpt2.data.sources import find_files, pieces
+from gpt2.data.sources import Reading, find_files, pieces
 from gpt2.errors import UserError
 from gpt2.training.loop import train
 
@@ -34,7 +34,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def documents(file: Path, field: str = "text") -> list[str]:
-    return [piece.text for piece in pieces(file, field)]
+    return [piece.text for piece in pieces(file, Reading(field))]
 
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
@@ -119,8 +119,8 @@ def test_tables_are_read_by_their_header(name: str, delimiter: str, tmp_path: Pa
     )
     content = out.getvalue().encode("utf-8-sig")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert [p.text for p in pieces(tmp_path / name, "body") if not p.missing] == texts
-    assert sum(p.missing for p in pieces(tmp_path / name, "body")) == 1
+    assert [p.text for p in pieces(tmp_path / name, Reading("body")) if not p.missing] == texts
+    assert sum(p.missing for p in pieces(tmp_path / name, Reading("body"))) == 1
     with pytest.raises(UserError, match=r"no column 'text' \(it has id, body\)"):
         documents(tmp_path / name)
 
@@ -245,17 +245,17 @@ def test_text_without_spaces_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": text}))
         for suffix in (".txt", ".jsonl"):
             file = tmp_path / f"{name}{suffix}"
-            found = list(pieces(file, chunk=100, anywhere=True))
+            found = list(pieces(file, Reading(chunk=100, anywhere=True)))
             assert "".join(p.text for p in found) == text
             assert max(len(p.text) for p in found) <= 200
             assert [p.starts for p in found] == [True] + [False] * (len(found) - 1)
             if name == "zh":
-                found = list(pieces(file, chunk=100))
+                found = list(pieces(file, Reading(chunk=100)))
                 assert all(p.text[-1] in "，。" or q.text[0] in "，。" for p, q in itertools.pairwise(found))
                 assert max(len(p.text) for p in found) <= 200
             else:
                 with pytest.raises(UserError, match="too many for a BPE; use --tokenizer=byte or --tokenizer=char"):
-                    list(pieces(file, chunk=100))
+                    list(pieces(file, Reading(chunk=100)))
 
 
 def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +283,9 @@ def test_text_without_a_place_to_cut_is_refused_soon(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sources, "MAX_CHUNK", 5000)
     (tmp_path / "a.txt").write_text("x" * 6000)
     with pytest.raises(UserError, match=r"a.txt has 5,\d+ characters in a row without white space or punct"):
-        list(pieces(tmp_path / "a.txt", chunk=100))
+        list(pieces(tmp_path / "a.txt", Reading(chunk=100)))
     (tmp_path / "a.txt").write_text("x" * 4000 + " " + "x" * 4000)
-    assert [len(p.text) for p in pieces(tmp_path / "a.txt", chunk=100)] == [4000, 4001]
+    assert [len(p.text) for p in pieces(tmp_path / "a.txt", Reading(chunk=100))] == [4000, 4001]
 
 
 def test_standard_input_is_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command) -> None:

@@ -77,8 +77,8 @@ def prepare(
         fineweb-100B, fineweb-edu, fineweb-edu-100B, wikitext-103), or files and folders with text, .jsonl or
         .parquet, compressed (.gz, .xz, .bz2, .zst) or not, or .json, .csv and .tsv files. - is standard input.
     """
+    from gpt2.data.inputs import default_name
     from gpt2.data.join import join
-    from gpt2.data.prepare import default_name
     from gpt2.data.sources import STANDARD_INPUT
 
     if options.out is None and (sources[0] == STANDARD_INPUT or options.join):

@@ -6,7 +6,6 @@ files (`writers`). A journal (`staging`) records the progress. The memory in use
 
 import itertools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
-from gpt2.data.sources import CHUNK, MAX_CHUNK, STANDARD_INPUT, find_files, has_rows
+from gpt2.data.corpora import Corpus, Input
+from gpt2.data.inputs import default_name, find_inputs
+from gpt2.data.sources import CHUNK, MAX_CHUNK, Reading, has_rows
 from gpt2.data.staging import Staging, digest, staging
 from gpt2.data.text import LocatedPiece, Mark, Split, Text
 from gpt2.data.tokenise import Job, tokenise
@@ -97,17 +97,17 @@ def prepare(
     }
     if parse_special is not None:
         recipe["parse_special"] = parse_special
+    parse_special = bool(_special_tokens(kind) - {END_OF_TEXT}) if parse_special is None else parse_special
     local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part, "reading": READING}
     with staging(Path(out), recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
             heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
-            text = Text(inputs, area.folder, field, settings.get("separator"), heading, *_cutting(kind), part)
+            reading = _reading(kind, field, settings.get("separator"), parse_special)
+            text = Text(inputs, area.folder, reading, heading, part)
             survey = _survey(text, settings, kind == "char", is_large, progress)
             encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
             about = {"source": " ".join(map(str, sources)), "recipe": digest(recipe)}
             layout = _layout(format, settings, encoder)
-            if parse_special is None:
-                parse_special = bool(encoder.special.ids.keys() - {END_OF_TEXT})
             job = Job(area, text, survey.split, survey.is_single, encoder, parse_special, layout, about)
             _run(job, workers, note, progress)
         area.move_into_place()
@@ -139,14 +139,25 @@ def _tokenizer_choice(
     return kind, vocab_size
 
 
-def _cutting(kind: str | Tokenizer) -> tuple[int, bool]:
-    """Return the size of pieces in characters, and whether they may be cut anywhere.
+def _special_tokens(kind: str | Tokenizer) -> set[str]:
+    """Return the texts of the special tokens of a tokenizer, or of one of a kind that is made from the text."""
+    if isinstance(kind, str):
+        return set() if kind == "char" else {END_OF_TEXT}
+    return set(kind.special.ids)
 
-    For a BPE, possible cuts are known for GPT-2's pattern only.
-    """
+
+def _reading(kind: str | Tokenizer, field: str, separator: str | None, parse_special: bool) -> Reading:
+    """Return how the text is read for a tokenizer. For a BPE, possible cuts are known for GPT-2's pattern only."""
     is_other = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
-    name = kind if isinstance(kind, str) else kind.kind
-    return MAX_CHUNK if is_other else CHUNK, name in ("char", "byte")
+    end = None if isinstance(kind, str) else kind.special.named(kind.eot)
+    return Reading(
+        field,
+        separator,
+        end or END_OF_TEXT,
+        markers=tuple(_special_tokens(kind)) if parse_special else (),
+        chunk=MAX_CHUNK if is_other else CHUNK,
+        anywhere=(kind if isinstance(kind, str) else kind.kind) in ("char", "byte"),
+    )
 
 
 def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]) -> None:
@@ -176,56 +187,6 @@ def _about_special_tokens(job: Job, found: Counter[str]) -> str | None:
     if listed:
         return f"the text contains {listed}, as ordinary characters; --parse_special makes them special tokens"
     return None
-
-
-def default_name(source: str | Path) -> str:
-    """Return the default name of the dataset of a source."""
-    name = "" if str(source) == STANDARD_INPUT else Path(os.path.realpath(source)).name
-    return name.lstrip(".").split(".")[0] or "text"
-
-
-def find_inputs(
-    sources: Sequence[str | Path],
-    val: Sequence[str | Path] = (),
-    given: Path | None = None,
-    note: Callable[[str], None] = lambda line: None,
-) -> tuple[Corpus | None, list[Input]]:
-    """Return the named corpus, or None, and the files of all sources in order without repetition.
-
-    Files of `val` are for validation alone. `given` is a local copy of a corpus; `note` receives a line about files
-    that are omitted. Raises UserError.
-    """
-    if not sources:
-        raise UserError("nothing to read; name a corpus, or files and folders of text")
-    named = [str(source) for source in sources if str(source) in CORPORA]
-    if named and (len(sources) > 1 or val):
-        raise UserError(f"the corpus {named[0]} is prepared alone; omit the other sources")
-    if named:
-        corpus = CORPORA[named[0]]
-        return corpus, corpus.inputs(given)
-    if given is not None:
-        raise UserError(f"--from goes with a corpus that is downloaded: {', '.join(CORPORA)}")
-    held_out = {path: "val" for source in val for path in _files(str(source), note)}
-    trained = {path: "train" for source in sources for path in _files(str(source), note) if path not in held_out}
-    if not trained:
-        raise UserError("all of the text is for validation; give other text to train on")
-    splits = trained | held_out
-    return None, [_input(path, split if held_out else None) for path, split in splits.items()]
-
-
-def _files(source: str, note: Callable[[str], None]) -> list[Path]:
-    """Return the resolved paths of the files of a source, by which repetitions are recognised."""
-    if source == STANDARD_INPUT:
-        return [Path(source)]
-    if not Path(source).exists():
-        raise UserError(
-            f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
-        )
-    return [Path(os.path.realpath(path)) for path in find_files(source, note)]
-
-
-def _input(path: Path, split: str | None) -> Input:
-    return replace(standard_input(), split=split) if str(path) == STANDARD_INPUT else local(path, split)
 
 
 def _check(

@@ -116,18 +116,34 @@ def _walk(folder: Path) -> tuple[list[Path], list[str], list[OSError]]:
     return files, hidden, unreadable
 
 
-def pieces(
-    file: Path, field: str = "text", separator: str | None = None, chunk: int = CHUNK, anywhere: bool = False
-) -> Iterator[Piece]:
-    """Yield the documents of one file in order, each in one piece or in pieces of about `chunk` characters.
+@dataclass(frozen=True)
+class Reading:
+    """Says how files are read as documents, and where documents are cut into pieces."""
 
-    A document of `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` is the text in `field` of a row. Any other file is
-    UTF-8 text: one document, or with a `separator` the documents that end with it. The separator stays in the text,
-    except `<|endoftext|>`, which stands for its token. All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst).
-    Pieces are cut where no token of GPT-2's BPE can extend over the cut, or `anywhere` if there is no such offset.
-    Raises UserError for content that cannot be read, with its line.
+    field: str = "text"
+    """Field of a row that has the text; a dot leads to a field inside of another."""
+    separator: str | None = None
+    """Text that ends a document in files without rows; None where each file is one document."""
+    end: str = END_OF_TEXT
+    """The separator that stands for a token, and does not stay in the text."""
+    markers: tuple[str, ...] = ()
+    """Special tokens in the text, which no cut divides."""
+    chunk: int = CHUNK
+    """Approximate number of characters of a piece."""
+    anywhere: bool = False
+    """Whether text may be cut between any two characters, apart from `markers`."""
+
+
+def pieces(file: Path, reading: Reading = Reading()) -> Iterator[Piece]:
+    """Yield the documents of one file in order, each in one piece or, if it is long, in several.
+
+    A document of `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` is the text in a field of a row. Any other file is
+    UTF-8 text: one document, or with a separator the documents that end with it. The separator stays in the text,
+    except `reading.end`. All but `.parquet` may be compressed (.gz, .xz, .bz2, .zst). Pieces are cut where no token
+    of GPT-2's BPE can extend over the cut, or anywhere if `reading` allows it and there is no such offset. Raises
+    UserError for content that cannot be read, with its line.
     """
-    cutting = _Cutting(file, chunk, anywhere)
+    cutting, field = _Cutting(file, reading), reading.field
     kind = _kind(file)
     try:
         if kind == ".parquet":
@@ -139,7 +155,7 @@ def pieces(
             if has_rows(file):
                 yield from _rows(read_rows(stream, raw, file, kind, field), cutting)
             else:
-                yield from _documents(_decoded(stream, raw, file, min(chunk, CHUNK)), separator, cutting)
+                yield from _documents(_decoded(stream, raw, file, min(reading.chunk, CHUNK)), cutting)
     except UserError:
         raise
     except PermissionError as error:
@@ -169,14 +185,35 @@ class _Cutting:
     """Determines where the text of a file is cut into pieces."""
 
     file: Path
-    chunk: int
-    anywhere: bool
+    reading: Reading
+
+    @property
+    def chunk(self) -> int:
+        return self.reading.chunk
+
+    @property
+    def longest_marker(self) -> int:
+        """Return the number of characters of the longest marker, at least 1."""
+        return max(map(len, self.reading.markers), default=1)
 
     def last(self, text: str, begin: int, end: int) -> int:
-        """Return the last offset in `text[begin:end]` at which the text can be cut; 0 where there is none."""
+        """Return the last offset in `text[begin:end]` at which the text can be cut; 0 where there is none.
+
+        No marker that is complete in `text` extends over the offset.
+        """
+        while found := self._last(text, begin, end):
+            inside = [at for marker in self.reading.markers if (at := _extending_over(text, marker, found)) >= 0]
+            if not inside:
+                return found
+            end = min(inside)
+        return 0
+
+    def _last(self, text: str, begin: int, end: int) -> int:
+        if end <= begin:
+            return 0
         if found := LAST_CUT.match(text, begin, end):
             return found.end()
-        if self.anywhere:
+        if self.reading.anywhere:
             return end
         return found.end() if (found := FURTHER_CUT.match(text, begin, end)) else 0
 
@@ -187,6 +224,11 @@ class _Cutting:
                 f"{self.file} has {length:,} characters in a row without white space or punctuation, too many for a "
                 "BPE; use --tokenizer=byte or --tokenizer=char"
             )
+
+
+def _extending_over(text: str, marker: str, offset: int) -> int:
+    """Return where a marker begins that begins before `offset` and ends after it; -1 where there is none."""
+    return text.find(marker, max(offset - len(marker) + 1, 0), offset + len(marker) - 1)
 
 
 def _rows(rows: Iterator[tuple[str | None, int]], cutting: _Cutting) -> Iterator[Piece]:
@@ -237,11 +279,13 @@ def _decoded(stream: IO[bytes], raw: IO[bytes], file: Path, size: int) -> Iterat
         done += len(block)
 
 
-def _documents(texts: Iterator[tuple[str, int]], separator: str | None, cutting: _Cutting) -> Iterator[Piece]:
-    """Yield the document that a text is, or with a `separator` the documents that end with it."""
+def _documents(texts: Iterator[tuple[str, int]], cutting: _Cutting) -> Iterator[Piece]:
+    """Yield the document that a text is, or with a separator the documents that end with it."""
+    separator = cutting.reading.separator
     held, starts, searched, read = "", True, 0, 0
-    kept = "" if separator == END_OF_TEXT else separator or ""
-    unknown = len(separator) - 1 if separator else 0  # the last characters can be the beginning of a separator
+    kept = "" if separator == cutting.reading.end else separator or ""
+    # The last characters can be the beginning of a separator or a marker.
+    unknown = max(len(separator or "x"), cutting.longest_marker) - 1
     for text, read in texts:
         *documents, held = (held + text).split(separator) if separator else [held + text]
         for document in documents:

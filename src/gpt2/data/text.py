@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2.data.corpora import Input
-from gpt2.data.sources import CHUNK, Piece, joined_at, pieces
+from gpt2.data.sources import Piece, Reading, joined_at, pieces
 
 GOLDEN = (5**0.5 - 1) / 2
 """Golden ratio, whose multiples modulo 1 are evenly spread for any number of them."""
@@ -83,12 +83,9 @@ class Text:
     inputs: Sequence[Input]
     folder: Path
     """Folder for downloads."""
-    field: str = "text"
-    separator: str | None = None
+    reading: Reading
     heading: re.Pattern[str] | None = None
-    chunk: int = CHUNK
-    anywhere: bool = False
-    """Whether text may be cut between any two characters."""
+    """Matches rows that begin a document, where rows are lines of documents."""
     partition: tuple[int, int] = (1, 1)
     """(i, n) for the i-th of n partitions of the files, counted from 1."""
 
@@ -108,7 +105,7 @@ class Text:
         mark = mark or Mark(file=self.numbers.start)
         skipped, done = mark.pieces, sum(self.inputs[n].size for n in range(self.numbers.start, mark.file))
         for number, path in self._fetched(mark.file):
-            found = pieces(path, self.field, self.separator, self.chunk, self.anywhere)
+            found = pieces(path, self.reading)
             row = -1
             for count, piece in enumerate(joined_at(self.heading, found) if self.heading else found, start=1):
                 row += piece.starts

@@ -173,9 +173,9 @@ def _remarks(text: Text, mark: Mark) -> Iterator[str]:
         yield f"{mark.missing:,} rows without text are skipped"
     names = [text.inputs[number].name for number in text.numbers]
     names = [name for name in names if not has_rows(Path(name))]
-    if text.separator and names and not mark.separated:
+    if text.reading.separator and names and not mark.separated:
         where = f"{names[0]}: it" if len(names) == 1 else f"the {len(names)} files of text: each"
-        yield f"the separator {text.separator!r} does not occur in {where} is one document"
+        yield f"the separator {text.reading.separator!r} does not occur in {where} is one document"
 
 
 def _divided(tokens: dict[str, np.ndarray], val: SplitWriter, val_tokens: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.prepare import find_inputs
+from gpt2.data.inputs import find_inputs
+from gpt2.data.sources import Reading
 from gpt2.data.text import Text
 from gpt2.errors import UserError
 from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, train_bpe
@@ -69,7 +70,7 @@ def train_tokenizer(
     corpus, inputs = find_inputs(sources)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        text = Text(inputs, Path(folder), field, heading=corpus.heading if corpus else None)
+        text = Text(inputs, Path(folder), Reading(field), corpus.heading if corpus else None)
         reading = _Reading(_cut(_texts(text, max_characters)))
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
