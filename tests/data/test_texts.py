@@ -205,9 +205,9 @@ def run(count: int, seed: int = 0) -> Counter[str]:
 
 def test_texts_of_many_kinds_are_read_back() -> None:
     pytest.importorskip("pyarrow", reason="needs pyarrow")
-    outcomes = run(60)
+    outcomes = run(40)
     assert {name: n for name, n in outcomes.items() if name.startswith("wrong")} == {}
-    assert sum(n for name, n in outcomes.items() if name.startswith("read back")) > 30
+    assert sum(n for name, n in outcomes.items() if name.startswith("read back")) > 20
 
 
 def test_the_chosen_tokenizers_are_of_all_kinds() -> None:
