@@ -35,13 +35,12 @@ def test_every_number_of_a_run_has_a_smallest_and_a_largest_value() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"seed": 2**63 - 1, "num_samples": 2},
         {"total_batch_size": 10**9, "batch_size": 1, "block_size": 1},
         {"batch_size": 10**6, "gradient_accumulation_steps": 100},
     ],
 )
 def test_products_of_settings_have_bounds_too(settings: dict) -> None:
-    with pytest.raises(UserError, match=r"at most|below"):
+    with pytest.raises(UserError, match="at most"):
         TrainConfig(**settings)
 
 

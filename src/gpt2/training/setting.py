@@ -134,7 +134,6 @@ def check_combinations(config: "TrainConfig") -> None:
             f"align_documents moves windows, but data_order={config.data_order} shows every token once an epoch; "
             "use --data_order=random or --align_documents=False"
         )
-    SEED.check("seed + num_samples - 1", config.seed + config.num_samples - 1)
     if config.early_stopping_patience and not config.eval_interval:
         raise UserError(
             f"early_stopping_patience={config.early_stopping_patience} counts evaluations, and eval_interval=0 "
