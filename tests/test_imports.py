@@ -10,7 +10,7 @@ import gpt2
 
 PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
-    {"errors", "streams", "files"},
+    {"errors", "streams", "files", "json_file"},
     {"model", "nanogpt_methods", "accounting", "device", "tokenizers", "chunked_loss", "distributed", "tensor_file"},
     {"data", "optim", "formats", "generation", "runlog", "reporting", "inside"},
     {"evaluation", "checkpoint"},
