@@ -128,8 +128,12 @@ class Chart:
         if self.log:
             margin = max((high / low) ** 0.04, 1.01)
             return Scale(low / margin, high * margin, log=True)
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-        return Scale(0 if self.from_zero else low - margin, high + margin)
+        margin = 0.06 * (high - low)
+        if margin <= max(1e-12 * max(abs(low), abs(high)), LEAST):  # the values cannot be told apart
+            margin = 0.05 * abs(high) if abs(high) > LEAST else 1.0
+        if self.from_zero:
+            return Scale(0, high + margin if high > 0 else 1)
+        return Scale(low - margin, high + margin)
 
 
 @dataclass(frozen=True)
