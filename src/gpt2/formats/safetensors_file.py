@@ -1,8 +1,10 @@
 """A model in one `.safetensors` file. The files that this program writes also hold configuration and tokenizer."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,8 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 """Dtypes of parameters, under safetensors' names."""
 MASKS = ("BOOL", "U8")
 """Dtypes of causal masks, which some files hold in addition."""
+UNENCODABLE = re.compile("[\ud800-\udfff]")
+"""Surrogates stand for the bytes of a name that is not UTF-8, see PEP 383."""
 ENTRY = "gpt2"
 """Key of the metadata under which this program stores configuration and tokenizer as JSON."""
 
@@ -25,7 +29,7 @@ ENTRY = "gpt2"
 def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Return the tensors of a file by name, and its metadata. Raises UserError for a damaged file."""
     try:
-        file = safe_open(path, framework="pt")
+        file = _open(path)
         tensors = {}
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             view = file.get_slice(key)
@@ -37,6 +41,14 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); fetch it again") from None
+
+
+def _open(path: Path) -> Any:
+    """Open a file; one with a name that is not UTF-8, which the library refuses, by its descriptor (on Linux)."""
+    if not UNENCODABLE.search(str(path)):
+        return safe_open(path, framework="pt")
+    with path.open("rb") as file:
+        return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
 
 
 def open_file(path: Path) -> Source:

@@ -123,7 +123,7 @@ class Chart:
     def y_scale(self, lines: Sequence[Line]) -> Scale:
         """Return the scale from the lowest to the highest value of `lines`, with a margin."""
         fitted = [y for line in lines for x, y in zip(line.xs, line.ys, strict=True) if x >= self.fit_from]
-        values = fitted + [value for _, value in self.levels]
+        values = (fitted or [y for line in lines for y in line.ys]) + [value for _, value in self.levels]
         low, high = min(values), max(values)
         if self.log:
             margin = max((high / low) ** 0.04, 1.01)

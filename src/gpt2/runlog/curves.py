@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2.errors import UserError
+from gpt2.runlog.checks import COUNT_LIMIT, parse
 from gpt2.runlog.other_logs import find_log, is_another_programs, stream_any
-from gpt2.runlog.records import COUNT_LIMIT, FILE, finished_lines, parse, positioned
+from gpt2.runlog.records import FILE, finished_lines, positioned
 from gpt2.runlog.thinned import LEAST_RATE, Thinned
 
 if TYPE_CHECKING:

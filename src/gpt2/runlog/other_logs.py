@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
 from gpt2.files import write_text
-from gpt2.runlog.records import FILE, Repeats, Skip, finished_lines, parse, stream
+from gpt2.runlog.checks import parse
+from gpt2.runlog.records import FILE, Repeats, Skip, finished_lines, stream
 
 
 @dataclass(frozen=True)

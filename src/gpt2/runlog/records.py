@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from gpt2.errors import UserError, first_line
 from gpt2.files import publish, write_text
+from gpt2.runlog.checks import parse
 from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
@@ -27,20 +28,6 @@ DONE_AGAIN = ("eval", "sample")
 """Events that a resumed run repeats at the step of its checkpoint: a run that is asked to stop saves first."""
 TRAIN_LINE = b'{"event": "train"'
 """The beginning of a line that need not be parsed to find where a run went back."""
-STEP_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory")
-EVALUATION_FIGURES = ("train_loss", "val_loss", "acc", "acc_norm")
-"""Values that are numbers, or null where they are not finite."""
-TEXTS = ("text", "because", "device", "machine", "torch", "version", "host")
-NUMBERS = ("processes", "parameters", "train_tokens", "rank", "times", "stopped", "background_seconds")
-"""Values of other records that are texts or numbers, where they are there."""
-LARGEST = 1e60
-"""A figure beyond it counts as infinite."""
-LATEST_TIME = 1e11
-"""Seconds that no clock and no phase of a run exceeds."""
-COUNT_LIMIT = 1 << 63
-"""A number of steps or tokens is below it."""
-DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # as other programs write NaN and Infinity
-
 MOST_WAITING = 100_000
 """Records that are kept in memory while the log cannot be written."""
 PIECE = 1 << 16
@@ -264,58 +251,6 @@ def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]
         if line.endswith(b"\n"):
             yield position, NO_RECORD if is_rest else line
         is_rest = not line.endswith(b"\n")
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line of a log, with None for a figure that is not finite; None for any other line."""
-    try:
-        return checked(DECODER.decode(line.decode(errors="replace")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def checked(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record if its values have the types and sizes that pictures and reports rely on.
-
-    Raises ValueError, KeyError, TypeError or AttributeError otherwise.
-    """
-    event, seconds = record["event"], record.get("seconds")
-    if type(event) is not str or type(record["step"]) is not int or not 0 <= record["step"] < COUNT_LIMIT:
-        raise ValueError(record)
-    for key in STEP_FIGURES if event in ("train", "skip") else EVALUATION_FIGURES:
-        value = record.get(key)
-        if value is not None and not -LARGEST < value < LARGEST:
-            record[key] = None
-    if not 0 <= record.get("time", 0) < LATEST_TIME or not 0 <= record.get("tokens", 0) < COUNT_LIMIT:
-        raise ValueError(record)
-    if seconds is None:
-        record.pop("seconds", None)
-    else:
-        has_phases = isinstance(seconds, dict)
-        if event in (("eval", "checkpoint") if has_phases else ("train",)):
-            raise ValueError(record)
-        if not (sum(map(abs, seconds.values())) if has_phases else abs(seconds)) < LATEST_TIME:
-            raise ValueError(record)
-    if event == "train":
-        record.pop("count", None)  # names that thinned records use
-        record.pop("extremes", None)
-    else:
-        _check_other(record)
-    return record
-
-
-def _check_other(record: dict[str, Any]) -> None:
-    """Raise an error as `checked` does where a record that is not of a step has a wrong value."""
-    if not all(-LARGEST < value < LARGEST for value in record.values() if isinstance(value, int | float)):
-        raise ValueError(record)
-    if not all(isinstance(record[key], str) for key in TEXTS if key in record):
-        raise ValueError(record)
-    if not all(isinstance(record[key], int | float | None) for key in NUMBERS if key in record):
-        raise ValueError(record)
-    if not all(isinstance(content, str) for content in record.get("data", {}).values()):
-        raise ValueError(record)
-    if record["event"] == "straggler" and not {"rank", "host", "times"} <= record.keys():
-        raise ValueError(record)
 
 
 class Repeats:

@@ -14,9 +14,10 @@ from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import best_file
 from gpt2.json_file import read_object
+from gpt2.runlog.checks import parse
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC
 from gpt2.runlog.records import FILE as LOG
-from gpt2.runlog.records import TRAIN_LINE, finished_lines, parse
+from gpt2.runlog.records import TRAIN_LINE, finished_lines
 from gpt2.runlog.trackers import TENSORBOARD_SUFFIX
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import parse_toml
