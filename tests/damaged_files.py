@@ -215,16 +215,16 @@ def fit_manifest(folder: Path) -> None:
         write_manifest(folder)
 
 
-def mutants(intact: Path, count: int, seed: int, logs: bool) -> Iterator[tuple[str, list[str], Outcome]]:
+def mutants(intact: Path, files: int, logs: int, seed: int) -> Iterator[tuple[str, list[str], Outcome]]:
     """Yield the damaged file, the command and its outcome, for each mutant. Changes the current folder."""
-    for number in range(count):
+    for number in range(files + logs):
         rng = random.Random(f"{seed} {number}")
-        name = LOG if logs else list(TARGETS)[number % len(TARGETS)]
+        name = list(TARGETS)[number % len(TARGETS)] if number < files else LOG
         with tempfile.TemporaryDirectory() as scratch:
             shutil.copytree(intact, scratch, dirs_exist_ok=True)
             os.chdir(scratch)
             damage(name, rng)
-            command = rng.choice(LOG_COMMANDS if logs else TARGETS[name])
+            command = rng.choice(LOG_COMMANDS if name == LOG else TARGETS[name])
             yield name, command, call_forked(command)
             os.chdir(intact)
 
@@ -246,7 +246,7 @@ def warm_up(intact: Path) -> None:
         os.chdir(intact)
 
 
-def survey(count: int, seed: int, logs: bool, show: bool = False) -> tuple[Counter, list[str]]:
+def survey(files: int, logs: int, seed: int, show: bool = False) -> tuple[Counter, list[str]]:
     """Return how many mutants ended in which way, and a description of each that ended wrongly."""
     os.environ["OMP_NUM_THREADS"] = "1"
     ended, wrong = Counter[str](), []
@@ -256,7 +256,7 @@ def survey(count: int, seed: int, logs: bool, show: bool = False) -> tuple[Count
         try:
             build(Path(scratch))
             warm_up(Path(scratch))
-            for number, (name, command, outcome) in enumerate(mutants(Path(scratch), count, seed, logs)):
+            for number, (name, command, outcome) in enumerate(mutants(Path(scratch), files, logs, seed)):
                 ended[outcome.problem or f"status {outcome.status}"] += 1
                 if outcome.problem:
                     wrong.append(
@@ -270,8 +270,7 @@ def survey(count: int, seed: int, logs: bool, show: bool = False) -> tuple[Count
 
 
 if __name__ == "__main__":
-    logs = "--logs" in sys.argv
     count, seed, *_ = [int(a) for a in sys.argv[1:] if a != "--logs"] + [0]
-    found, wrong = survey(count, seed, logs, show=True)
+    found, wrong = survey(*((0, count) if "--logs" in sys.argv else (count, 0)), seed, show=True)
     print(dict(found), f"{len(wrong)} wrong")
     sys.exit(1 if wrong else 0)

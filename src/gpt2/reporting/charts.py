@@ -129,7 +129,7 @@ class Chart:
             margin = max((high / low) ** 0.04, 1.01)
             return Scale(low / margin, high * margin, log=True)
         margin = 0.06 * (high - low)
-        if margin <= max(1e-12 * max(abs(low), abs(high)), LEAST):  # the values cannot be told apart
+        if margin <= max(1e-12 * max(abs(low), abs(high)), LEAST):  # the values are equal but for rounding
             margin = 0.05 * abs(high) if abs(high) > LEAST else 1.0
         if self.from_zero:
             return Scale(0, high + margin if high > 0 else 1)

@@ -78,10 +78,10 @@ def _empty_model(
     dataset.require_tokenizer(description["tokenizer"], owner)
     shape = _shape_of(description, restored)
     _require_shape(asked, shape, owner)
-    config = GPTConfig(**shape, **runtime)
+    described = GPTConfig(**shape, **runtime)
     tensors, _ = read_tensors(restored / "model.safetensors")
-    check_shapes(Source(config, tensors, lambda: None, str(restored)))  # before memory is taken for the model
-    return GPT(config)
+    check_shapes(Source(described, tensors, lambda: None, str(restored)))  # before memory is taken for the model
+    return GPT(described)
 
 
 def _shape_of(description: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
