@@ -12,26 +12,29 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from gpt2.distributed.sharding import shard_like, shard_of, shards_of
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError, first_line
 from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import safetensors_file
-from gpt2.formats.run_folder import FORMAT, best_file, folder_of, read_description, saved_steps
+from gpt2.formats.run_folder import CONTENT, FORMAT, best_file, folder_of, read_description, saved_steps
+from gpt2.formats.source import StoredTensor
+from gpt2.json_file import read_object
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, named_state
 from gpt2.tensor_file import Layout, TensorShard, specs_of
 from gpt2.tokenizers import Tokenizer
 
-FILES = frozenset({"model.safetensors", "optimizer.safetensors", "state.json", MANIFEST})
+FILES = frozenset({*CONTENT, MANIFEST})
 """The files of a checkpoint."""
+STATE_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})
+"""What AdamW and Muon keep of a parameter."""
+ANOTHER = "delete that checkpoint, so that an earlier one is used"
 
 
 @dataclass
@@ -189,10 +192,10 @@ def is_checkpoint_of_this_program(folder: Path) -> bool:
     """Return whether a folder is no link and holds only a checkpoint of this program, damaged or not."""
     if folder.is_symlink() or not folder.is_dir() or not {path.name for path in folder.iterdir()} <= FILES:
         return False
-    with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+    with suppress(OSError, UserError):
         return bool(read_description(folder))
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) == FILES - {MANIFEST}
+    with suppress(OSError, UserError):
+        return read_object(folder / MANIFEST, "delete it").section("files").values.keys() == set(CONTENT)
     return False
 
 
@@ -206,7 +209,7 @@ def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
     problems: dict[Path, str] = {}
     for step in steps:
         folder = folder_of(out_dir, step)
-        if (problem := manifest_problem(folder)) is None:
+        if (problem := manifest_problem(folder, CONTENT)) is None:
             for damaged, what in problems.items():
                 _set_aside(damaged, what, folder, log)
             return folder
@@ -234,23 +237,45 @@ def restore(folder: Path, model: GPT) -> TrainState:
 
     Raises UserError where the model has other parameters than the checkpoint.
     """
-    with safe_open(folder / "model.safetensors", framework="pt") as file, torch.no_grad():
-        if different := set(file.keys()) ^ {name for name, _ in model.named_parameters()}:
-            raise UserError(
-                f"{folder} and the model do not have the same parameters: only one of them has {min(different)}; "
-                "resume with the model that the run began with"
-            )
+    tensors, _ = safetensors_file.read_tensors(folder / "model.safetensors")
+    if different := tensors.keys() ^ {name for name, _ in model.named_parameters()}:
+        raise UserError(
+            f"{folder} and the model do not have the same parameters: only one of them has {min(different)}; "
+            "resume with the model that the run began with"
+        )
+    for name, parameter in model.named_parameters():
+        _require_shape(folder, name, tensors[name], parameter.shape)
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(shard_like(parameter, file.get_tensor(name)))
+            parameter.copy_(shard_like(parameter, tensors[name].read()))
     description = read_description(folder)
-    description.setdefault("skipped_batches", description.get("left_out", 0))  # its name in older checkpoints
     return TrainState(**{name: description[name] for name in TrainState.__dataclass_fields__ if name in description})
 
 
 def restore_optimizers(folder: Path, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Load this process's shard of the optimizer state of an intact checkpoint, in place."""
-    with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
-        load_named_state(optimizers, LazyTensors({name: partial(file.get_tensor, name) for name in file.keys()}))  # noqa: SIM118
+    """Load this process's shard of the optimizer state of an intact checkpoint, in place.
+
+    Raises UserError where the state does not fit the parameters.
+    """
+    tensors, _ = safetensors_file.read_tensors(folder / "optimizer.safetensors")
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            _check_state(folder, name, parameter.shape, tensors)
+    load_named_state(optimizers, LazyTensors({name: tensor.read for name, tensor in tensors.items()}))
+
+
+def _check_state(folder: Path, name: str, shape: Sequence[int], tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise UserError unless the optimizer state of a parameter is complete, or missing, and has its shape."""
+    found = {key for keys in STATE_KEYS for key in keys if f"{name}/{key}" in tensors}
+    if found and found not in STATE_KEYS:
+        raise UserError(f"{folder} has only {', '.join(sorted(found))} of the optimizer state of {name}; {ANOTHER}")
+    for key in found:
+        _require_shape(folder, f"{name}/{key}", tensors[f"{name}/{key}"], () if key == "step" else shape)
+
+
+def _require_shape(folder: Path, name: str, tensor: StoredTensor, wanted: Sequence[int]) -> None:
+    if tensor.shape != tuple(wanted):
+        raise UserError(f"{folder} has {name} of shape {tensor.shape}, not {tuple(wanted)}; {ANOTHER}")
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):

@@ -11,7 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from gpt2.errors import SPACE_ERRORS, FileSystemWarning, UserError, WriteError
 from gpt2.streams import copy_into, is_stream
 
 MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 20
+"""Bytes of a manifest that are read; none is longer."""
 DISK_ERRORS = (*SPACE_ERRORS, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of write(2), which do not name a file."""
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTTY)
@@ -248,16 +250,23 @@ def _as_manifest(content: object) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def manifest_problem(folder: Path) -> str | None:
-    """Return in a few words how a folder differs from its manifest; None when it is intact."""
+def manifest_problem(folder: Path, required: Iterable[str] = ()) -> str | None:
+    """Return in a few words how a folder differs from its manifest; None when it is intact.
+
+    required: the names of files that the manifest must list.
+    """
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        with (folder / MANIFEST).open("rb") as file:
+            text = file.read(MOST_MANIFEST_BYTES).decode()
         content = json.loads(text)
         files = content["files"]
         if text != _as_manifest(content):
             return f"{MANIFEST} was changed after it was written"
+        for name in required:
+            if name not in files:
+                return f"{MANIFEST} does not list {name}"
         for name, expected in files.items():
-            path = folder / name
+            path = folder / Path(name).name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
@@ -266,7 +275,7 @@ def manifest_problem(folder: Path) -> str | None:
                 return f"{name} does not match its SHA-256"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IsADirectoryError):
         return f"{MANIFEST} cannot be read"
     return None
 

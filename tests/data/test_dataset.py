@@ -45,7 +45,7 @@ DAMAGES = {
     "token id 60000": raise_id,
     "header says 0 tokens": llmc_header,
     "cannot be read": lambda folder: (folder / "dataset.json").write_text("{"),
-    "dataset.json cannot be read": lambda folder: (folder / "dataset.json").write_text(json.dumps({"tokens": 3})),
+    "dataset.json has no format": lambda folder: (folder / "dataset.json").write_text(json.dumps({"tokens": 3})),
     "holds no dataset": lambda folder: [p.unlink() for p in folder.iterdir()],
 }
 

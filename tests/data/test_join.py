@@ -71,7 +71,7 @@ def test_wrong_parts_are_refused(corpus: Path, tmp_path: Path, gpt2_command) -> 
         ("p1", "other", "p3"): "parts of different preparations",
         ("p1", "damaged", "p3"): "its SHA-256 differs",
         ("p1", "empty", "p3"): "is no part of a dataset",
-        ("p1", "strange", "p3"): "dataset.json cannot be read (no bytes, documents",
+        ("p1", "strange", "p3"): "dataset.json has no files; prepare the part again",
         ("p1", "p2", "p3", "--val_tokens=5"): "leave --val_tokens out with --join",
     }
     for names, message in cases.items():

@@ -51,7 +51,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_few_records_stand_for_many(log: Path) -> None:
-    records = load(log)
+    records = load(log).records
     assert len(records) < 4096 + 2048 + 64 + 512 + 10
     updates = [r for r in records if r["event"] == "train"]
     assert 2000 < len(updates) <= 4096
@@ -62,13 +62,13 @@ def test_few_records_stand_for_many(log: Path) -> None:
 
 def test_a_short_log_stays_as_it_is(tmp_path: Path) -> None:
     long_log(tmp_path / "log.jsonl", 300)
-    found = [{k: v for k, v in r.items() if k not in ("order", "segment")} for r in load(tmp_path)]
+    found = [{k: v for k, v in r.items() if k not in ("order", "segment")} for r in load(tmp_path).records]
     expected = [r | ({"text": r["text"][:4000]} if "text" in r else {}) for r in read_log(tmp_path)]
     assert found == expected
 
 
 def test_peaks_and_course_are_kept(log: Path) -> None:
-    whole, thin = read_log(log), load(log)
+    whole, thin = read_log(log), load(log).records
     for key in ("loss", "grad_norm", "tokens_per_second"):
         steps, values = series(whole, "train", key)
         few_steps, few = extremes(thin, key)
@@ -83,7 +83,7 @@ def test_peaks_and_course_are_kept(log: Path) -> None:
 
 
 def test_sums_are_exact(log: Path) -> None:
-    whole, thin = (RunReport("x", records, {}) for records in (read_log(log), load(log)))
+    whole, thin = (RunReport("x", records, {}) for records in (read_log(log), load(log).records))
     expected, found = dict(whole.phases), dict(thin.phases)
     assert found.pop("other") == pytest.approx(expected.pop("other"), rel=1e-3)  # a record before the resume is gone
     assert found == pytest.approx(expected, rel=1e-9)

@@ -35,5 +35,5 @@ def plot(
     """
     from gpt2.reporting.picture import plot_runs
 
-    plot_runs(runs, out, x, smooth, dark=dark)
+    plot_runs(runs, out, x, smooth, dark=dark, log=note)
     note(f"wrote {out}")

@@ -36,11 +36,14 @@ def report(
         Also print the figures: one JSON object, or a list of objects for several runs.
     """
     from gpt2.files import write_text
-    from gpt2.reporting.figures import report_on
+    from gpt2.reporting.figures import report_on, unreadable_lines
     from gpt2.reporting.live import served
     from gpt2.reporting.page import page
 
     found, defaults = [report_on(run) for run in runs], TrainConfig().as_dict()
+    for made in found:
+        if made.unreadable:
+            note(f"{made.name}: {unreadable_lines(made.unreadable)}")
     if json_:
         figures = [report.figures() for report in found]
         values = figures if len(figures) > 1 else figures[0]

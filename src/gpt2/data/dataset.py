@@ -1,7 +1,6 @@
 """Datasets: folders with token files and the `dataset.json` of `prepare`, or token files of other projects."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,8 +11,9 @@ from gpt2.data import corpora
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
-from gpt2.errors import UserError, first_line
+from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import read_meta
+from gpt2.json_file import read_object
 from gpt2.spelling import nearest
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
@@ -165,7 +165,7 @@ def _fingerprint(tokens: Tokens, known: Mapping[str, "DescribedFile"]) -> str:
     hashes = [known[shard.path.name].sha256 for shard in tokens.shards if shard.path.name in known]
     if len(hashes) < len(tokens.shards):
         return f"{len(tokens)} tokens"
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode(errors="replace")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,16 @@ def _described(folder: Path) -> Description | None:
     """Read the dataset.json of a folder; None where there is none. Raises UserError for a damaged one."""
     path = folder / DESCRIPTION
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value["format"] != FORMAT:
-            raise UserError(f"{path} has format {value['format']!r}, not {FORMAT!r}; prepare it again")
-        files = {
-            Path(file["name"]).name: DescribedFile(split, int(file["tokens"]), str(file["sha256"]))
-            for split in ("train", "val")
-            for file in value["files"].get(split, [])
-        }
-        return Description(from_json(value["tokenizer"]), files)
+        about = read_object(path, "prepare the dataset again")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({first_line(error)}); prepare the dataset again") from None
+    if (found := about.text("format")) != FORMAT:
+        about.fail(f"has format {found[:80]!r}, not {FORMAT!r}")
+    by_split = about.section("files")
+    files = {
+        file.file_name("name"): DescribedFile(split, file.integer("tokens"), file.text("sha256"))
+        for split in ("train", "val")
+        if by_split.has(split)
+        for file in by_split.sections(split)
+    }
+    return Description(from_json(about.section("tokenizer").values), files)

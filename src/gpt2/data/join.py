@@ -1,21 +1,24 @@
 """Joins the partitions of a corpus that several machines prepared to the files that one machine would write."""
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.shards import open_shard
+from gpt2.data.shards import LLMC_TOKENS, open_shard
 from gpt2.data.staging import DESCRIPTION, staging
-from gpt2.data.writers import Layout, SplitWriter, Written, first_number
+from gpt2.data.writers import FORMATS, Layout, SplitWriter, Written, first_number
 from gpt2.errors import UserError
 from gpt2.files import sha256
+from gpt2.json_file import JsonObject, read_object
 from gpt2.tokenizers import from_json
 
 COPIED = 1 << 22
 """Number of tokens copied at a time."""
+MOST_PARTITIONS = 100_000
+"""Number of partitions of a dataset that is believed."""
 
 
 def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[[str], None]) -> Path:
@@ -25,31 +28,31 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
     """
     ordered = _in_order({folder: _describe(folder) for folder in partitions})
     first = next(iter(ordered.values()))
-    layout, tokenizer = Layout(**first["layout"]), from_json(first["tokenizer"])
+    tokenizer = from_json(first.tokenizer)
     with staging(out, {"joined": uuid.uuid4().hex}, overwrite) as area:  # a new identity: copying is fast
-        numbers = {"train": first_number(first["val_tokens"], layout), "val": 0}
-        writers = {split: SplitWriter(area.folder, layout, split, number) for split, number in numbers.items()}
+        numbers = {"train": first_number(first.val_tokens, first.layout), "val": 0}
+        writers = {split: SplitWriter(area.folder, first.layout, split, number) for split, number in numbers.items()}
         for folder, about in ordered.items():
-            for split, files in about["files"].items():
+            for split, files in about.files.items():
                 for file in files:
-                    _copy(folder, Written(**file), writers[split])
-            note(f"{folder}: {sum(about['tokens'].values()):,} tokens")
+                    _copy(folder, file, writers[split])
+            note(f"{folder}: {sum(file.tokens for files in about.files.values() for file in files):,} tokens")
         for writer in writers.values():
             writer.finish()
-        text_bytes = sum((Counter(about["bytes"]) for about in ordered.values()), Counter())
-        special = sum((Counter(about.get("special_tokens", {})) for about in ordered.values()), Counter())
+        text_bytes = sum((Counter(about.bytes) for about in ordered.values()), Counter())
+        special = sum((Counter(about.special_tokens) for about in ordered.values()), Counter())
         tokens = area.complete(
             {split: writer.written for split, writer in writers.items() if writer.written},
-            layout,
+            first.layout,
             tokenizer,
-            source=first["source"],
-            recipe=first["recipe"],
-            documents=sum(about["documents"] for about in ordered.values()),
+            source=first.source,
+            recipe=first.recipe,
+            documents=sum(about.documents for about in ordered.values()),
             bytes=dict(text_bytes),
             part=(1, 1),
-            val_tokens=first["val_tokens"],
+            val_tokens=first.val_tokens,
             special_tokens=dict(special),
-            parse_special=first.get("parse_special", False),
+            parse_special=first.parse_special,
         )
         for split, count in tokens.items():
             note(f"{split}: {count:,} tokens")
@@ -57,44 +60,88 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
     return out
 
 
-def _describe(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Partition:
+    """Holds what the dataset.json of a partition says."""
+
+    source: Any
+    """What the text is, as JSON."""
+    recipe: str
+    layout: Layout
+    tokenizer: dict[str, Any]
+    """Description from which `from_json` makes the tokenizer."""
+    number: int
+    """Number of the partition, from 1."""
+    count: int
+    """Number of partitions of the dataset."""
+    files: dict[str, list[Written]]
+    """Files of each split."""
+    bytes: dict[str, int]
+    """Number of bytes of text in each split."""
+    documents: int
+    val_tokens: int
+    special_tokens: dict[str, int]
+    """How often the text contains each special token."""
+    parse_special: bool
+
+
+def _describe(folder: Path) -> Partition:
     """Read the dataset.json of a partition. Raises UserError where it is missing or damaged."""
-    path = folder / DESCRIPTION
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        i, n = about["part"]
-        if not 1 <= i <= n:
-            raise ValueError(f"part {i}/{n}")
-        missing = {
-            "recipe",
-            "layout",
-            "tokenizer",
-            "files",
-            "tokens",
-            "bytes",
-            "documents",
-            "val_tokens",
-        } - about.keys()
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))}")
-        return about
+        about = read_object(folder / DESCRIPTION, "prepare the part again")
     except FileNotFoundError:
         raise UserError(f"{folder} is no part of a dataset: it has no {DESCRIPTION}; make it with --part") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); prepare the part again") from None
+    files, sizes, part = about.section("files"), about.section("bytes"), about.values.get("part")
+    special = about.section("special_tokens") if about.has("special_tokens") else None  # older files have none
+    match part:
+        case [int(number), int(count)] if 1 <= number <= count <= MOST_PARTITIONS:
+            pass
+        case _:
+            about.fail("has no part of a dataset that was prepared with --part")
+    if unknown := (files.values.keys() | sizes.values.keys()) - {"train", "val"}:
+        about.fail(f"has the unknown split {min(unknown)[:40]!r}")
+    return Partition(
+        source=about.values.get("source"),
+        recipe=about.text("recipe"),
+        layout=_layout_in(about.section("layout")),
+        tokenizer=about.section("tokenizer").values,
+        number=number,
+        count=count,
+        files={split: [_written(file) for file in files.sections(split)] for split in files.values},
+        bytes={split: sizes.integer(split) for split in sizes.values},
+        documents=about.integer("documents"),
+        val_tokens=about.integer("val_tokens"),
+        special_tokens={text: special.integer(text) for text in special.values} if special else {},
+        parse_special=about.has("parse_special") and about.flag("parse_special"),
+    )
 
 
-def _in_order(partitions: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+def _written(file: JsonObject) -> Written:
+    """Return the description of a file in a dataset.json. Raises UserError."""
+    return Written(file.file_name("name"), file.integer("tokens"), file.text("sha256"))
+
+
+def _layout_in(values: JsonObject) -> Layout:
+    """Return the layout in a dataset.json. Raises UserError."""
+    layout = Layout(
+        values.text("format"), values.file_name("name"), values.integer("shard_size"), values.text("dtype")
+    )
+    if layout.format not in FORMATS or layout.dtype not in LLMC_TOKENS.values():
+        values.fail(f"has the unknown format {layout.format[:40]!r} of {layout.dtype[:40]!r}")
+    return layout
+
+
+def _in_order(partitions: dict[Path, Partition]) -> dict[Path, Partition]:
     """Sort the partitions by number. Raises UserError unless every partition of one dataset is given once."""
     one, *others = partitions.items()
-    n = one[1]["part"][1]
+    n = one[1].count
     for folder, about in others:
-        if about["recipe"] != one[1]["recipe"] or about["part"][1] != n:
+        if about.recipe != one[1].recipe or about.count != n:
             raise UserError(f"{folder} and {one[0]} are parts of different preparations; prepare one of them again")
     found: dict[int, Path] = {}
     for folder, about in partitions.items():
-        if (other := found.setdefault(about["part"][0], folder)) != folder:
-            raise UserError(f"{folder} and {other} are both part {about['part'][0]}/{n}; omit one of them")
+        if (other := found.setdefault(about.number, folder)) != folder:
+            raise UserError(f"{folder} and {other} are both part {about.number}/{n}; omit one of them")
     if missing := [f"{i}/{n}" for i in range(1, n + 1) if i not in found]:
         raise UserError(f"part {', '.join(missing)} is missing; all {n} are needed")
     return {found[i]: partitions[found[i]] for i in range(1, n + 1)}
@@ -102,7 +149,7 @@ def _in_order(partitions: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, An
 
 def _copy(folder: Path, file: Written, writer: SplitWriter) -> None:
     """Append a file of a partition. Raises UserError where it was changed since it was written."""
-    path = folder / Path(file.name).name
+    path = folder / file.name
     shard = open_shard(path)
     if shard.count != file.tokens or sha256(path) != file.sha256:
         raise UserError(f"{path} is not the file that was written (its SHA-256 differs); prepare the part again")

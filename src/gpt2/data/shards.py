@@ -1,6 +1,9 @@
 """Token files on disk: nanoGPT's and llm.c's `.bin` and NumPy's `.npy`, recognised by their content."""
 
 import hashlib
+import io
+import stat
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,8 @@ from numpy.lib import format as npy
 from gpt2.errors import UserError, first_line
 
 HEADER_BYTES = 1024
+NPY_HEADER_BYTES = 1 << 14
+"""Bytes in which the header of a .npy of tokens ends."""
 LLMC_TOKENS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 """Dtype of a token by magic number and version of llm.c's shards, for GPT-2's tokens and for Llama 3's."""
 LLMC_MAGICS = {magic for magic, _ in LLMC_TOKENS} | {20240326, 20240327, 20240328, 20240522}
@@ -93,9 +98,11 @@ def open_shard(path: Path) -> Shard:
     Raises UserError where it is missing, empty or truncated, or holds no tokens.
     """
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):  # a pipe would never be opened
+            raise UserError(f"{path} is not a file; prepare the dataset again with gpt2 prepare")
         with path.open("rb") as file:
-            start = file.read(HEADER_BYTES)
+            start, size = file.read(NPY_HEADER_BYTES), about.st_size
     except FileNotFoundError:
         raise UserError(f"{path} is missing; prepare the dataset again with gpt2 prepare") from None
     except OSError as error:
@@ -103,8 +110,8 @@ def open_shard(path: Path) -> Shard:
     if not start:
         raise UserError(f"{path} is empty; prepare the dataset again with gpt2 prepare")
     if start.startswith(NPY_MAGIC):
-        return _npy(path, size)
-    if len(start) == HEADER_BYTES and int.from_bytes(start[:4], "little") in LLMC_MAGICS:
+        return _npy(path, size, start)
+    if len(start) >= HEADER_BYTES and int.from_bytes(start[:4], "little") in LLMC_MAGICS:
         return _llmc(path, size, np.frombuffer(start[:12], dtype="<i4").tolist())
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes ({size}), so it is truncated or not uint16 tokens")
@@ -123,17 +130,20 @@ def _llmc(path: Path, size: int, header: list[int]) -> Shard:
     return Shard(path, "llmc", dtype, HEADER_BYTES, count)
 
 
-def _npy(path: Path, size: int) -> Shard:
+def _npy(path: Path, size: int, start: bytes) -> Shard:
+    """Open a .npy file of `size` bytes that begins with `start`. Raises UserError."""
+    file = io.BytesIO(start)  # a damaged length of the header must not have the complete file read
     try:
-        with path.open("rb") as file:
+        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
             version = npy.read_magic(file)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
-            offset = file.tell()
-    except (ValueError, OSError) as error:
+        content = f"{dtype} of shape {shape}"  # fails for a number of thousands of digits
+    except Exception as error:  # NumPy evaluates the header as Python, and raises whatever that raises
         raise UserError(f"{path} is a damaged .npy ({first_line(error)}); write it again") from None
-    if len(shape) != 1 or not shape[0] or dtype.str not in NPY_DTYPES:
-        raise UserError(f"{path} holds {dtype} of shape {shape}; tokens are one row of uint16, uint32 or int32")
+    offset = file.tell()
+    if len(shape) != 1 or shape[0] < 1 or dtype.str not in NPY_DTYPES:
+        raise UserError(f"{path} holds {content[:80]}; tokens are one row of uint16, uint32 or int32")
     if size != offset + shape[0] * dtype.itemsize:
         raise UserError(
             f"{path} has {size} bytes where its header says {shape[0]} tokens; it is damaged: write it again"

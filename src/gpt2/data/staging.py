@@ -6,15 +6,17 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from gpt2.data.text import Mark
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
 from gpt2.files import locked, write_bytes, write_text, writing
 from gpt2.formats.tokenizer_writer import meta_bytes
-from gpt2.tokenizers import CharTokenizer, Tokenizer
+from gpt2.json_file import JsonObject, read_object
+from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json
 
 FORMAT = "gpt2 dataset 2"
 DESCRIPTION = "dataset.json"
@@ -37,12 +39,10 @@ class Staging:
 
     def _read(self) -> dict[str, Any]:
         """Read the journal of this recipe. Where there is none, empty the folder and begin a journal."""
-        try:
-            journal = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
-            if journal["identity"] == self.identity and self._has_all(journal):
-                return journal
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # no journal, or one that a crash of the machine damaged
+        with suppress(OSError, UserError):  # no journal, or one that a crash of the machine damaged
+            journal = read_object(self.folder / JOURNAL, "prepare the dataset again")
+            if journal.text("identity") == self.identity and self._has_all(journal):
+                return journal.values
         if self.is_complete and not (self.out / DESCRIPTION).exists():  # of another recipe, killed during the move
             for name in _files_of(self.folder / DESCRIPTION):
                 (self.out / name).unlink(missing_ok=True)
@@ -51,11 +51,10 @@ class Staging:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return {"identity": self.identity}
 
-    def _has_all(self, journal: dict[str, Any]) -> bool:
+    def _has_all(self, journal: JsonObject) -> bool:
         """Return whether the files have the sizes in the journal; those of a complete dataset may have been moved."""
-        states = journal.get("splits", {}).values()
-        sizes = [(self.folder / name, size) for state in states for name, size in state["files"].items()]
-        return self.is_complete or all(path.stat().st_size >= size for path, size in sizes)
+        sizes = _sizes_in(journal)
+        return self.is_complete or all((self.folder / name).stat().st_size >= size for name, size in sizes.items())
 
     def record(self, **values: Any) -> None:
         """Write values to the journal. The files that they describe must be on the disk already."""
@@ -112,6 +111,30 @@ class Staging:
         shutil.rmtree(self.folder)
 
 
+def _sizes_in(journal: JsonObject) -> dict[str, int]:
+    """Return the least size in bytes of each file. Raises UserError for a wrong value anywhere in the journal."""
+    if journal.has("tokenizer"):
+        from_json(journal.section("tokenizer").values)
+    if not {"mark", "text_bytes", "splits"} & journal.values.keys():
+        return {}
+    mark, lengths, splits, special = (journal.section(key) for key in ("mark", "text_bytes", "splits", "special"))
+    for text in special.values:
+        special.integer(text)
+    for position in fields(Mark):
+        mark.integer(position.name)
+    sizes: dict[str, int] = {}
+    for name in ("train", "val"):
+        lengths.integer(name)
+        state = splits.section(name)
+        for file in state.sections("written"):
+            file.file_name("name"), file.integer("tokens"), file.text("sha256")
+        files = state.section("files")
+        found = {Path(name).name: files.integer(name) for name in files.values}
+        state.integer("open_tokens", most=max(found.values(), default=0))  # a token has at least a byte
+        sizes |= found
+    return sizes
+
+
 def digest(recipe: dict[str, Any]) -> str:
     """Return the SHA-256 of a recipe, which is everything that determines a dataset."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
@@ -120,9 +143,9 @@ def digest(recipe: dict[str, Any]) -> str:
 def _files_of(description: Path) -> list[str]:
     """Return the names of the files of a dataset, none of them outside its folder."""
     try:
-        files = json.loads(description.read_text(encoding="utf-8"))["files"]
-        return [Path(f["name"]).name for found in files.values() for f in found]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        files = read_object(description, "prepare the dataset again").section("files")
+        return [file.file_name("name") for split in files.values for file in files.sections(split)]
+    except UserError:
         return ["train.bin", "val.bin"]  # for an older format, or a damaged description
 
 

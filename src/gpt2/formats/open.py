@@ -116,7 +116,7 @@ def build(source: Source, **config_changes: Any) -> GPT:
     the same source share nothing. All shapes are checked before anything is read; raises UserError where they do not
     fit the configuration, and where the file is damaged.
     """
-    _check_shapes(source)
+    check_shapes(source)
     with torch.device("meta"):
         model = GPT(replace(source.config, **config_changes))
     try:
@@ -130,7 +130,7 @@ def build(source: Source, **config_changes: Any) -> GPT:
     return model.requires_grad_()
 
 
-def _check_shapes(source: Source) -> None:
+def check_shapes(source: Source) -> None:
     """Raise UserError unless the tensors are exactly the parameters of the configuration."""
     known = set()
     for name, shape in parameter_shapes(

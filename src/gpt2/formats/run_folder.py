@@ -3,7 +3,6 @@
 `torch` is imported only where a model is opened, because the command line asks for a run's checkpoints before that.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
+from gpt2.json_file import JsonObject, read_object
 from gpt2.tokenizers import from_json
 
 if TYPE_CHECKING:
@@ -19,10 +19,24 @@ if TYPE_CHECKING:
 
 FORMAT = "gpt2 checkpoint 1"
 """Version of the format, which `state.json` records."""
+CONTENT = ("model.safetensors", "optimizer.safetensors", "state.json")
+"""The files of a checkpoint, which its manifest lists."""
 MAX_TRIES = 100
 """Largest number of lists of checkpoints that are tried. A run changes the list at most once per step."""
 LOOKS, PAUSE = 3, 0.02
 """A list counts as settled when it stays the same for this number of looks, with a pause of seconds between them."""
+STATE_VALUES: dict[str, Callable[[JsonObject, str], object]] = {
+    **dict.fromkeys(("tokens", "best_step", "skipped_batches", "return_to", "returns"), JsonObject.integer),
+    **dict.fromkeys(("seconds", "best_val_loss"), JsonObject.number),
+    **dict.fromkeys(("model", "train", "dataset", "machine", "scaler"), JsonObject.section),
+    "recent_losses": JsonObject.numbers,
+    "own_layers": JsonObject.flag,
+}
+"""The checks of the values of a `state.json` that an older one may lack."""
+MAY_BE_NULL = ("best_step", "best_val_loss", "return_to")
+MODEL_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+MOST_OF_A_SIZE = (1 << 31) - 1
+"""Largest of the sizes of a model that is believed."""
 T = TypeVar("T")
 
 
@@ -72,17 +86,36 @@ def best_file(out_dir: Path) -> Path:
 def best_step(out_dir: Path) -> int | None:
     """Return the step of the checkpoint with the lowest validation loss; None where that is not known."""
     try:
-        return int(json.loads(best_file(out_dir).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_object(best_file(out_dir), "delete it").integer("step")
+    except (OSError, UserError):
         return None
 
 
 def read_description(checkpoint: Path) -> dict[str, Any]:
-    """Return `state.json` of an intact checkpoint. Raises UserError for a checkpoint of another version."""
-    description = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if description["format"] != FORMAT:
-        raise UserError(f"{checkpoint} has format {description['format']!r}; this version reads {FORMAT!r}")
-    return description
+    """Return `state.json` of an intact checkpoint, whose values have the types that its readers rely on.
+
+    Raises FileNotFoundError, and UserError for a checkpoint of another version and for a wrong value.
+    """
+    about = read_object(checkpoint / "state.json", "use another checkpoint")
+    if (found := about.text("format")) != FORMAT:
+        about.fail(f"has format {found[:80]!r}, but this version reads {FORMAT!r}")
+    about.values.setdefault("skipped_batches", about.values.get("left_out", 0))  # its name in older checkpoints
+    about.integer("step")
+    for key, check in STATE_VALUES.items():
+        if about.has(key) or (key in about.values and key not in MAY_BE_NULL):
+            check(about, key)
+    model, scaler = about.section("model"), about.section("scaler") if about.has("scaler") else None
+    for key in MODEL_SIZES:
+        model.integer(key, 1, MOST_OF_A_SIZE)
+    about.section("tokenizer").text("kind")
+    if about.has("train"):
+        about.section("train").text("init_from")
+    if scaler is not None and scaler.values:
+        for key in ("scale", "growth_factor", "backoff_factor"):
+            scaler.number(key)
+        for key in ("growth_interval", "_growth_tracker"):
+            scaler.integer(key)
+    return about.values
 
 
 def open_run(path: Path) -> "Source":
@@ -114,7 +147,7 @@ def open_checkpoint(path: Path) -> "Source":
     Raises UnusableCheckpoint when it is damaged or was removed, and UserError for one of another version.
     """
     try:
-        if (problem := manifest_problem(path)) is None:
+        if (problem := manifest_problem(path, CONTENT)) is None:
             return _read(path)
     except (OSError, RuntimeError, UserError):  # PyTorch raises RuntimeError for a missing file
         if path.exists():

@@ -1,8 +1,10 @@
 """A model in one `.safetensors` file. The files that this program writes also hold configuration and tokenizer."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +32,8 @@ MASKS = ("BOOL", "U8")
 MAX_HEADER = 1 << 24
 """Largest header in bytes that is read. One of a GPT-2 with a tokenizer has less than 2 MB."""
 MAX_TENSORS = 20_000
+UNENCODABLE = re.compile("[\ud800-\udfff]")
+"""Surrogates stand for the bytes of a name that is not UTF-8, see PEP 383."""
 ENTRY = "gpt2"
 """Key of the metadata under which this program stores configuration and tokenizer as JSON."""
 
@@ -38,7 +42,7 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Return the tensors of a file by name, and its metadata. Raises UserError for a damaged file."""
     try:
         _check_header(path)
-        file = safe_open(path, framework="pt")
+        file = _open(path)
         if (count := len(file.keys())) > MAX_TENSORS:
             raise UserError(f"{path} holds {count:,} tensors, more than any GPT-2")
         tensors = {}
@@ -61,6 +65,14 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         if (size := int.from_bytes(file.read(8), "little")) > MAX_HEADER:
             raise UserError(f"{path} has a header of {size:,} bytes, more than any model's; it is damaged")
+
+
+def _open(path: Path) -> Any:
+    """Open a file; one with a name that is not UTF-8, which the library refuses, by its descriptor (on Linux)."""
+    if not UNENCODABLE.search(str(path)):
+        return safe_open(path, framework="pt")
+    with path.open("rb") as file:
+        return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
 
 
 def open_file(path: Path) -> Source:

@@ -123,13 +123,17 @@ class Chart:
     def y_scale(self, lines: Sequence[Line]) -> Scale:
         """Return the scale from the lowest to the highest value of `lines`, with a margin."""
         fitted = [y for line in lines for x, y in zip(line.xs, line.ys, strict=True) if x >= self.fit_from]
-        values = fitted + [value for _, value in self.levels]
+        values = (fitted or [y for line in lines for y in line.ys]) + [value for _, value in self.levels]
         low, high = min(values), max(values)
         if self.log:
             margin = max((high / low) ** 0.04, 1.01)
             return Scale(low / margin, high * margin, log=True)
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-        return Scale(0 if self.from_zero else low - margin, high + margin)
+        margin = 0.06 * (high - low)
+        if margin <= max(1e-12 * max(abs(low), abs(high)), LEAST):  # the values are equal but for rounding
+            margin = 0.05 * abs(high) if abs(high) > LEAST else 1.0
+        if self.from_zero:
+            return Scale(0, high + margin if high > 0 else 1)
+        return Scale(low - margin, high + margin)
 
 
 @dataclass(frozen=True)

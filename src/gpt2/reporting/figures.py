@@ -1,6 +1,7 @@
 """Facts about a run, worked out from its records: numbers and sentences, no HTML."""
 
 import dataclasses
+import re
 import statistics
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from gpt2.reporting import style, trainer
 from gpt2.reporting.verdict import Verdict, facts_of, judge
 from gpt2.runlog.console import duration
 from gpt2.runlog.curves import Records, load, model_of, name_of, series, settings_of
+from gpt2.runlog.thinned import Thinned
 
 MEASURED = ("train_loss", "val_loss", "acc", "acc_norm")
 """What an evaluation may have measured."""
@@ -31,6 +33,8 @@ class RunReport:
     """The contents of config.toml; empty where there is none."""
     is_training: bool = False
     """Whether a trainer holds the run's folder, or has written to its log in the last two minutes."""
+    unreadable: int = 0
+    """Number of lines of the log that are not records, and are skipped."""
 
     @cached_property
     def step(self) -> int:
@@ -142,7 +146,8 @@ class RunReport:
     @cached_property
     def hardware(self) -> list[tuple[str, str]]:
         """Return what the run's last process ran on."""
-        about = next((r for r in reversed(self.records) if "device" in r), {})
+        starts = (r for r in reversed(self.records) if r["event"] in ("start", "resume"))
+        about = next((r for r in starts if "device" in r), {})
         found = [(key, str(about[key])) for key in ("device", "machine", "torch", "processes") if key in about]
         return found + [
             (key, str(self.settings[key]).lower()) for key in ("dtype", "compile") if key in self.settings
@@ -164,8 +169,8 @@ class RunReport:
         """Return how often each training token was seen; None where the log does not have their number."""
         total = self._logged("train_tokens")
         if total is None and (data := self._logged("data")):  # a dataset of one file may be known by its length
-            number, _, unit = str(data.get("train", "")).partition(" ")
-            total = int(number) if unit == "tokens" and number.isdecimal() else None
+            known = re.fullmatch(r"([0-9]{1,18}) tokens", data.get("train", ""))
+            total = int(known[1]) if known else None
         return self.tokens / total if self.tokens is not None and type(total) is int and total > 0 else None
 
     def facts(self) -> list[str]:
@@ -187,6 +192,8 @@ class RunReport:
         for name, key in (("gpt2", "version"), ("PyTorch", "torch")):
             if version := self._logged(key):
                 found.append(f"{name} {version}")
+        if self.unreadable:
+            found.append(unreadable_lines(self.unreadable))
         return found
 
     def headline(self) -> list[tuple[str, str, str]]:
@@ -223,17 +230,28 @@ class RunReport:
             "mfu": self.typical("mfu"),
             "seconds_by_part": {phase: round(seconds, 3) for phase, seconds in self.phases},
             "incidents": [{"step": step, "what": what} for step, what in self.events],
+            "unreadable_lines": self.unreadable,
             "verdict": self.verdict.state,
             "sentence": self.verdict.sentence,
         }
 
 
-def report_on(run: Path, records: Records | None = None, is_training: bool | None = None) -> RunReport:
-    """Return the report on a run, made from its log or from the given `records`.
+def unreadable_lines(count: int) -> str:
+    """Return a sentence about the lines of a log that are not records."""
+    return (
+        f"{count:,} lines of the log cannot be read and are skipped"
+        if count > 1
+        else ("1 line of the log cannot be read and is skipped")
+    )
+
+
+def report_on(run: Path, log: Thinned | None = None, is_training: bool | None = None) -> RunReport:
+    """Return the report on a run, made from its log, or from what was read of that already.
 
     is_training: whether a trainer works on the run; None looks for one. Raises UserError where there is no log.
     """
-    found = RunReport(name_of(run), load(run) if records is None else records, settings_of(run))
+    read = load(run) if log is None else log
+    found = RunReport(name_of(run), read.records, settings_of(run), unreadable=read.unreadable)
     return dataclasses.replace(
         found, is_training=trainer.is_training(run, found.newest) if is_training is None else is_training
     )

@@ -38,7 +38,7 @@ class FollowedRun:
         is_training = self.in_trainer or trainer.is_training(self.run, self.report.newest)
         if not has_grown and is_training == self.report.is_training:
             return False
-        self.report = report_on(self.run, self.log.thinned.records, is_training)
+        self.report = report_on(self.run, self.log.thinned, is_training)
         return True
 
 

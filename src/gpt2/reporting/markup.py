@@ -14,6 +14,7 @@ from gpt2.reporting.charts import Curves
 from gpt2.reporting.glossary import explained
 from gpt2.reporting.svg import figures
 from gpt2.runlog.console import duration
+from gpt2.runlog.curves import printable
 
 MOST_ENTRIES = 100
 """Evaluations or incidents that are shown; of more, some that are spread evenly."""
@@ -25,7 +26,7 @@ def frame(title: str, content: str, live: bool = False) -> str:
         f"<!doctype html><html lang=en{' data-live' if live else ''}><head><meta charset=utf-8>"
         f'<meta http-equiv=Content-Security-Policy content="{content_policy()}">'
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
-        f"<title>{escape(title)} · gpt2</title><style>{style.css()}\n{_file('page.css')}</style></head>"
+        f"<title>{escape(printable(title))} · gpt2</title><style>{style.css()}\n{_file('page.css')}</style></head>"
         f"<body><main>{content}</main><script>{_file('page.js')}</script></body></html>\n"
     )
 
@@ -48,8 +49,9 @@ def _file(name: str) -> str:
 
 
 def sections(contents: dict[str, str]) -> str:
-    """Return sections with their ids; one without content is omitted."""
-    return "".join(f"<section id={name}>{content}</section>" for name, content in contents.items() if content)
+    """Return sections with their ids; one without content is omitted. Unprintable characters are replaced."""
+    made = "".join(f"<section id={name}>{content}</section>" for name, content in contents.items() if content)
+    return printable(made)
 
 
 def curves(axes: dict[str, Curves], runs: Sequence[str] = ()) -> str:

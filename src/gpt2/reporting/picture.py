@@ -2,15 +2,17 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import UserError
+from gpt2.errors import Log, UserError
 from gpt2.files import write_bytes
 from gpt2.reporting.charts import Chart, Curves, Line, curves_of
-from gpt2.reporting.figures import RunReport, report_on
+from gpt2.reporting.figures import RunReport, report_on, unreadable_lines
 from gpt2.reporting.style import BAND_OPACITY, DARK, DASHES, LIGHT, LOOKS, MOST_DOTS, Kind, Palette, short
+from gpt2.runlog.curves import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +23,8 @@ BUCKETS = 1000
 """A longer line is thinned to the extremes of this number of pieces: a picture has no more columns."""
 POINTS = 0.75
 """Points of a CSS pixel."""
+MOST_CHARACTERS = 1000
+"""Characters of a line of the header, at most; more would not be seen."""
 LINE_HEIGHT = 0.22
 """Height of a line of text in the header, in inches."""
 
@@ -32,19 +36,28 @@ def check_name(out: Path) -> None:
 
 
 def plot_runs(
-    runs: Sequence[Path], out: Path, axis: str = "steps", smoothing: float | None = None, *, dark: bool = False
+    runs: Sequence[Path],
+    out: Path,
+    axis: str = "steps",
+    smoothing: float | None = None,
+    *,
+    dark: bool = False,
+    log: Log = lambda line: None,
 ) -> None:
     """Draw the curves of `runs` over `steps`, `tokens`, `flops` or `time` into the picture `out`.
 
     smoothing: weight of the earlier values in the moving average of the training loss; 0 is none, None chooses it by
-    the run's length. dark: use the colours of the pages' dark mode. Raises UserError for a run without records, or
-    without those that the axis takes, and for a file format that is not one of FORMATS.
+    the run's length. dark: use the colours of the pages' dark mode. log: receives a line about a log with lines that
+    cannot be read. Raises UserError for a run without records, or without those that the axis takes, and for a file
+    format that is not one of FORMATS.
     """
     check_name(out)
     if smoothing is not None and not 0 <= smoothing < 1:
         raise UserError(f"smooth is {smoothing}; it must be at least 0 and below 1")
     reports = [report_on(run) for run in runs]
     for run, report in zip(runs, reports, strict=True):
+        if report.unreadable:
+            log(f"{report.name}: {unreadable_lines(report.unreadable)}")
         if not any(r["event"] in ("train", "eval") for r in report.records):
             raise UserError(f"{run} has no training or evaluation records yet; nothing to draw")
     curves, palette = curves_of(reports, axis, smoothing), DARK if dark else LIGHT
@@ -83,7 +96,9 @@ def plot_positions(by_position: Sequence[float | None], title: str, out: Path, *
 def save(figure: "Figure", out: Path) -> None:
     """Write a figure as the picture `out`, in the file format that its suffix names. Raises WriteError."""
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format=out.suffix[1:], facecolor=figure.get_facecolor())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ")  # a name in a script that the font lacks shows boxes
+        figure.savefig(picture, dpi=120, format=out.suffix[1:], facecolor=figure.get_facecolor())
     write_bytes(out, picture.getvalue())
 
 
@@ -160,15 +175,22 @@ def _header(figure: "Figure", reports: Sequence[RunReport], palette: Palette) ->
             figure.text(left, at, "●", color=colour, fontsize=10, va="center")
             left += 0.016
         figure.text(
-            left, at, report.name, color=colour, fontsize=12, fontweight="bold", va="center", parse_math=False
+            left,
+            at,
+            report.name.replace("\n", " "),
+            color=colour,
+            fontsize=12,
+            fontweight="bold",
+            va="center",
+            parse_math=False,
         )
         losses = []
         if report.last and report.best:
             last, best = report.last["val_loss"], report.best["val_loss"]
             losses = [f"val {last:.4f} (best {best:.4f} at step {report.best['step']:,})"]
-        facts = " · ".join([*losses, *report.facts()])
+        facts = " · ".join([*losses, *report.facts()]).replace("\n", " ")[:MOST_CHARACTERS]
         below = at - 0.92 * LINE_HEIGHT / height
-        figure.text(left, below, facts, color=palette.quiet, fontsize=8.5, va="center", parse_math=False)
+        figure.text(left, below, printable(facts), color=palette.quiet, fontsize=8.5, va="center", parse_math=False)
     return (0.2 + LINE_HEIGHT * 2 * len(reports)) / height
 
 

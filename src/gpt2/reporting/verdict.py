@@ -91,7 +91,7 @@ def facts_of(records: Records, settings: dict[str, Any]) -> dict[str, Any]:
     These are `tokens_per_step`, `evaluated_rows` (the number of sequences on which validation is measured) and
     `val_data` (a fingerprint), as far as they are known.
     """
-    data = next((r["data"] for r in reversed(records) if "data" in r), {})
+    data = next((r["data"] for r in reversed(records) if r["event"] != "train" and "data" in r), {})
     facts = settings | {"val_data": data.get("val")}
     if {"batch_size", "block_size"} <= settings.keys():
         micro = settings["batch_size"] * settings["block_size"]

@@ -1,6 +1,7 @@
 """The records of a run as points of curves: placed on an axis, smoothed, thinned. Drawing is in `reporting/`."""
 
 import os
+import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2.errors import UserError
+from gpt2.runlog.checks import COUNT_LIMIT, parse
 from gpt2.runlog.other_logs import find_log, is_another_programs, stream_any
-from gpt2.runlog.records import FILE, finished_lines, parse, positioned
-from gpt2.runlog.thinned import Thinned
+from gpt2.runlog.records import FILE, finished_lines, positioned
+from gpt2.runlog.thinned import LEAST_RATE, Thinned
 
 if TYPE_CHECKING:
     from gpt2.model import GPTConfig
@@ -19,25 +21,29 @@ Records = list[dict[str, Any]]
 Points = tuple[list[float], list[float]]
 """Values on the x axis, and on the y axis."""
 
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Characters that no picture or page can show; surrogates stand for bytes in file names, see PEP 383."""
 SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
 """The settings from which the number of parameters and FLOPs follow."""
-LEAST_RATE = 1e-6
-"""Tokens per second below which a rate means nothing."""
 INTEGERS = (
     *SHAPE[:-1], "max_iters", "batch_size", "total_batch_size", "gradient_accumulation_steps", "eval_iters",
 )  # fmt: skip
 """Settings that reports calculate with, which must be integers."""
+INTEGER_LIMIT = 1 << 40
+"""These settings are below it."""
+MOST_SETTINGS_BYTES = 1 << 16
+"""A config.toml is smaller."""
 
 
-def load(run: Path) -> Records:
+def load(run: Path) -> Thinned:
     """Return the records of a run folder or of a log, also another program's, thinned where they are many.
 
-    Every picture and report is made of these records. Raises UserError.
+    Every picture and report is made of these records. Raises UserError where there is no log.
     """
     thinned = Thinned()
-    for record in stream_any(run):
+    for record in stream_any(run, thinned.skip):
         thinned.add(record)
-    return thinned.records
+    return thinned
 
 
 class Follower:
@@ -49,35 +55,22 @@ class Follower:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.thinned, self.position, self.tail = Thinned(), 0, b""
-        self.broken: tuple[int, int] | None = None
-        """Size and time of change (ns) of a log that could not be read: it is not read again before it changes."""
 
     def look(self) -> bool:
         """Read what is new in the log; returns whether there was anything.
 
-        Raises OSError where the log cannot be read, and UserError where it has a line that is not a record; until
-        the log changes, further looks then return False.
+        Raises OSError where the log cannot be read, and UserError where there is none.
         """
         path = find_log(self.run)
-        about = path.stat()
-        version = about.st_size, about.st_mtime_ns
-        if version == self.broken:
-            return False
-        try:
-            found = self._read_other(path) if is_another_programs(path) else self._read(path)
-        except UserError:
-            self.broken = version
-            raise
-        self.broken = None
-        return found
+        return self._read_other(path) if is_another_programs(path) else self._read(path)
 
     def _read(self, path: Path) -> bool:
         """Read what is new in a `log.jsonl`."""
         before = self.position, self.tail
         with path.open("rb") as file:
-            if self._tail_in(file) != self.tail or not self._read_on(file, path):
+            if self._tail_in(file) != self.tail or not self._read_on(file):
                 self.thinned, self.position = Thinned(), 0
-                for position, record in positioned(path):
+                for position, record in positioned(path, self.thinned.skip):
                     self.position = position
                     if record is not None:
                         self.thinned.add(record)
@@ -90,7 +83,7 @@ class Follower:
         if size == self.position:
             return False
         self.thinned, self.position = Thinned(), size
-        for record in stream_any(path):
+        for record in stream_any(path, self.thinned.skip):
             self.thinned.add(record)
         return True
 
@@ -100,16 +93,19 @@ class Follower:
         file.seek(begin)
         return file.read(self.position - begin)
 
-    def _read_on(self, file: BinaryIO, path: Path) -> bool:
+    def _read_on(self, file: BinaryIO) -> bool:
         """Add the new records; returns False at the beginning, and where the run went back to an earlier step."""
         if not self.position:
             return False
         for position, line in finished_lines(file, self.position):
-            record = parse(line, path)
-            if record["event"] in ("start", "resume"):
-                return False
-            self.thinned.add(record)
-            self.position = position + len(line)
+            record = parse(line)
+            if record is not None:
+                if record["event"] in ("start", "resume"):
+                    return False
+                self.thinned.add(record)
+            elif not line.isspace():
+                self.thinned.skip()
+            self.position = position
         return True
 
 
@@ -117,15 +113,31 @@ def settings_of(run: Path) -> dict[str, Any]:
     """Return the run's config.toml, without settings of a wrong type; empty where it cannot be read."""
     folder = run if run.is_dir() else run.parent
     try:
-        settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        with (folder / "config.toml").open("rb") as file:
+            text = file.read(MOST_SETTINGS_BYTES)
+        settings = tomllib.loads(text.decode()) if len(text) < MOST_SETTINGS_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return {name: value for name, value in settings.items() if name not in INTEGERS or type(value) is int}
+    return {name: value for name, value in settings.items() if _is_usable(name, value)}
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    """Return whether the value of a setting has a type and a size that reports can show and calculate with."""
+    if name in INTEGERS:
+        return type(value) is int and 0 <= value < INTEGER_LIMIT
+    if isinstance(value, list):
+        return all(isinstance(entry, str) for entry in value)
+    return isinstance(value, str | float) or (isinstance(value, int) and abs(value) < COUNT_LIMIT)
 
 
 def name_of(run: Path) -> str:
-    """Return the name of a run: that of its folder, or of its log where that is not `log.jsonl`."""
-    return Path(os.path.realpath(run.parent if run.name == FILE else run)).name
+    """Return the name of a run to show: that of its folder, or of its log where that is not `log.jsonl`."""
+    return printable(Path(os.path.realpath(run.parent if run.name == FILE else run)).name)
+
+
+def printable(text: str) -> str:
+    """Return a text with replacements for control characters and for bytes of a file name that is not UTF-8."""
+    return UNPRINTABLE.sub("\ufffd", text)
 
 
 def series(records: Records, event: str, key: str) -> tuple[list[int], list[float]]:

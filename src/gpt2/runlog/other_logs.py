@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 from gpt2.errors import UserError
 from gpt2.files import write_text
-from gpt2.runlog.records import FILE, Repeats, finished_lines, stream
+from gpt2.runlog.checks import parse
+from gpt2.runlog.records import FILE, Repeats, Skip, finished_lines, stream
 
 
 @dataclass(frozen=True)
@@ -93,24 +94,24 @@ def find_log(path: Path) -> Path:
     return path
 
 
-def stream_any(path: Path) -> Iterator[dict[str, Any]]:
+def stream_any(path: Path, skip: Skip = lambda: None) -> Iterator[dict[str, Any]]:
     """Yield the records of a run folder or of a log, in little memory.
 
-    Another program's log gives `train` and `eval` records without a `time`. Raises UserError where there is no log,
-    or where a line of it is not a record.
+    Another program's log gives `train` and `eval` records without a `time`. skip: called for each line that is not a
+    record. Raises UserError where there is no log.
     """
     path = find_log(path)
     with path.open("rb") as file:
         first = _first_line(file)
         if (log := _recognised(first)) is not None:
-            yield from _records(file, log, path)
+            yield from _records(file, log, skip)
             return
-    if path.name != FILE and not first.startswith("{"):
+    if path.name != FILE and parse(first.encode()) is None:
         raise UserError(
             f"{path} is not a log of a run: its first line is neither of a {FILE}, nor of llm.c's main.log, nor of "
             "build-nanogpt's log.txt; name the out_dir of a run, or a log"
         )
-    yield from stream(path)
+    yield from stream(path, skip)
 
 
 def is_another_programs(path: Path) -> bool:
@@ -128,19 +129,19 @@ def _recognised(first_line: str) -> OtherLog | None:
     return next((log for log in OTHER_LOGS if log.parse(first_line) is not None), None)
 
 
-def _records(file: BinaryIO, log: OtherLog, path: Path) -> Iterator[dict[str, Any]]:
+def _records(file: BinaryIO, log: OtherLog, skip: Skip) -> Iterator[dict[str, Any]]:
     """Yield the records of another program's log. Where its steps go back, the run was resumed and later lines count.
 
     A first pass finds where that is. An evaluation of several figures becomes one record.
     """
     repeats, highest = Repeats(), -1
-    for position, record in _parsed(file, log, path):
+    for position, record in _parsed(file, log, lambda: None):
         limit = record["step"] - (record["event"] == "train")  # the last step before this line that still counts
         if highest > limit:
             repeats.see(position - 1, {"event": "resume", "step": limit})
         highest = record["step"]
     last: dict[str, Any] | None = None
-    for position, record in _parsed(file, log, path):
+    for position, record in _parsed(file, log, skip):
         if not repeats.counts(position, record):
             continue
         if last is not None and last["event"] == record["event"] == "eval" and last["step"] == record["step"]:
@@ -153,13 +154,14 @@ def _records(file: BinaryIO, log: OtherLog, path: Path) -> Iterator[dict[str, An
         yield last
 
 
-def _parsed(file: BinaryIO, log: OtherLog, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the record in each line of another program's log that has one, after its position. Raises UserError."""
-    for number, (position, line) in enumerate(finished_lines(file), start=1):
-        if not line.strip():
+def _parsed(file: BinaryIO, log: OtherLog, skip: Skip) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the record in each line of another program's log that has one, after the position of the line's end."""
+    for position, line in finished_lines(file):
+        if line.isspace():
             continue
         if (parsed := log.parse(line.decode(errors="replace"))) is None:
-            raise UserError(f"{path}, line {number} is not a line of {log.program}'s {log.file}; remove it")
+            skip()
+            continue
         step, values = parsed
         if values:  # otherwise its kind is unknown
             yield position, {"event": "train" if "loss" in values else "eval", "step": step, **values}

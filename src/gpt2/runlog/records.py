@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from gpt2.errors import UserError, first_line
 from gpt2.files import publish, write_text
+from gpt2.runlog.checks import parse
 from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
@@ -27,23 +28,16 @@ DONE_AGAIN = ("eval", "sample")
 """Events that a resumed run repeats at the step of its checkpoint: a run that is asked to stop saves first."""
 TRAIN_LINE = b'{"event": "train"'
 """The beginning of a line that need not be parsed to find where a run went back."""
-STEP_FIGURES = ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")
-EVALUATION_FIGURES = ("train_loss", "val_loss", "acc", "acc_norm")
-"""Values that are numbers, or null where they are not finite."""
-LARGEST = 1e60
-"""A figure beyond it counts as infinite."""
-LATEST_TIME = 1e11
-"""Seconds that no clock and no phase of a run exceeds."""
-COUNT_LIMIT = 1 << 63
-"""A number of steps or tokens is below it."""
-DECODER = json.JSONDecoder(parse_constant=lambda name: None)  # as other programs write NaN and Infinity
-
 MOST_WAITING = 100_000
 """Records that are kept in memory while the log cannot be written."""
 PIECE = 1 << 16
 """Bytes that are read at a time to find the end of the last line."""
 LONGEST_LINE = 1 << 24
 """Bytes of a line, at most: a file without newlines must not fill the memory."""
+NO_RECORD = b"?\n"
+"""Stands for a line that is too long."""
+Skip = Callable[[], None]
+"""A function that counts the lines that are skipped."""
 
 
 Listener = Callable[[str, int, dict[str, Any]], None]
@@ -209,7 +203,7 @@ def _cut_torn_line(path: Path) -> None:
 def read_log(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run folder (or of a `log.jsonl`) in order, without those that a resume replaced.
 
-    Raises UserError where there is no log, or where a line of it is not a record.
+    Lines that are not records are omitted. Raises UserError where there is no log.
     """
     path = run / FILE if run.is_dir() else run
     if not path.is_file():
@@ -217,85 +211,46 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return list(stream(path))
 
 
-def stream(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `log.jsonl` as `read_log` returns them, in little memory. Raises UserError."""
-    return (record for _, record in positioned(path) if record is not None)
+def stream(path: Path, skip: Skip = lambda: None) -> Iterator[dict[str, Any]]:
+    """Yield the records of a `log.jsonl` as `read_log` returns them, in little memory.
+
+    skip: called for each line that is not a record.
+    """
+    return (record for _, record in positioned(path, skip) if record is not None)
 
 
-def positioned(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def positioned(path: Path, skip: Skip = lambda: None) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield the position after each line of a `log.jsonl`, and its record, or None for one that does not count.
 
     A first pass finds where the run went back, so that the second one knows which records to omit; it ends where the
-    first one did. Raises UserError.
+    first one did. skip: called for each line that is not a record.
     """
     with path.open("rb") as file:
         repeats, end = Repeats(), 0
+        for end, line in finished_lines(file):
+            if not line.startswith(TRAIN_LINE) and (record := parse(line)) is not None:
+                repeats.see(end, record)
         for position, line in finished_lines(file):
-            end = position + len(line)
-            if not line.startswith(TRAIN_LINE):
-                with suppress(ValueError, KeyError, TypeError, RecursionError):  # the second pass reports it
-                    repeats.see(position, json.loads(line))
-        for number, (position, line) in enumerate(finished_lines(file), start=1):
-            if position >= end:
+            if position > end:
                 return
-            record = parse(line, path, number)
-            yield position + len(line), record if repeats.counts(position, record) else None
+            record = parse(line)
+            if record is None and not line.isspace():
+                skip()
+            yield position, record if record is not None and repeats.counts(position, record) else None
 
 
 def finished_lines(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file from a position on, each after its own position, without an unfinished last line.
+    """Yield the lines of a file from a position on, each with the position after it, without an unfinished last line.
 
-    Raises UserError for a line of more than LONGEST_LINE bytes.
+    Of a line that is longer than LONGEST_LINE bytes, only the last part is yielded, which is no record.
     """
     file.seek(begin)
-    position = begin
-    while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
-        yield position, line
+    position, is_rest = begin, False
+    while line := file.readline(LONGEST_LINE):
         position += len(line)
-    if len(line) == LONGEST_LINE:
-        raise UserError(f"{file.name} has a line of more than {LONGEST_LINE:,} bytes at byte {position:,}; remove it")
-
-
-def parse(line: bytes, path: Path, number: int | None = None) -> dict[str, Any]:
-    """Return the record in a line of a log, with None for a figure that is not finite. Raises UserError."""
-    try:
-        return checked(DECODER.decode(line.decode(errors="replace")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    where = f"line {number}" if number else f"the line {line[:80].decode(errors='replace')!r}"
-    raise UserError(f"{path}, {where} is not a record; remove that line")
-
-
-def checked(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record if its values have the types that pictures and reports rely on.
-
-    Raises ValueError, KeyError, TypeError or AttributeError otherwise.
-    """
-    event, seconds = record["event"], record.get("seconds")
-    if type(event) is not str or type(record["step"]) is not int or not 0 <= record["step"] < COUNT_LIMIT:
-        raise ValueError(record)
-    for key in STEP_FIGURES if event == "train" else EVALUATION_FIGURES:
-        value = record.get(key)
-        if value is not None and not -LARGEST < value < LARGEST:
-            record[key] = None
-    if not 0 <= record.get("time", 0) < LATEST_TIME or not 0 <= record.get("tokens", 0) < COUNT_LIMIT:
-        raise ValueError(record)
-    if seconds is None:
-        record.pop("seconds", None)
-    else:
-        has_phases = isinstance(seconds, dict)
-        if event in (("eval", "checkpoint") if has_phases else ("train",)):
-            raise ValueError(record)
-        total = sum(seconds.values()) if has_phases else seconds
-        if not -LATEST_TIME < total < LATEST_TIME:
-            raise ValueError(record)
-    if event != "train":
-        texts = (record.get("text", ""), record.get("because", ""))
-        names = ("rank", "host", "times") if event == "straggler" else ()
-        if not all(isinstance(text, str) for text in texts) or not all(name in record for name in names):
-            raise ValueError(record)
-        record.get("data", {}).get("val")
-    return record
+        if line.endswith(b"\n"):
+            yield position, NO_RECORD if is_rest else line
+        is_rest = not line.endswith(b"\n")
 
 
 class Repeats:
@@ -315,7 +270,7 @@ class Repeats:
         """Position of the resume after which something was done again, by its kind."""
 
     def see(self, position: int, record: dict[str, Any]) -> None:
-        """Take the next record into account. Raises KeyError or TypeError for a line that is not a record."""
+        """Take the next record into account."""
         event, step = record["event"], record["step"]
         if event == "start":
             self.begin, self.resumes, self.resumed, self.again = position, [], None, {}

@@ -15,7 +15,12 @@ MOST_OF_AN_EVENT = 1024
 """Records kept of an event that is not in MOST_OTHERS."""
 MOST_SEGMENTS = 512
 """Stretches between two resumes, skipped steps or the like, whose steps are not joined with others."""
-SAMPLE_CHARACTERS = 4000
+MOST_CHARACTERS = 4000
+"""Characters of a sample or another text, at most."""
+MOST_EVENTS = 100
+"""Kinds of events that are kept; this program writes nine."""
+LEAST_RATE = 1e-6
+"""Tokens per second below which a rate means nothing."""
 EXTREMES = ("loss", "grad_norm", "tokens_per_second")
 """Figures of a step whose lowest and highest values are drawn."""
 MEANS = ("loss", "grad_norm", "mfu")
@@ -35,6 +40,8 @@ class Thinned:
         """Records of each other event; evaluations of the loss are separate from those of HellaSwag."""
         self.added = 0
         self.segment = 0
+        self.unreadable = 0
+        """Number of lines of the log that are not records."""
 
     def add(self, record: Record) -> None:
         """Add the next record, which this object may change from then on."""
@@ -44,6 +51,10 @@ class Thinned:
             self._add_step(record)
         else:
             self._add_other(record)
+
+    def skip(self) -> None:
+        """Count a line of the log that is not a record."""
+        self.unreadable += 1
 
     @property
     def records(self) -> list[Record]:
@@ -86,9 +97,12 @@ class Thinned:
         if event not in MOST_OTHERS:  # the time before a resume belongs to no step
             self._close_newest()
             self.segment = min(self.segment + 1, MOST_SEGMENTS)
-        if isinstance(text := record.get("text"), str):
-            record["text"] = text[:SAMPLE_CHARACTERS]
-        kept = self.others.setdefault((event, "val_loss" in record), [])
+        for key, value in record.items():
+            if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+                record[key] = value[:MOST_CHARACTERS]
+        if len(self.others) >= MOST_EVENTS and (event, "val_loss" in record) not in self.others:
+            return
+        kept = self.others.setdefault((record["event"], "val_loss" in record), [])
         kept.append(record)
         if len(kept) > MOST_OTHERS.get(event, MOST_OF_AN_EVENT):
             kept[:] = every_other(kept)
@@ -105,7 +119,7 @@ def joined(records: list[Record]) -> Record:
         if known:
             result[key] = sum(map(mul, known, times)) / sum(times)
     rates, times = _known(records, counts, "tokens_per_second")
-    if known := [(rate, count) for rate, count in zip(rates, times, strict=True) if rate]:
+    if known := [(rate, count) for rate, count in zip(rates, times, strict=True) if rate > LEAST_RATE]:
         result["tokens_per_second"] = sum(count for _, count in known) / sum(count / rate for rate, count in known)
     for key in EXTREMES:
         if points := _points(records, key):

@@ -13,8 +13,11 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import best_file
+from gpt2.json_file import read_object
+from gpt2.runlog.checks import parse
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC
 from gpt2.runlog.records import FILE as LOG
+from gpt2.runlog.records import TRAIN_LINE, finished_lines
 from gpt2.runlog.trackers import TENSORBOARD_SUFFIX
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import parse_toml
@@ -77,7 +80,7 @@ def settings_in(config_file: Path) -> dict[str, Any] | None:
     """Return the settings in a `config.toml` that a run wrote, which has every setting; None for any other file."""
     try:
         settings = parse_toml(config_file.read_text(encoding="utf-8"), str(config_file))
-    except (OSError, UnicodeDecodeError, UserError):
+    except (OSError, ValueError, RecursionError, UserError):
         return None
     return settings if settings.keys() >= SETTINGS_OF_EVERY_RUN else None
 
@@ -123,15 +126,15 @@ def _is_log(path: Path) -> bool:
 def _has_steps(log: Path) -> bool:
     """Return whether a log has the record of an optimizer step."""
     with suppress(OSError), log.open("rb") as file:
-        return any(line.startswith(b'{"event": "train"') for line in file)
+        return any(line.startswith(TRAIN_LINE) for _, line in finished_lines(file))
     return False
 
 
 def _is_best_file(path: Path) -> bool:
     """Return whether a file names the best checkpoint of a run."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).keys() == {"step", "val_loss"}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_object(path, "delete it").values.keys() == {"step", "val_loss"}
+    except (OSError, UserError):
         return False
 
 
@@ -149,11 +152,10 @@ def _samples(out_dir: Path) -> Iterator[Path]:
     if not files:
         return
     with (out_dir / LOG).open("rb") as log:
-        for line in log:
-            if not line.startswith(b'{"event": "sample"'):
+        for _, line in finished_lines(log):
+            if not line.startswith(b'{"event": "sample"') or (record := parse(line)) is None:
                 continue
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                record = json.loads(line)
+            with suppress(OSError, ValueError, KeyError):
                 path = files.get(record["step"])
                 if path is not None and path.read_text(encoding="utf-8") == record["text"] + "\n":
                     yield path

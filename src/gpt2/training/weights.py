@@ -7,9 +7,10 @@ import torch
 
 from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
-from gpt2.formats.open import build, open_model
+from gpt2.formats.open import build, check_shapes, open_model
 from gpt2.formats.run_folder import read_description
-from gpt2.formats.source import Source
+from gpt2.formats.safetensors_file import read_tensors
+from gpt2.formats.source import Source, checked_config
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import Tokenizer, from_json
 from gpt2.training.budget import require_memory
@@ -64,8 +65,8 @@ def _checked_model(
     if restored is not None:
         description, owner = read_description(restored), f"the run in {config.out_dir}"
         dataset.require_tokenizer(from_json(description["tokenizer"]), owner, config.out_dir)
-        theirs = {name: getattr(own.config, name) for name in MODEL_SETTINGS}
-        _require_shape(theirs, {name: description["model"][name] for name in MODEL_SETTINGS}, owner)
+        wanted = {name: getattr(own.config, name) for name in MODEL_SETTINGS}
+        _require_shape(wanted, _shape_of(description, restored), owner)
     return own
 
 
@@ -77,9 +78,18 @@ def _empty_model(
     if description.get("own_layers"):
         raise UserError(f"{owner} has layers of its own; resume it with gpt2.train(config, model=…)")
     dataset.require_tokenizer(from_json(description["tokenizer"]), owner, config.out_dir)
-    shape = {name: description["model"][name] for name in MODEL_SETTINGS}
+    shape = _shape_of(description, restored)
     _require_shape(asked, shape, owner)
-    return GPT(GPTConfig(**shape, **runtime))
+    described = GPTConfig(**shape, **runtime)
+    tensors, _ = read_tensors(restored / "model.safetensors")
+    check_shapes(Source(described, tensors, lambda: None, str(restored)))  # before memory is taken for the model
+    return GPT(described)
+
+
+def _shape_of(description: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Return the MODEL_SETTINGS in the `state.json` of a checkpoint. Raises UserError where they are invalid."""
+    config = checked_config(description["model"], checkpoint)
+    return {name: getattr(config, name) for name in MODEL_SETTINGS}
 
 
 def _initialized_model(config: TrainConfig, dataset: Dataset, runtime: dict[str, Any]) -> GPT:
