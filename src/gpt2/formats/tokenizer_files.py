@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import pickles
+from gpt2.formats.pickled_values import Refused
 from gpt2.tokenizers import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -257,7 +258,7 @@ def _from_llmc(data: bytes) -> Tokenizer | None:
 def read_meta(path: Path) -> CharTokenizer:
     """Read the tokenizer in nanoGPT's `meta.pkl`. Raises UserError for any other pickle, and executes none of it."""
     try:
-        meta = pickles.Reader(path.read_bytes()).load()
+        meta = _plain(path.read_bytes())
         count, itos = meta["vocab_size"], meta["itos"]
         if not isinstance(count, int) or count != len(itos):
             raise ValueError("its vocab_size is not the number of its characters")
@@ -267,3 +268,15 @@ def read_meta(path: Path) -> CharTokenizer:
         return CharTokenizer(characters)
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
+
+
+def _plain(data: bytes) -> Any:
+    """Return what a pickle of plain values holds. Raises ValueError for one that names a class or function."""
+    reader = pickles.Reader(data)
+    try:
+        value, named = reader.load(), next(iter(reader.foreign), None)
+    except Refused as error:
+        value, named = None, str(error)
+    if named:
+        raise ValueError(f"it names {named[:80]}, and only plain values are admitted")
+    return value
