@@ -135,6 +135,7 @@ def hostile(intact: Path, folder: Path, mark: Path) -> Iterator[tuple[Path, str]
         "subprocess.Popen": Calls(subprocess.Popen, ["touch", str(mark)]),
         "builtins.open": Calls(open, str(mark), "w"),
         "builtins.getattr": Calls(getattr, {}, "clear"),
+        "pathlib.Path.write_text": Calls(Path.write_text, Path(mark), "x"),
         "shutil.rmtree": Calls(shutil.rmtree, str(folder / "nothing")),
     }
     for name, call in calls.items():

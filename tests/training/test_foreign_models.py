@@ -11,9 +11,11 @@ import torch
 from runs import curve, final_weights
 
 from gpt2.data.batches import gather
+from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
 from gpt2.formats.export import export
 from gpt2.formats.open import build, open_model
+from gpt2.model import GPT, GPTConfig
 from gpt2.training.import_run import import_run
 from gpt2.training.loop import train
 from gpt2.training.recipes import resume_config
@@ -154,3 +156,18 @@ def test_an_imported_run_keeps_its_dtype_and_whether_it_is_compiled(
     assert gpt2_command("import", tmp_path / "nano", tmp_path / "imported")[0] == 0
     settings = tomllib.loads((tmp_path / "imported" / "config.toml").read_text())
     assert (settings["dtype"], settings["compile"], settings["device"]) == (dtype, compiled, "auto")
+
+
+def test_data_of_gpt2_fits_a_model_whose_vocabulary_is_rounded_up(
+    gpt2_vocabulary: None, tiny, text: str, tmp_path: Path, gpt2_command
+) -> None:
+    (tmp_path / "t.txt").write_text(text)
+    data = prepare(tmp_path / "t.txt", out=tmp_path / "d", tokenizer="gpt2")
+    model = GPT(GPTConfig(block_size=16, vocab_size=50304, n_layer=2, n_head=2, n_embd=16))
+    sizes = {
+        name: getattr(model.config, name) for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
+    }
+    torch.save({"model": model.state_dict(), "model_args": sizes}, tmp_path / "c.pt")
+    run = set_up(tiny(out_dir=str(tmp_path / "r"), dataset=str(data), init_from=str(tmp_path / "c.pt")), quiet)
+    assert run.model.config.vocab_size == 50304
+    assert gpt2_command("eval", "loss", tmp_path / "c.pt", data, "--device=cpu")[0] == 0

@@ -66,7 +66,10 @@ def named(module: Any, name: Any) -> Global:
     module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     full = f"{module}.{name}"
     root = module.split(".")[0]
-    harmless = name in BUILTINS if module == "builtins" else root in MODULES or full in CALLS or module == "copyreg"
+    if module == "builtins":
+        harmless = name in BUILTINS
+    else:  # a dot in the name is a method of a class
+        harmless = full in CALLS or module == "copyreg" or (root in MODULES and "." not in name)
     if not harmless and root in (*sys.stdlib_module_names, "nt"):
         raise Refused(full)
     return Global(full)

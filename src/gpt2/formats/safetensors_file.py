@@ -29,7 +29,7 @@ FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 """Dtypes of parameters, by safetensors' names."""
 MASKS = ("BOOL", "U8")
 """Dtypes of causal masks, which some files hold in addition."""
-MAX_HEADER = 1 << 24
+MAX_HEADER = 1 << 23
 """Largest header in bytes that is read. One of a GPT-2 with a tokenizer has less than 2 MB."""
 MAX_TENSORS = 20_000
 UNENCODABLE = re.compile("[\ud800-\udfff]")

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats import huggingface_tokenizer, pickles
+from gpt2.formats.pickled_values import Refused
 from gpt2.json_file import read_json
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
 from gpt2.tokenizers import (
@@ -186,7 +187,7 @@ def _recognised(tokens: list[bytes], special: SpecialTokens, pattern: str) -> To
 def read_meta(path: Path) -> CharTokenizer:
     """Read the tokenizer in nanoGPT's `meta.pkl`. Raises UserError for any other pickle, and executes none of it."""
     try:
-        meta = pickles.Reader(path.read_bytes()).load()
+        meta = _plain(path.read_bytes())
         count, itos = meta["vocab_size"], meta["itos"]
         if not isinstance(count, int) or count != len(itos):
             raise ValueError("its vocab_size is not the number of its characters")
@@ -196,3 +197,15 @@ def read_meta(path: Path) -> CharTokenizer:
         return CharTokenizer(characters)
     except Exception as error:  # damaged pickles raise nearly anything
         raise UserError(f"{path} is not the meta.pkl of a nanoGPT character dataset ({first_line(error)})") from None
+
+
+def _plain(data: bytes) -> Any:
+    """Return what a pickle of plain values holds. Raises ValueError for one that names a class or function."""
+    reader = pickles.Reader(data)
+    try:
+        value, named = reader.load(), next(iter(reader.foreign), None)
+    except Refused as error:
+        value, named = None, str(error)
+    if named:
+        raise ValueError(f"it names {named[:80]}, and only plain values are admitted")
+    return value
