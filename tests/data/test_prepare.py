@@ -236,7 +236,7 @@ def test_a_few_documents_are_split_alike_after_kills_and_by_workers(tmp_path: Pa
     monkeypatch.setattr(tokenise, "RECORD_SECONDS", 0.0)
 
     def stop(read: int, total: int, tokens: int) -> None:
-        if tokens > stopped[0] + 500:
+        if tokens > stopped[0] + 4000:
             stopped[0] = tokens
             raise KeyboardInterrupt
 
@@ -246,7 +246,7 @@ def test_a_few_documents_are_split_alike_after_kills_and_by_workers(tmp_path: Pa
             prepare(*files, out=tmp_path / "killed", tokenizer="bpe", vocab_size=270, progress=stop, workers=2)
         except KeyboardInterrupt:
             kills += 1
-    assert kills > 2
+    assert kills > 1
     for name in ("train.bin", "val.bin", "dataset.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (alone / name).read_bytes()
 
