@@ -1,17 +1,19 @@
 """Damaged and hand-edited files of this program end a command with one line, in little time and memory."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from damaged_files import survey
+from damaged_files import fit_manifest, survey
 
 from gpt2.data.shards import open_shard
 from gpt2.errors import UserError
 from gpt2.json_file import MOST_BYTES, read_object
 from gpt2.reporting.figures import report_on
 from gpt2.runlog.curves import name_of, printable, settings_of
+from gpt2.training.loop import train
 
 MUTANTS = int(os.environ.get("GPT2_TEST_MUTANTS", "500")) // 7
 
@@ -119,3 +121,25 @@ def test_settings_that_reports_cannot_calculate_with_are_omitted(tmp_path: Path)
     (tmp_path / "log.jsonl").write_text('{"event": "train", "step": 1}\nrubbish\n')
     assert settings_of(tmp_path) == {"y": 2}
     assert "1 line of the log cannot be read and is skipped" in report_on(tmp_path).facts()
+
+
+def test_a_checkpoint_without_settings_is_resumed(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=2))
+    folder = tmp_path / "run" / "checkpoints" / "step_0000002"
+    about = json.loads((folder / "state.json").read_text())
+    del about["train"], about["dataset"]
+    (folder / "state.json").write_text(json.dumps(about))
+    fit_manifest(folder)
+    assert train(tiny(max_iters=3, init_from="resume")).step == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_layer", 1 << 30), ("n_embd", 1 << 20), ("n_head", 3)])
+def test_a_shape_that_the_weights_do_not_have_takes_no_memory(tiny, tmp_path: Path, key: str, value: int) -> None:
+    train(tiny(max_iters=2))
+    folder = tmp_path / "run" / "checkpoints" / "step_0000002"
+    about = json.loads((folder / "state.json").read_text())
+    about["model"][key] = value
+    (folder / "state.json").write_text(json.dumps(about))
+    fit_manifest(folder)
+    with pytest.raises(UserError, match=r"do not fit its configuration|describes no GPT-2"):
+        train(tiny(max_iters=3, init_from="resume", **{key: None}))

@@ -108,8 +108,10 @@ def read_description(checkpoint: Path) -> dict[str, Any]:
     for key in MODEL_SIZES:
         model.integer(key, 1, MOST_OF_A_SIZE)
     about.section("tokenizer").text("kind")
-    if about.has("train"):
-        about.section("train").text("init_from")
+    for key in ("train", "dataset"):
+        about.values.setdefault(key, {})
+    if (settings := about.section("train")).has("init_from"):
+        settings.text("init_from")
     if scaler is not None and scaler.values:
         for key in ("scale", "growth_factor", "backoff_factor"):
             scaler.number(key)

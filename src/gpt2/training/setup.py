@@ -148,8 +148,8 @@ def set_up_model(
     model, source = make_model(given, resolved, data.dataset, data.restored, log, own)
     model.to(machine.device).train()
     shape = {name: getattr(model.config, name) for name in (*MODEL_SETTINGS, "dropout")}
-    init_from = resolved.init_from if data.restored is None else read_description(data.restored)["train"]["init_from"]
-    config = replace(resolved, **shape, init_from=init_from)
+    before = {} if data.restored is None else read_description(data.restored)["train"]
+    config = replace(resolved, **shape, init_from=before.get("init_from") or resolved.init_from)
     imported = optimizer_state(source, config) if config.resume_optimizer and data.restored is None else None
     peak = f"peak {machine.peak_flops / 1e12:.3g} TFLOP/s ({machine.peak_origin})"
     log(f"device {device.describe(machine.device)} · {machine.dtype} · {peak}")
