@@ -141,6 +141,17 @@ def test_gguf_records_kinds_roles_and_template(chat: BPETokenizer, tmp_path: Pat
     assert any("llama.cpp ends a text at <|endoftext|> too" in note for note in notes)
 
 
+def test_llama_cpp_ends_texts_where_we_do(chat: BPETokenizer, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python")
+    out, _ = exported(chat, "gguf", tmp_path)
+    model = llama_cpp.Llama(str(out), n_ctx=16, verbose=False, n_threads=1)
+    vocab = llama_cpp.llama_model_get_vocab(model.model)
+    ends = {i for i in range(chat.vocab_size) if llama_cpp.llama_vocab_is_eog(vocab, i)}
+    assert ends == {*chat.special.ends, chat.special.ids["<|endoftext|>"]}  # the line of the export says so
+    text = "<|user|>hello<|end|> quick supercalifragilistic<eos>"
+    assert model.tokenize(text.encode(), add_bos=False, special=True) == chat.encode(text, specials=True)
+
+
 def test_more_ends_than_gguf_holds_are_named(chat: BPETokenizer, tmp_path: Path) -> None:
     ids = chat.special.ids
     special = dataclasses.replace(chat.special, further_ends=(ids["<|end|>"], ids["<|user|>"], ids["<bos>"]))
