@@ -101,7 +101,7 @@ def test_model_args_of_the_trainers_class_are_read(config_class, tmp_path: Path)
         slice(1, 2),
         range(3),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_values_of_the_library_and_of_numpy_do_not_hold_up_the_weights(value: object, zipped: bool, tmp_path) -> None:
