@@ -143,9 +143,9 @@ class TrainConfig:
     nanoGPT."""
     warmup_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
     """Number of optimizer steps of linear warmup. Default: a twentieth of lr_decay_iters, at most 2000."""
-    lr_decay_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
-    """Optimizer step at which the learning rate reaches min_lr. Default: the last step that max_iters, max_tokens and
-    max_epochs allow."""
+    lr_decay_iters: Annotated[int | str | None, OPTIMIZER, STEPS] = None
+    """Optimizer step at which the decay of the learning rate ends. Default: the end of the run. A resumed run keeps
+    its number; `auto` takes the run's new end."""
     min_lr: Annotated[float | None, OPTIMIZER, RATE] = None
     """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
     wsd_decay_fraction: Annotated[float, OPTIMIZER, Bounds(lambda value: 0 < value <= 1, "lie in (0, 1]")] = 0.2
@@ -285,7 +285,7 @@ class TrainConfig:
     @property
     def decay_end(self) -> int:
         """The optimizer step at which the learning rate reaches min_lr."""
-        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+        return self.lr_decay_iters if isinstance(self.lr_decay_iters, int) else self.max_iters
 
     def resolved(self) -> Self:
         """Return the same configuration with every default that depends on another setting filled in."""

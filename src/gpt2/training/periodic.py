@@ -3,6 +3,7 @@
 An object has `due`, which says whether it is its turn at the step that the run is at, and `run`, which does it.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -65,7 +66,7 @@ class Evaluation:
         session, run, state, config = self.session, self.session.run, self.session.run.state, self.session.run.config
         run.ledger.mark()
         session.stop.check_all_processes()
-        self.losses = estimate_losses(run, lambda done, total: session.stop.check_all_processes())
+        self.losses = estimate_losses(run, session.progress("evaluating"))
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
         is_best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
         if is_best:
@@ -88,6 +89,10 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
     progress: called between two batches; an exception that it raises ends the evaluation.
     """
     splits = {"train_loss": run.batches.tokens, "val_loss": run.val_tokens}
+
+    def show(split: int, done: int, total: int) -> None:
+        progress(split * total + done, len(splits) * total)
+
     return {
         name: evaluate_loss(
             run.model,
@@ -98,9 +103,9 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
             dtype=run.config.dtype,
             eot_token=run.batches.mask_token,
             world=run.world,
-            progress=progress,
+            progress=functools.partial(show, split),
         )
-        for name, tokens in splits.items()
+        for split, (name, tokens) in enumerate(splits.items())
     }
 
 
@@ -118,12 +123,13 @@ class HellaSwag:
         session, run = self.session, self.session.run
         run.ledger.mark()
         session.stop.check_all_processes()
+        show = session.progress("HellaSwag")
         result = choose(
             run.model,
             run.hellaswag,
             dtype=run.config.dtype,
             world=run.world,
-            progress=lambda done, total, tasks: session.stop.check_all_processes(),
+            progress=lambda done, total, tasks: show(done, total),
         )
         seconds = round(run.ledger.mark("evaluation"), 5)
         session.log.write("eval", run.state.step, acc=result.acc, acc_norm=result.acc_norm, seconds=seconds)

@@ -39,8 +39,11 @@ def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, befor
         earlier = settings.get(name, defaults.get(name, "not set"))
         if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
             log(f"changed for this resume: {name}={value} (was {earlier})")
-    if last > config.decay_end:
-        log(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
+    if last > config.decay_end and config.decay_lr and config.lr_schedule != "constant":
+        log(
+            f"the learning rate reaches min_lr={config.min_lr:g} at step {config.decay_end} (lr_decay_iters) and "
+            f"stays there; --lr_decay_iters=auto lets it decay until step {last}, and raises it now"
+        )
     earlier = before["dataset"]  # empty for an imported run, and without the hashes of contents for an older one
     if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
         log(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")

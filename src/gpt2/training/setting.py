@@ -52,11 +52,11 @@ class Bounds:
     requirement: str
     """The same in words, as the end of an error line."""
 
-    def check(self, name: str, value: float | None) -> None:
+    def check(self, name: str, value: float | str | None) -> None:
         """Raise UserError unless the setting `name` accepts `value`. None, an unset setting, is always accepted."""
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} is {value}; it must be a finite number")
-        if value is not None and not self.accepts(value):
+        if value is not None and not isinstance(value, str) and not self.accepts(value):
             raise UserError(f"{name} is {value}; it must {self.requirement}")
 
 
@@ -174,7 +174,9 @@ def check_step(config: "TrainConfig") -> None:
 
 
 def check_schedule(config: "TrainConfig") -> None:
-    """Raise UserError where the warmup is longer than the schedule."""
+    """Raise UserError where the end of the decay is no step, or the warmup is longer than the schedule."""
+    if isinstance(config.lr_decay_iters, str) and config.lr_decay_iters != "auto":
+        raise UserError(f"lr_decay_iters is {config.lr_decay_iters!r}; it must be a whole number, or auto")
     if config.decay_lr and config.lr_schedule != "constant" and (config.warmup_iters or 0) > config.decay_end:
         raise UserError(
             f"warmup_iters={config.warmup_iters} is more than lr_decay_iters={config.decay_end}; "
