@@ -3,7 +3,6 @@
 An object has `due`, which says whether it is its turn at the step that the run is at, and `run`, which does it.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -89,10 +88,6 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
     progress: called between two batches; an exception that it raises ends the evaluation.
     """
     splits = {"train_loss": run.batches.tokens, "val_loss": run.val_tokens}
-
-    def show(split: int, done: int, total: int) -> None:
-        progress(split * total + done, len(splits) * total)
-
     return {
         name: evaluate_loss(
             run.model,
@@ -103,9 +98,9 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
             dtype=run.config.dtype,
             eot_token=run.batches.mask_token,
             world=run.world,
-            progress=functools.partial(show, split),
+            progress=progress,
         )
-        for split, (name, tokens) in enumerate(splits.items())
+        for name, tokens in splits.items()
     }
 
 
