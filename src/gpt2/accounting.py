@@ -93,6 +93,10 @@ class Memory:
     """Bytes that the forward pass keeps for the backward pass."""
     logits: int
     """Bytes of the logits of a chunk, of what is computed from them, and of the gradient of the head."""
+    process: int = 0
+    """Bytes of Python, PyTorch and compiled code in the memory of a CPU; 0 for a GPU."""
+    allocator: int = 0
+    """Bytes of freed memory between tensors, where the next ones do not fit, on a CPU; 0 for a GPU."""
 
     @property
     def total(self) -> int:
