@@ -265,7 +265,7 @@ def _shape(config: TrainConfig, dataset: Dataset | None, log: Log) -> GPTConfig:
         is_known = bool(config.dataset) and CORPORA[config.dataset].tokenizer == "gpt2"
         if not is_known:
             log(
-                f"the dataset is not prepared yet: planning with GPT-2's {vocab_size:,} tokens; --vocab_size sets them"
+                f"no dataset is prepared: planning with GPT-2's {vocab_size:,} tokens; --vocab_size sets their number"
             )
     names = ("block_size", "n_layer", "n_head", "n_embd", "bias")
     return GPTConfig(vocab_size=vocab_size, **{name: getattr(config, name) for name in names})

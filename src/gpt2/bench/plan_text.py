@@ -22,7 +22,13 @@ KINDS = {
     "allocator": "freed memory that does not fit what is allocated next",
 }
 """What each kind of memory is for."""
-UNITS = (("days", 86_400, 172_800), ("hours", 3600, 5400), ("minutes", 60, 90), ("seconds", 1, 0))
+UNITS = (
+    ("years", 31_557_600, 63_115_200),
+    ("days", 86_400, 172_800),
+    ("hours", 3600, 5400),
+    ("minutes", 60, 90),
+    ("seconds", 1, 0),
+)
 """Units of time: name, seconds, and from how many seconds on they are used."""
 
 
@@ -34,7 +40,10 @@ def figures(found: Plan, time: Estimate | None, price: float | None) -> dict[str
         "gradient_accumulation_steps": found.config.accumulation,
         "parameters": found.parameters,
         "hardware": {
-            "name": hardware.name, "device": hardware.device, "dtype": hardware.dtype, "processes": hardware.processes,
+            "name": hardware.name,
+            "device": hardware.device,
+            "dtype": hardware.dtype,
+            "processes": hardware.processes,
             "gpu": None if hardware.gpu is None else asdict(hardware.gpu),
         },
         "data": asdict(found.data),
@@ -50,7 +59,7 @@ def figures(found: Plan, time: Estimate | None, price: float | None) -> dict[str
         "workload": asdict(work),
         "disk": work.disk,
         "time": None,
-    }  # fmt: skip
+    }
     if time is not None:
         result["time"] = {
             "origin": time.origin,
@@ -97,16 +106,11 @@ def described(found: Plan) -> str:
 
 def described_time(found: Plan, time: Estimate, price: float | None) -> str:
     """Return the time of a plan, and its price, as lines of text."""
-    rates = [f"{round(s.tokens_per_second, 2):,.0f}" for s in (time.slow, time.fast)]
+    rates = [short(float(f"{speed.tokens_per_second:.2g}")) for speed in (time.slow, time.fast)]
     rate = rates[0] if rates[0] == rates[1] else f"{rates[0]} to {rates[1]}"
-    origin = {
-        "probe": "measured just now",
-        "matrix products": f"too slow to measure; {_percent(CPU_MFU)} of the speed of matrix products here",
-        "published": f"assumed: {_percent(ASSUMED_MFU)} of the data sheet's {_rate(found)}",
-    }[time.origin]
     lines = [
         f"time      {span(time.shortest.total, time.longest.total)} on {found.hardware.name}",
-        f"          at {rate} tokens/s ({origin})",
+        f"          at {rate} tokens/s ({_origin(found, time)})",
     ]
     work = found.work
     kinds = {
@@ -175,9 +179,13 @@ def _percent(shares: tuple[float, float]) -> str:
     return f"{shares[0]:.0%} to {shares[1]:.0%}"
 
 
-def _rate(found: Plan) -> str:
-    assert found.hardware.gpu is not None
-    return f"{found.hardware.gpu.tflops:,g} TFLOP/s"
+def _origin(found: Plan, time: Estimate) -> str:
+    """Return where the speed comes from, in words."""
+    if found.hardware.gpu is not None:
+        return f"assumed: {_percent(ASSUMED_MFU)} of the data sheet's {found.hardware.gpu.tflops:,g} TFLOP/s"
+    if time.origin == "probe":
+        return "measured just now"
+    return f"not measured, as it is slow here: {_percent(CPU_MFU)} of the speed of matrix products"
 
 
 def _about_data(found: Plan) -> list[str]:
