@@ -1,9 +1,11 @@
 """Options of nanoGPT, llm.c, build-nanogpt and Hugging Face's run_clm, and what they are called in this program.
 
-An option with the same meaning is replaced, and a line on the console reports it. For any other, the command ends with
-the right command line.
+An option with the same meaning is replaced, and a line on the console reports it. For any other, the command ends
+with the right command line.
 """
 
+import glob
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +34,11 @@ PER_PROCESS = (
 )
 
 
+def is_path(word: str) -> bool:
+    """Return whether a word of a command line names something that exists."""
+    return os.path.exists(word)  # noqa: PTH110 (a Path raises OSError for a long name)
+
+
 def switch(on: str, off: str = "") -> Target:
     """Return the target of an option that is on or off."""
     return {"True": on, "False": off}
@@ -46,17 +53,18 @@ def token_files(value: str, typed: Typed) -> str:
     before, after = path.name[: marks[-1].start()], path.name[marks[-1].end() :]
     both, val = path.with_name(f"{before}*{after}"), path.with_name(f"{before}val{after}")
     typed_val = typed.get("input_val_bin") or typed.get("-j") or str(val)
-    matched = set(both.parent.glob(both.name))
-    if Path(typed_val) != val or matched != {*path.parent.glob(path.name), *path.parent.glob(val.name)}:
+    if Path(typed_val) != val or _matched(both) != _matched(path) | _matched(val):
         return f"give --dataset=, a folder or pattern that matches both {value} and {typed_val} and nothing else"
     return f"--dataset={both}"
 
 
+def _matched(pattern: Path) -> set[str]:
+    return set(glob.glob(str(pattern)))  # noqa: PTH207 (a Path raises ValueError for some patterns)
+
+
 def validation_files(value: str, typed: Typed) -> str:
-    """Return nothing for llm.c's validation files, which `token_files` covers, or an answer without training files."""
-    if typed.get("input_bin") or typed.get("-i"):
-        return ""
-    return "give --dataset=, a folder or pattern of files whose names contain train and val"
+    """Return --dataset for llm.c's validation files, the same as for its training files."""
+    return token_files(typed.get("input_bin") or typed.get("-i") or value, typed)
 
 
 def final_rate(value: str, typed: Typed) -> str:
@@ -139,7 +147,10 @@ TRAIN: dict[str, tuple[str, Target]] = {
     "-f": ("llm.c", "--tf32"),
     "-w": ("llm.c", {"1": "", "*": "weights are always float32 here"}),
     "-ge": ("llm.c", ""),
-    "-z": ("llm.c", {"0": "--zero_stage", "1": "--zero_stage", "*": "use --parallel=fsdp, which shards gradients and weights"}),
+    "-z": (
+        "llm.c",
+        {"0": "--zero_stage", "1": "--zero_stage", "*": "use --parallel=fsdp, which shards gradients and weights"},
+    ),
     "-r": ("llm.c", {"0": "", "*": RECOMPUTE}),
     **MACHINES,
     "B": ("build-nanogpt", "--batch_size"),

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from gpt2.errors import UserError
 
@@ -37,17 +37,13 @@ def refuse_programs(words: Sequence[str], rewrite: Callable[[list[str]], list[st
 
     rewrite: returns a command line with the names of this program.
     """
-    if not words:
-        return
     if words[0] == "make" and len(words) > 1:
         raise UserError(f"nothing has to be compiled here: {shlex.join(words)} is not needed; use gpt2 train")
-    if words[0] == "prepare" and len(words) == 2 and (match := PREPARE.fullmatch(words[1])):
-        words = [words[1]] if not Path(words[1]).exists() else []
-    is_launcher = bool(words) and words[0] in LAUNCHERS
+    is_launcher = words[0] in LAUNCHERS
     position = next((i for i, word in enumerate(words) if _command_of(word)), None) if is_launcher else 0
-    if not words or position is None or not (command := _command_of(words[position])):
+    if position is None or not (command := _command_of(words[position])):
         return
-    launcher, options = list(words[: position]), list(words[position + 1 :])
+    launcher, options = list(words[:position]), list(words[position + 1 :])
     if "--nnodes" in " ".join(launcher) and command in WITH_OPTIONS:
         new = [*launcher, "-m", "gpt2", *rewrite([*command.split(), *options])]
         raise UserError(f"this program is a module for torchrun: {shlex.join(new)}")

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gpt2.cli.habits import is_path
 from gpt2.errors import UserError
 
 NANOGPT = ("out_dir", "init_from", "compile")
@@ -19,13 +20,14 @@ def sample_words(words: Sequence[str], note: Callable[[str], None]) -> list[str]
     """
     rest, kept, models = list(words), list[str](), list[str]()
     found: dict[str, str] = {}
+    dashless = list[str]()
     while rest:
         first = rest.pop(0)
         option, equals, value = first.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if name in NANOGPT and (first.startswith("--") or (equals and not Path(first).exists())):
+        if name in NANOGPT and (first.startswith("--") or (equals and not is_path(first))):
             if not first.startswith("--"):
-                raise UserError(f"{first}: options begin with two dashes: {shlex.join(['gpt2 sample', '--' + first])}")
+                dashless.append(first)
             found[name] = value if equals or not rest else rest.pop(0)
         elif first.startswith("--") and not equals and rest:
             kept += [first, rest.pop(0)]
@@ -40,6 +42,8 @@ def sample_words(words: Sequence[str], note: Callable[[str], None]) -> list[str]
     if "out_dir" in found or "init_from" in found:
         if models:
             raise UserError(f"give the model once: {_line([models[0], *kept])}, or {_line([named, *kept])}")
+        if dashless:
+            raise UserError(f"{dashless[0]}: options begin with two dashes; use: {_line([named, *kept])}")
         note(f"the model has no option here: {_line([named, *kept])}")
         models = [named]
     elif not models:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2.cli.habits import BENCH, FLAGS, SWITCH_VALUES, SWITCHES, TRAIN, Target, Typed
+from gpt2.cli.habits import BENCH, FLAGS, SWITCH_VALUES, SWITCHES, TRAIN, Target, Typed, is_path
 from gpt2.cli.programs import refuse_programs
 from gpt2.cli.sample_habits import sample_words
 from gpt2.errors import UserError
@@ -31,8 +31,8 @@ class Word:
 
     @property
     def label(self) -> str:
-        """Return the option as it was typed, in one word."""
-        return self.typed[0] if len(self.typed) == 1 else f"{self.typed[0]}={self.typed[1]}"
+        """Return the option as it was typed; a long one in one word."""
+        return ("=" if self.typed[0].startswith("--") else " ").join(self.typed)
 
 
 @dataclass
@@ -43,6 +43,8 @@ class Rewriting:
     notes: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     """What to do instead of the words that have no equivalent."""
+    fixes: list[str] = field(default_factory=list)
+    """What is wrong with words that have an equivalent which the user should know."""
 
 
 def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
@@ -51,7 +53,6 @@ def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
     note: receives a line about each option that is replaced. Raises UserError, with the right command line, for
     options and commands that have no equivalent.
     """
-    refuse_programs(words, lambda line: translated(line, lambda _: None))
     given = list(words)
     if {"--help", "--version"} & set(given) or given[-1:] == ["-h"]:
         return given
@@ -65,7 +66,16 @@ def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
             return _training([name], rest, TRAIN, note)
         case ["sample", *rest]:
             return ["sample", *sample_words(rest, note)]
+        case ["prepare", path] if not is_path(path):
+            refuse_programs([path], _without_notes)
+        case [_, *_]:
+            refuse_programs(given, _without_notes)
     return given
+
+
+def _without_notes(words: list[str]) -> list[str]:
+    """Return a command line with the options of this program."""
+    return translated(words, lambda _: None)
 
 
 def _training(
@@ -82,10 +92,10 @@ def _training(
         elif word.name:
             new.words += [word.label] if word.name in SWITCHES else word.typed
         else:
-            _positional(word.typed[0], table, new)
-    if new.answers:
+            _positional(word.typed[0], table, typed, new)
+    if problems := new.fixes + new.answers:
         line = shlex.join(["gpt2", *command, *new.words])
-        raise UserError(f"{'; '.join(new.answers)}; the rest of the command: {line}")
+        raise UserError(f"{'; '.join(problems)}; {'the rest of the command' if new.answers else 'use'}: {line}")
     for line in new.notes:
         note(line)
     return [*command, *new.words]
@@ -98,7 +108,7 @@ def _parsed(words: Sequence[str], table: Mapping[str, object]) -> Iterator[Word]
         first = rest.pop(0)
         before, equals, value = first.partition("=")
         name = before[2:].replace("-", "_") if first.startswith("--") else before
-        if first == "--" or not first.startswith("-") or (first[1] != "-" and name not in table):
+        if first == "--" or not first.startswith("-") or (not first.startswith("--") and name not in table):
             yield Word("", first, (first,))
         elif equals:
             yield Word(name, value, (first,))
@@ -126,11 +136,13 @@ def _replace(word: Word, entry: tuple[str, Target], typed: Typed, new: Rewriting
         new.answers.append(f"{word.label} of {program}: {found}")
     elif "=" in found:
         new.notes.append(f"{word.label} is {found} here")
-        new.words.append(found)
+        if found not in new.words:  # two options can stand for one
+            new.words.append(found)
     else:
         new.notes.append(f"{word.typed[0].partition('=')[0]} is {found} here")
         is_switch = found.removeprefix("--") in SWITCHES
-        new.words.append(f"{found}={SWITCH_VALUES.get(value.lower(), value) if is_switch else value}")
+        value = SWITCH_VALUES.get(value.lower(), value) if is_switch else value
+        new.words.append(f"{found}={value}" if value else found)
 
 
 def _resolved(target: Target, value: str, typed: Typed) -> str:
@@ -145,14 +157,17 @@ def _resolved(target: Target, value: str, typed: Typed) -> str:
     return f"give {' or '.join(target)}"
 
 
-def _positional(word: str, table: Mapping[str, object], new: Rewriting) -> None:
+def _positional(word: str, table: Mapping[str, tuple[str, Target]], typed: Typed, new: Rewriting) -> None:
     """Add a word that is no option, unless it stands for one or for a config file that does not exist."""
-    name = word.partition("=")[0].replace("-", "_")
-    if "=" in word and (name in HINTS or name in table) and not Path(word).exists():
-        new.answers.append(f"{word}: options begin with two dashes")
-        new.words.append(f"--{word}")
-    elif word.endswith(".py") and not Path(word).exists() and (recipe := _recipe_like(word)):
-        new.answers.append(f"there is no file {word}, and the recipe {recipe} is the most similar one here")
+    name, equals, value = word.partition("=")
+    if equals and (name in HINTS or name in table) and not is_path(word):
+        new.fixes.append(f"{word}: options begin with two dashes")
+        if name in table:
+            _replace(Word(name, value, (f"--{word}",)), table[name], typed, new)
+        else:
+            new.words.append(f"--{word}")
+    elif word.endswith(".py") and not is_path(word) and (recipe := _recipe_like(word)):
+        new.fixes.append(f"there is no file {word}, and the recipe {recipe} is the most similar one here")
         new.words.append(recipe)
     else:
         new.words.append(word)
