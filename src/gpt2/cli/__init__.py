@@ -24,7 +24,7 @@ from gpt2.cli.explain import DASH, explained
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
-from gpt2.cli.launch import is_launched
+from gpt2.cli.launch import is_launched, is_main_process
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
@@ -32,6 +32,7 @@ from gpt2.cli.report import report
 from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
+from gpt2.cli.translate import translated
 from gpt2.cli.validate import validate
 from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError, first_line
 from gpt2.runlog.console import note
@@ -160,7 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     warnings.showwarning = show_warning
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        given = translated(sys.argv[1:] if arguments is None else arguments, note if is_main_process() else ignore)
+        if arguments is None:
+            sys.argv[1:] = given  # which `--nproc` starts in every process
         result = make_app()(without_dashes(given))
     except cyclopts.CycloptsError as error:
         fail(explained(error))
@@ -184,6 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def ignore(line: str) -> None:
+    """Print nothing, in a process that is not the one that prints."""
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Resuming a run: which checkpoint it continues from, and what has changed since."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import require_own_files
 
+NANOGPT_FILE = "ckpt.pt"
+"""Name of the file in which nanoGPT keeps a run."""
+
 
 def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path | None:
     """Return the checkpoint to resume; None for a run that begins, whose files must not exist yet."""
     if not out_dir.exists() and config.init_from != "resume":
         return None
     has_checkpoints = bool(saved_steps(out_dir))
+    if config.init_from == "resume" and not has_checkpoints and (out_dir / NANOGPT_FILE).is_file():
+        raise UserError(_how_to_import(config, out_dir))
     if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, log)
     if config.eval_only:
@@ -27,6 +33,15 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
         )
     require_own_files(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
     return None
+
+
+def _how_to_import(config: TrainConfig, out_dir: Path) -> str:
+    """Return how to continue a run of nanoGPT in `out_dir`."""
+    imported = f"{out_dir}-imported"
+    line = ["gpt2", "train", "--init_from=resume", f"--out_dir={imported}"]
+    line += [f"--dataset={config.dataset}"] if config.dataset else []
+    first = shlex.join(["gpt2", "import", str(out_dir), imported])
+    return f"{out_dir} holds a run of nanoGPT; import it with: {first}, and continue it with: {shlex.join(line)}"
 
 
 def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, before: dict[str, Any], log: Log) -> None:
