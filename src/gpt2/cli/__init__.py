@@ -30,6 +30,7 @@ from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
+from gpt2.cli.sweep import sweep
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "plan": plan,
     "train": train,
+    "sweep": sweep,
     "sample": sample,
     "plot": plot,
     "report": report,
@@ -64,7 +66,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "tokenizer": ("Make a tokenizer.", {"train": tokenizer_train}),
 }
 """Commands with subcommands: a line of help, and the subcommands by name."""
-TAKE_SETTINGS = (("train",), ("bench", "train"), ("plan",))
+TAKE_SETTINGS = (("train",), ("sweep",), ("bench", "train"), ("plan",))
 """The commands that take a recipe and the settings of a run."""
 
 

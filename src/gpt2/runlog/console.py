@@ -14,32 +14,41 @@ if TYPE_CHECKING:
 class Stderr:
     """Writes to standard error and never fails: a line that nobody can read any more is dropped.
 
-    A reader that dies (`| head`, a closed terminal) or a full disk must not end a run.
+    A reader that dies (`| head`, a closed terminal) or a full disk must not end a run. stream: written to in place of
+    what `sys.stderr` is at each moment.
     """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream
+
+    @property
+    def stream(self) -> IO[str]:
+        """Return the stream that is written to."""
+        return self._stream or sys.stderr
 
     @property
     def encoding(self) -> str:
         """Return the encoding of standard error, by which progress bars choose their characters."""
-        return getattr(sys.stderr, "encoding", None) or "utf-8"
+        return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         """Write where that is possible; returns the number of characters of `text` in any case."""
         with suppress(OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
-            sys.stderr.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush where that is possible."""
         with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+            self.stream.flush()
 
     def isatty(self) -> bool:
         """Return whether standard error is a terminal."""
-        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+        return self.stream is not None and not self.stream.closed and self.stream.isatty()
 
     def fileno(self) -> int:
         """Return the file descriptor of standard error. Raises OSError where it has none."""
-        return sys.stderr.fileno()
+        return self.stream.fileno()
 
 
 STDERR = cast("IO[str]", Stderr())
