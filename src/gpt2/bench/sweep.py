@@ -140,7 +140,7 @@ def value_of(name: str, text: str) -> Any:
 
 
 def combinations(sweep: Sweep, log: Log) -> list[Combination]:
-    """Return all combinations of a grid; their datasets are opened, and prepared if they must be. Raises UserError."""
+    """Return all combinations of a grid. Their datasets are prepared if they must be. Raises UserError."""
     count = math.prod(map(len, sweep.grid.values())) * len(sweep.seeds)
     require(count <= MOST_RUNS, f"these are {count:,} runs, and a sweep has at most {MOST_RUNS:,}; try fewer values")
     require(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2.bench.sweep import Combination, Sweep, run_name
+from gpt2.bench.sweep import Combination, Sweep, run_name, shown
 from gpt2.errors import UserError
 from gpt2.reporting.picture import plot_runs
 from gpt2.runlog.console import duration
@@ -69,7 +69,7 @@ def described(sweep: Sweep, found: Sequence[Combination]) -> str:
     head = [*sweep.grid, "val loss", *["spread"] * has_spread, "steps", "time", ""]
     cells = [
         [
-            *(f"{v:g}" if isinstance(v, float) else str(v) for v in entry["settings"].values()),
+            *map(shown, entry["settings"].values()),
             "–" if entry["val_loss"] is None else f"{entry['val_loss']:.4f}",
             *["–" if entry["spread"] is None else f"{entry['spread']:.4f}"] * has_spread,
             f"{entry['steps']:,}",
@@ -88,7 +88,7 @@ def conclusions(sweep: Sweep, found: Sequence[Combination]) -> list[str]:
     best = ranked(found)[0]
     if best.problem:
         return ["All combinations failed."]
-    flags = " ".join(f"--{name}={value}" for name, value in best.values.items())
+    flags = " ".join(f"--{name}={shown(value)}" for name, value in best.values.items())
     lines = [f"The lowest mean validation loss is {best.mean:.4f}, of {flags}."]
     if len(sweep.seeds) == 1:
         lines.append("One seed does not show how large the noise is: small differences mean nothing. Give --seeds=3.")

@@ -17,6 +17,7 @@ from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.demo import demo
+from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
@@ -45,6 +46,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "doctor": doctor,
     "prepare": prepare,
     "inspect": inspect,
     "plan": plan,
