@@ -17,6 +17,7 @@ from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.demo import demo
+from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
@@ -30,6 +31,7 @@ from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
+from gpt2.cli.sweep import sweep
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.translate import translated
@@ -45,10 +47,12 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "doctor": doctor,
     "prepare": prepare,
     "inspect": inspect,
     "plan": plan,
     "train": train,
+    "sweep": sweep,
     "sample": sample,
     "plot": plot,
     "report": report,
@@ -65,7 +69,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "tokenizer": ("Make a tokenizer.", {"train": tokenizer_train}),
 }
 """Commands with subcommands: a line of help, and the subcommands by name."""
-TAKE_SETTINGS = (("train",), ("bench", "train"), ("plan",))
+TAKE_SETTINGS = (("train",), ("sweep",), ("bench", "train"), ("plan",))
 """The commands that take a recipe and the settings of a run."""
 
 
