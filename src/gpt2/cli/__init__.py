@@ -25,6 +25,7 @@ from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched
+from gpt2.cli.list_ import list_
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
@@ -44,6 +45,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "list": list_,
     "prepare": prepare,
     "inspect": inspect,
     "plan": plan,
