@@ -29,6 +29,7 @@ from gpt2.cli.list_ import list_
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
+from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
 from gpt2.cli.tokenizer_train import tokenizer_train
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "plan": plan,
     "train": train,
+    "prune": prune,
     "sample": sample,
     "plot": plot,
     "report": report,

@@ -33,15 +33,12 @@ class FilledIn:
 
     def toml(self) -> str:
         """Return the settings as a recipe, those that differ from their defaults first."""
-        text = "# Differs from the defaults (each line is also a flag, as in --batch_size=8):\n" + dump_toml(
-            self.changed
+        text = (
+            "# Differs from the defaults (each line is also a flag, as in --batch_size=8):\n"
+            f"{dump_toml(self.changed)}\n# Defaults:\n{dump_toml(self.defaults)}"
         )
-        text += "\n# Defaults:\n" + dump_toml(self.defaults)
-        return (
-            text + f"\n# Not set (off, or decided when the run starts): {', '.join(self.open)}\n"
-            if self.open
-            else text
-        )
+        missing = f"\n# Not set (off, or decided when the run starts): {', '.join(self.open)}\n"
+        return text + missing if self.open else text
 
 
 def filled_in(config: TrainConfig) -> FilledIn:

@@ -56,10 +56,9 @@ def entry_of(name: str) -> RecipeEntry:
     """Return what a built-in recipe is for."""
     text = (resources.files("gpt2.recipes") / f"{name}.toml").read_text(encoding="utf-8")
     settings, first = tomllib.loads(text), text.partition("\n")[0]
-    out_dir, dataset = (
-        settings.get(key, TrainConfig.__dataclass_fields__[key].default) for key in ("out_dir", "dataset")
-    )
-    return RecipeEntry(name, first.removeprefix("#").strip() if first.startswith("#") else "", out_dir, dataset)
+    known = TrainConfig().as_dict() | settings
+    about = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return RecipeEntry(name, about, known["out_dir"], known["dataset"])
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
