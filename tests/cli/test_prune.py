@@ -1,7 +1,6 @@
 """`gpt2 prune` deletes checkpoints by a rule, and nothing else."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest

@@ -32,6 +32,7 @@ from gpt2.cli.prepare import prepare
 from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
+from gpt2.cli.show import show
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "plan": plan,
     "train": train,
+    "show": show,
     "prune": prune,
     "sample": sample,
     "plot": plot,
