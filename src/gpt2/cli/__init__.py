@@ -16,6 +16,7 @@ from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
+from gpt2.cli.compare import compare
 from gpt2.cli.demo import demo
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan,
     "train": train,
     "show": show,
+    "compare": compare,
     "prune": prune,
     "sample": sample,
     "plot": plot,
