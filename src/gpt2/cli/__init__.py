@@ -34,6 +34,8 @@ from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
 from gpt2.cli.show import show
+from gpt2.cli.tokenizer_decode import tokenizer_decode
+from gpt2.cli.tokenizer_encode import tokenizer_encode
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.validate import validate
@@ -69,7 +71,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         "Measure the speed of this machine.",
         {"train": bench_train, "sample": bench_sample, "data": bench_data},
     ),
-    "tokenizer": ("Make a tokenizer.", {"train": tokenizer_train}),
+    "tokenizer": (
+        "Train a tokenizer, and see what one does to a text.",
+        {"train": tokenizer_train, "encode": tokenizer_encode, "decode": tokenizer_decode},
+    ),
 }
 """Commands with subcommands: a line of help, and the subcommands by name."""
 TAKE_SETTINGS = (("train",), ("bench", "train"), ("plan",))

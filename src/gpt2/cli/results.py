@@ -39,7 +39,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
     On a terminal, the last column is wrapped at its width, or has lines of its own where less than a third is left.
     """
-    cells = [[" ".join(cell.split()) for cell in row] for row in (header, *rows)]
+    cells = [[" ".join(cell.splitlines()) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**9
     begin = sum(widths[:-1]) + len(GAP) * (len(widths) - 1)
