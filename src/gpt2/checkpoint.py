@@ -178,14 +178,18 @@ def record_best(out_dir: Path, state: TrainState) -> None:
 def prune(out_dir: Path, keep: int, protected: Container[int | None]) -> None:
     """Remove all but the newest `keep` checkpoints and the `protected` steps; a `keep` of 0 removes none.
 
-    Only what this program wrote is removed: a folder with other files and a link to a folder elsewhere stay. A
-    checkpoint is renamed before it is removed, so that no reader ever finds half of it.
+    Only what this program wrote is removed: a folder with other files and a link to a folder elsewhere stay.
     """
     if keep:
         for step in saved_steps(out_dir)[keep:]:
             folder = folder_of(out_dir, step)
             if step not in protected and is_checkpoint_of_this_program(folder):
-                shutil.rmtree(folder.replace(temporary_of(folder)))
+                remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint. It is renamed first, so that no reader ever finds half of it."""
+    shutil.rmtree(folder.replace(temporary_of(folder)))
 
 
 def is_checkpoint_of_this_program(folder: Path) -> bool:

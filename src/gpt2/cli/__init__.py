@@ -16,6 +16,7 @@ from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
+from gpt2.cli.compare import compare
 from gpt2.cli.demo import demo
 from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
@@ -26,12 +27,17 @@ from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched, is_main_process
+from gpt2.cli.list_ import list_
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
+from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
+from gpt2.cli.show import show
 from gpt2.cli.sweep import sweep
+from gpt2.cli.tokenizer_decode import tokenizer_decode
+from gpt2.cli.tokenizer_encode import tokenizer_encode
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.translate import translated
@@ -47,11 +53,15 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
+    "list": list_,
     "doctor": doctor,
     "prepare": prepare,
     "inspect": inspect,
     "plan": plan,
     "train": train,
+    "show": show,
+    "compare": compare,
+    "prune": prune,
     "sweep": sweep,
     "sample": sample,
     "plot": plot,
@@ -66,7 +76,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
         "Measure the speed of this machine.",
         {"train": bench_train, "sample": bench_sample, "data": bench_data},
     ),
-    "tokenizer": ("Make a tokenizer.", {"train": tokenizer_train}),
+    "tokenizer": (
+        "Train a tokenizer, and see what one does to a text.",
+        {"train": tokenizer_train, "encode": tokenizer_encode, "decode": tokenizer_decode},
+    ),
 }
 """Commands with subcommands: a line of help, and the subcommands by name."""
 TAKE_SETTINGS = (("train",), ("sweep",), ("bench", "train"), ("plan",))

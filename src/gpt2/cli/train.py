@@ -13,7 +13,14 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from gpt2.cli.arguments import JsonFlag, NprocArg, RecipeArg, SettingsArg
-from gpt2.cli.launch import EXIT_STOPPED, command_line, is_launched, is_main_process, is_restarted, launch
+from gpt2.cli.launch import (
+    EXIT_STOPPED,
+    command_line,
+    is_launched,
+    is_main_process,
+    is_restarted,
+    launch,
+)
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.console import note
@@ -21,6 +28,12 @@ from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
 from gpt2.training.nanogpt_config import names_a_model
 from gpt2.training.setting import PORT, PROCESSES, RECORDS, within
+
+EXAMPLES = """\
+  gpt2 train shakespeare_char_cpu                        # a small character model, a minute on a laptop
+  gpt2 train --dataset=mine --model=d6 --max_iters=5000  # your own text, after gpt2 prepare notes.txt --out=data/mine
+  gpt2 train --init_from=resume --out_dir=out            # go on with a run that was stopped"""
+"""What `gpt2 train` can do, for users who give it nothing to train."""
 
 
 def train(
@@ -31,6 +44,7 @@ def train(
     max_restarts: Annotated[int, PROCESSES, within(0, 10**6)] = 0,
     ui: Annotated[bool, RECORDS, Parameter(negative=())] = False,
     ui_port: Annotated[int, RECORDS, PORT] = 0,
+    print_config: Annotated[bool, Parameter(negative=())] = False,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> int:
@@ -48,7 +62,14 @@ def train(
         Serve a page with the run's curves, samples and figures on this machine during the training.
     ui_port
         Port of that page. 0 takes any free one.
+    print_config
+        Print all settings as TOML instead of training, those that differ from their defaults first.
     """
+    if print_config:
+        return show_settings(config, json_)
+    if recipe is None and not config.dataset and config.init_from == "scratch":
+        note(EXAMPLES)
+        raise UserError("no dataset given; name a recipe (gpt2 list recipes), a dataset or a run to resume, as above")
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line(), threads=1 if config.deterministic else None, max_restarts=max_restarts)
     if is_restarted() and saved_steps(Path(config.out_dir)):
@@ -62,6 +83,17 @@ def train(
     if json_ and is_main_process():
         print(json.dumps(asdict(result) | {"out_dir": str(result.out_dir)}))
     return EXIT_STOPPED if result.stopped else 0
+
+
+def show_settings(config: TrainConfig, as_json: bool) -> int:
+    """Print the settings of a run, as far as they are known without its device and its data; return status 0."""
+    from gpt2.training.filled_in import filled_in
+
+    found = filled_in(config)
+    print(
+        json.dumps({"settings": found.values, "changed": list(found.changed)}) if as_json else found.toml().rstrip()
+    )
+    return 0
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import read_meta
-from gpt2.json_file import read_object
+from gpt2.json_file import JsonObject, read_object
 from gpt2.spelling import nearest
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
@@ -90,7 +90,7 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
     name, data_dir = os.path.expanduser(name), os.path.expanduser(data_dir)  # noqa: PTH111
     in_data_dir = Path(data_dir) / name
     for path in (Path(name), in_data_dir):
-        if path.is_dir() and (_is_dataset(path) or not (in_data_dir.is_dir() and path != in_data_dir)):
+        if path.is_dir() and (is_dataset(path) or not (in_data_dir.is_dir() and path != in_data_dir)):
             return _open_folder(path)
         if path.is_file():
             return _open_files(path, [path])
@@ -105,7 +105,7 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
     return None
 
 
-def _is_dataset(folder: Path) -> bool:
+def is_dataset(folder: Path) -> bool:
     """Return whether a folder holds a dataset; a folder of texts may have the name of the dataset made from them."""
     return (folder / DESCRIPTION).exists() or (folder / STAGING).exists() or bool(_shards(folder))
 
@@ -117,8 +117,16 @@ def _shards(folder: Path) -> list[Path]:
 def _open_folder(folder: Path) -> Dataset:
     """Open a folder that `prepare` made, or one with shards of another project."""
     described = _described(folder)
+    return _open_files(folder, files_of(folder, described.files if described is not None else None))
+
+
+def files_of(folder: Path, described: Iterable[str] | None) -> list[Path]:
+    """Return the token files of a folder. described: their names in its dataset.json; None where there is none.
+
+    Raises UserError for a folder without any, and for one that `prepare` has not finished.
+    """
     if described is not None:
-        files = [folder / name for name in described.files]
+        files = [folder / name for name in described]
     elif (folder / STAGING).exists():
         raise UserError(f"{folder} is incomplete: its preparation was interrupted; run the same gpt2 prepare again")
     else:
@@ -128,7 +136,7 @@ def _open_folder(folder: Path) -> Dataset:
             f"{folder} holds no dataset: neither dataset.json, nor files like train.bin, x_val_000000.bin or .npy; "
             "make one with gpt2 prepare"
         )
-    return _open_files(folder, files)
+    return files
 
 
 def _open_files(path: Path, files: list[Path]) -> Dataset:
@@ -136,17 +144,7 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
     folder = files[0].parent
     described = _described(folder)
     known = described.files if described else {}
-    shards: dict[str, list[Shard]] = {}
-    for file in files:
-        shard, marks = open_shard(file), SPLIT_NAME.findall(file.name)
-        split = known[file.name].split if file.name in known else marks[-1] if marks else "train"
-        if file.name in known and shard.count != known[file.name].tokens:
-            raise UserError(
-                f"{file} has {shard.count} tokens where {DESCRIPTION} records {known[file.name].tokens}; "
-                "it is damaged: prepare the dataset again"
-            )
-        shards.setdefault(split, []).append(shard)
-    splits = {name: Tokens(found) for name, found in shards.items()}
+    splits = {name: Tokens(found) for name, found in open_shards(files, known).items()}
     if described:
         tokenizer = described.tokenizer
     elif (folder / "meta.pkl").is_file():
@@ -158,6 +156,24 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
     contents = {f"{name}_content": check_ids(tokens, tokenizer.vocab_size) for name, tokens in splits.items()}
     fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()} | contents
     return Dataset(path, splits, tokenizer, fingerprint)
+
+
+def open_shards(files: Iterable[Path], known: Mapping[str, "DescribedFile"]) -> dict[str, list[Shard]]:
+    """Open token files; return those of each split. known: what dataset.json says about them, by name.
+
+    Raises UserError for a damaged one.
+    """
+    shards: dict[str, list[Shard]] = {}
+    for file in files:
+        shard, marks = open_shard(file), SPLIT_NAME.findall(file.name)
+        split = known[file.name].split if file.name in known else marks[-1] if marks else "train"
+        if file.name in known and shard.count != known[file.name].tokens:
+            raise UserError(
+                f"{file} has {shard.count} tokens where {DESCRIPTION} records {known[file.name].tokens}; "
+                "it is damaged: prepare the dataset again"
+            )
+        shards.setdefault(split, []).append(shard)
+    return shards
 
 
 def _fingerprint(tokens: Tokens, known: Mapping[str, "DescribedFile"]) -> str:
@@ -186,8 +202,11 @@ class Description:
     """Files by name."""
 
 
-def _described(folder: Path) -> Description | None:
-    """Read the dataset.json of a folder; None where there is none. Raises UserError for a damaged one."""
+def read_described(folder: Path) -> tuple[JsonObject, dict[str, DescribedFile]] | None:
+    """Return the dataset.json of a folder and the files that it lists, by name; None where there is none.
+
+    Raises UserError for a damaged one.
+    """
     path = folder / DESCRIPTION
     try:
         about = read_object(path, "prepare the dataset again")
@@ -202,4 +221,12 @@ def _described(folder: Path) -> Description | None:
         if by_split.has(split)
         for file in by_split.sections(split)
     }
+    return about, files
+
+
+def _described(folder: Path) -> Description | None:
+    """Return the content of the dataset.json of a folder; None where there is none. Raises UserError."""
+    if (found := read_described(folder)) is None:
+        return None
+    about, files = found
     return Description(from_json(about.section("tokenizer").values), files)

@@ -62,5 +62,8 @@ def described(findings: Sequence[Finding], width: int) -> str:
         lines.append(f"{finding.verdict:9}{finding.name:{WIDEST_NAME}}{wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
     counts = [sum(f.verdict == verdict for f in findings) for verdict in ("problem", "warning")]
-    words = [f"{count or 'no'} {word}{'s' * (count != 1)}" for count, word in zip(counts, ("problem", "warning"))]
+    words = [
+        f"{count or 'no'} {word}{'s' * (count != 1)}"
+        for count, word in zip(counts, ("problem", "warning"), strict=True)
+    ]
     return "\n".join([*lines, "", " and ".join(words)])

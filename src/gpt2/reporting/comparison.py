@@ -105,15 +105,22 @@ def _time(reports: Sequence[RunReport]) -> str:
     return f"<h2>Where the time went</h2>{bars}{table(['phase', *(r.name for r in reports)], rows)}"
 
 
-def _differences(reports: Sequence[RunReport]) -> str:
-    """Return the settings that are not the same in all runs."""
-    names = dict.fromkeys(name for r in reports for name in r.settings if name not in NOT_COMPARED)
-    rows = []
-    for name in names:
+def differing(reports: Sequence[RunReport]) -> dict[str, list[str]]:
+    """Return the settings that are not the same in all runs, each with the value that every run has."""
+    found = {}
+    for name in dict.fromkeys(name for r in reports for name in r.settings if name not in NOT_COMPARED):
         values = [setting(r.settings[name]) if name in r.settings else "–" for r in reports]
         if len(set(values)) > 1:
-            cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-            rows.append(f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>")
+            found[name] = values
+    return found
+
+
+def _differences(reports: Sequence[RunReport]) -> str:
+    """Return the settings that are not the same in all runs."""
+    rows = [
+        f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+        for name, values in differing(reports).items()
+    ]
     if not rows:
         return "<h2>Settings that differ</h2><p class=none>All settings are the same.</p>"
     return f"<h2>Settings that differ</h2>{table(['setting', *(r.name for r in reports)], rows)}"

@@ -123,3 +123,11 @@ def about(value: float) -> str:
 def memory(size: float) -> str:
     """Return a number of bytes in GiB or MiB."""
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def file_size(size: float) -> str:
+    """Return a number of bytes of a file as `1.24 GB`, `350 kB` or `12 B`, in powers of ten."""
+    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {letter}" if size < 999.5 * unit else f"{size / unit:,.0f} {letter}"
+    return f"{size:.0f} B"

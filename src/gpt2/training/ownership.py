@@ -39,12 +39,17 @@ def files_of_run(out_dir: Path) -> Iterator[Path]:
         yield out_dir / LOG
     if _is_best_file(best_file(out_dir)):
         yield best_file(out_dir)
+    yield from checkpoints_of_run(out_dir)
+    yield from leftovers(out_dir)
+
+
+def checkpoints_of_run(out_dir: Path) -> Iterator[Path]:
+    """Yield the checkpoints in `out_dir` that a run wrote, also damaged ones and those that were set aside."""
     for folder in (out_dir / "checkpoints").glob("*step_*"):
         if re.fullmatch(r"(damaged_)?step_\d{7,}(_\d+)?", folder.name) and checkpoint.is_checkpoint_of_this_program(
             folder
         ):
             yield folder
-    yield from leftovers(out_dir)
 
 
 def leftovers(out_dir: Path) -> Iterator[Path]:

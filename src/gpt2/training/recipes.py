@@ -3,6 +3,7 @@
 import json
 import tomllib
 from collections.abc import Container
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,35 @@ def names() -> list[str]:
     return sorted(
         f.name.removesuffix(".toml") for f in resources.files("gpt2.recipes").iterdir() if f.name.endswith(".toml")
     )
+
+
+@dataclass(frozen=True)
+class RecipeEntry:
+    """Describes a built-in recipe in a list."""
+
+    name: str
+    about: str
+    """The first comment of its file."""
+    out_dir: str
+    dataset: str
+
+    def figures(self) -> dict[str, Any]:
+        """Return the entry as a JSON object."""
+        return vars(self).copy()
+
+
+def entries() -> list[RecipeEntry]:
+    """Return what each built-in recipe is for, in the order of their names."""
+    return [entry_of(name) for name in names()]
+
+
+def entry_of(name: str) -> RecipeEntry:
+    """Return what a built-in recipe is for."""
+    text = (resources.files("gpt2.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    settings, first = tomllib.loads(text), text.partition("\n")[0]
+    known = TrainConfig().as_dict() | settings
+    about = first.removeprefix("#").strip() if first.startswith("#") else ""
+    return RecipeEntry(name, about, known["out_dir"], known["dataset"])
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:

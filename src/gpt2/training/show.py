@@ -1,0 +1,120 @@
+"""Finds what a name stands for (a recipe, a run or a dataset), and describes it with what to do next."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.data.dataset import is_dataset
+from gpt2.data.listing import DatasetEntry
+from gpt2.data.listing import describe as describe_dataset
+from gpt2.errors import UserError
+from gpt2.formats.run_folder import saved_steps
+from gpt2.reporting.figures import RunReport, report_on
+from gpt2.reporting.listing import is_run, newest_records, state_of
+from gpt2.runlog.console import duration
+from gpt2.runlog.records import FILE
+from gpt2.spelling import nearest
+from gpt2.training import recipes
+from gpt2.training.config import TrainConfig
+from gpt2.training.filled_in import FilledIn, filled_in
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Describes a recipe, a run or a dataset."""
+
+    kind: str
+    """The kind: `recipe`, `run` or `dataset`."""
+    name: str
+    lines: tuple[str, ...]
+    """Sentences about it, and the commands that it can be used with."""
+    settings: FilledIn | None = None
+    """The settings of a recipe or a run; None for a dataset, and for a run whose settings are lost."""
+    report: RunReport | None = None
+    """The report on a run that has a log."""
+    dataset: DatasetEntry | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Return the description as a JSON object."""
+        values: dict[str, Any] = {"kind": self.kind, "name": self.name, "about": list(self.lines)}
+        if self.settings is not None:
+            values |= {"settings": self.settings.values, "changed": list(self.settings.changed)}
+        if self.report is not None:
+            values["run"] = self.report.figures()
+        if self.dataset is not None:
+            values["dataset"] = self.dataset.figures()
+        return values
+
+
+def show(name: str, data_dir: str) -> Shown:
+    """Return what a name stands for. A built-in recipe comes first, then a path, then a dataset in `data_dir`.
+
+    Raises UserError where it is none of these, or its settings cannot be read.
+    """
+    if name in recipes.names():
+        return _recipe(name, data_dir)
+    path = Path(name)
+    if path.is_file():
+        return _recipe(name, data_dir)
+    if path.is_dir() and is_run(path):
+        return _run(path)
+    for folder in (path, Path(data_dir) / name):
+        if folder.is_dir() and is_dataset(folder):
+            return _dataset(folder)
+    known = [*recipes.names(), *(p.name for p in (Path(), Path(data_dir)) if p.is_dir() for p in p.iterdir())]
+    close = nearest(name, known)
+    hint = f"did you mean {close}?" if close else "gpt2 list shows what there is"
+    raise UserError(f"{name} is neither a recipe, nor the folder of a run or of a dataset; {hint}")
+
+
+def _recipe(name: str, data_dir: str) -> Shown:
+    lines = [f"train it: gpt2 train {name}", f"will it fit, and how long will it take: gpt2 plan {name}"]
+    if name in recipes.names():
+        lines.insert(0, recipes.entry_of(name).about)
+        if (folder := Path(data_dir) / name).is_dir() and is_dataset(folder):
+            lines.append(f"the dataset of this name: gpt2 show {folder}")
+    return Shown("recipe", name, tuple(lines), filled_in(TrainConfig(**recipes.load_recipe(name))))
+
+
+def _run(path: Path) -> Shown:
+    settings = recipes.run_settings(path) or (
+        recipes.load_recipe(str(path / "config.toml")) if (path / "config.toml").is_file() else {}
+    )
+    filled = filled_in(TrainConfig(**settings | {"out_dir": str(path)})) if settings else None
+    if not (path / FILE).is_file():
+        return Shown("run", str(path), (f"there is no {FILE}", *_next_for_run(path, "broken off", settings)), filled)
+    report, (newest, _) = report_on(path), newest_records(path / FILE)
+    state = state_of(path, newest)
+    lines = [state + (f": {newest['error']}" if isinstance(newest.get("error"), str) else "")]
+    for name, value, remark in report.headline():
+        if value != "–":
+            lines.append(f"{name}: {value}" + (f" ({remark})" if remark else ""))
+    lines += report.facts()
+    return Shown("run", str(path), (*lines, *_next_for_run(path, state, settings, report)), filled, report)
+
+
+def _next_for_run(path: Path, state: str, settings: dict[str, Any], report: RunReport | None = None) -> list[str]:
+    """Return the commands that a run can be used with in its state."""
+    if state in ("running", "starting"):
+        left = f", about {duration(report.remaining)} to go" if report is not None and report.remaining else ""
+        return [f"it trains{left}; watch it: gpt2 report {path} --serve"]
+    if not saved_steps(path):
+        return (
+            [f"it has no checkpoint; start again: gpt2 train {path / 'config.toml'} --overwrite"] if settings else []
+        )
+    resume = f"gpt2 train --init_from=resume --out_dir={path}"
+    if state == "finished":
+        more = 2 * settings["max_iters"] if settings.get("max_iters") else 0
+        found = [f"sample from it: gpt2 sample {path}", f"its curves: gpt2 report {path}"]
+        return [*found, f"train it for longer: {resume} --max_iters={more}"] if more else found
+    return [f"go on with it: {resume}", f"sample from it: gpt2 sample {path}"]
+
+
+def _dataset(path: Path) -> Shown:
+    entry = describe_dataset(path, path.name)
+    if entry.problem:
+        return Shown("dataset", str(path), (entry.problem,), dataset=entry)
+    lines = [f"{name} tokens: {count:,}" for name, count in (("train", entry.train), ("val", entry.val)) if count]
+    lines.append(f"tokenizer: {entry.tokenizer}, {entry.vocab_size:,} ids" if entry.vocab_size else "")
+    lines += [f"what is in it: gpt2 inspect {path}", f"train on it: gpt2 train --dataset={path}"]
+    return Shown("dataset", str(path), tuple(line for line in lines if line), dataset=entry)
