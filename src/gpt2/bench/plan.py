@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
@@ -214,7 +215,7 @@ def _plan_with(
 
 def _remedies(config: TrainConfig, shape: GPTConfig, hardware: Hardware) -> str:
     """Return the flags with which a single sequence fits, or what else helps, in words."""
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "--activation_checkpointing": {"activation_checkpointing": True},
         "--zero_stage=1": {"zero_stage": 1, "parallel": "ddp"},
         "--parallel=fsdp": {"parallel": "fsdp", "zero_stage": 0},

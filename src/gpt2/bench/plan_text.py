@@ -35,7 +35,7 @@ UNITS = (
 def figures(found: Plan, time: Estimate | None, price: float | None) -> dict[str, Any]:
     """Return the plan as a JSON object. Sizes are in bytes and times in seconds."""
     hardware, work = found.hardware, found.work
-    result = {
+    result: dict[str, Any] = {
         "batch_size": found.config.batch_size,
         "gradient_accumulation_steps": found.config.accumulation,
         "parameters": found.parameters,

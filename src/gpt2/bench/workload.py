@@ -91,13 +91,13 @@ def workload(config: TrainConfig, shape: GPTConfig, steps: int, splits: dict[str
 
     splits: number of tokens of `train` and `val`, as far as they are known.
     """
-    batch = config.eval_iters * config.batch_size * config.block_size
+    batch = (config.eval_iters or 0) * config.batch_size * config.block_size
     per_split = [min(batch, size) if batch else size for size in (splits.get(s, batch) for s in ("train", "val"))]
-    evaluations = _occasions(steps, config.eval_interval) or 1  # without an interval there is one at the end
+    evaluations = _occasions(steps, config.eval_interval or 0) or 1  # without an interval there is one at the end
     tasks = min(config.hellaswag_limit or HELLASWAG_TASKS, HELLASWAG_TASKS)
     in_tasks = _occasions(steps, config.hellaswag_interval) * tasks * HELLASWAG_TOKENS
     samplings = _times(steps, config.sample_interval) + (1 if config.sample_interval else 0)
-    saved = _multiples(steps, config.eval_interval, config.checkpoint_interval)
+    saved = _multiples(steps, config.eval_interval or 0, config.checkpoint_interval)
     parameters = accounting.num_params(shape)
     in_matrices = 12 * shape.n_layer * shape.n_embd**2 if config.optimizer == "muon" else 0
     return Workload(

@@ -129,5 +129,5 @@ def split_batch(config: TrainConfig, world: World, log: Log) -> TrainConfig:
         config,
         batch_size=size // pieces,
         gradient_accumulation_steps=before * pieces,
-        eval_iters=config.eval_iters * pieces,
+        eval_iters=(config.eval_iters or 0) * pieces,
     )
