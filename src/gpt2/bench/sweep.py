@@ -176,10 +176,13 @@ def end_of(combination: Combination, rung: int, n_rungs: int, factor: int) -> in
 
 def run_name(values: dict[str, Any], seed: int) -> str:
     """Return the name of a run's folder, such as `learning_rate=0.001,optimizer=muon,seed=1337`."""
-    settings = (
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )
-    return re.sub(r"[^\w.,=+-]", "_", ",".join(settings))[:LONGEST_NAME] + f",seed={seed}"
+    settings = ",".join(f"{name}={shown(value)}" for name, value in values.items())
+    return re.sub(r"[^\w.,=+-]", "_", settings)[:LONGEST_NAME] + f",seed={seed}"
+
+
+def shown(value: Any) -> str:
+    """Return the value of a setting as a user writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_sweep(sweep: Sweep, console: SweepConsole, trainer: Trainer = train) -> list[Combination] | None:
