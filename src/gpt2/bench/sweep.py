@@ -152,7 +152,8 @@ def combinations(sweep: Sweep, log: Log) -> list[Combination]:
     for chosen in itertools.product(*sweep.grid.values()):
         values = dict(zip(sweep.grid, chosen, strict=True))
         others = BATCH_SETTINGS if any(name in values for name in BATCH_SETTINGS) else ()
-        config = replace(sweep.config, overwrite=False, **dict.fromkeys(others) | values)
+        changes: dict[str, Any] = {**dict.fromkeys(others), **values}
+        config = replace(sweep.config, overwrite=False, **changes)
         tokens = open_dataset(config.dataset, config.data_dir, log).split("train", config.block_size)
         found.append(Combination(values, config, last_step(config, len(tokens), TrainState(), _silent)))
     return found
