@@ -71,6 +71,7 @@ ALWAYS = {
     ("bench", "data"): ["--steps=2"],
     ("bench", "sample"): ["--rounds=1", "--device=cpu"],
     ("plan",): ["--no-compile"],
+    ("doctor",): ["--quick"],
     ("sweep",): ["--no-compile", "--no-wandb_log", "--no-trackio_log", "--no-tensorboard_log", "--eval_iters=1"],
     ("demo",): ["--minutes=nan"],  # a demo takes minutes
 }

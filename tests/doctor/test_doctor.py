@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.cli import doctor as command
+from gpt2.cli.doctor import doctor
 from gpt2.doctor import examine, files, hardware, software
 from gpt2.doctor.finding import Finding, described, guarded, ok, problem, warning
 from gpt2.doctor.hardware import Gpus
@@ -222,7 +222,7 @@ def test_a_check_that_fails_does_not_hide_the_others() -> None:
     assert is_about(guarded("x", lambda: 1 // 0), "warning", "ZeroDivisionError", "")
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [50, 80, 120])
 def test_the_table_fits_the_terminal(width: int) -> None:
     findings = [ok("Python", "3.12 " + "word " * 40), problem("GPU", "none", "buy one " * 20), warning("x", "")]
     text = described(findings, width)
@@ -238,7 +238,7 @@ def test_the_command_has_a_status_and_json(gpt2_command, monkeypatch: pytest.Mon
     results.append(problem("GPU", "broken", "repair it"))
     status, out, _ = gpt2_command("doctor")
     assert status == 1 and "fix: repair it" in out
-    assert "1 if there is one" in " ".join((command.doctor.__doc__ or "").split())
+    assert "1 if there is one" in " ".join((doctor.__doc__ or "").split())
 
 
 def test_a_quick_examination_of_this_machine(closed_port: str, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def combinations(sweep: Sweep, log: Log) -> list[Combination]:
     for chosen in itertools.product(*sweep.grid.values()):
         values: dict[str, Any] = dict(zip(sweep.grid, chosen, strict=True))
         others = BATCH_SETTINGS if any(name in values for name in BATCH_SETTINGS) else ()
-        changes: dict[str, Any] = dict.fromkeys(others) | values
+        changes: dict[str, Any] = {**dict.fromkeys(others), **values}
         config = replace(sweep.config, overwrite=False, **changes)
         tokens = open_dataset(config.dataset, config.data_dir, log).split("train", config.block_size)
         found.append(Combination(values, config, last_step(config, len(tokens), TrainState(), _silent)))
@@ -177,10 +177,13 @@ def end_of(combination: Combination, rung: int, n_rungs: int, factor: int) -> in
 
 def run_name(values: dict[str, Any], seed: int) -> str:
     """Return the name of a run's folder, such as `learning_rate=0.001,optimizer=muon,seed=1337`."""
-    settings = (
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )
-    return re.sub(r"[^\w.,=+-]", "_", ",".join(settings))[:LONGEST_NAME] + f",seed={seed}"
+    settings = ",".join(f"{name}={shown(value)}" for name, value in values.items())
+    return re.sub(r"[^\w.,=+-]", "_", settings)[:LONGEST_NAME] + f",seed={seed}"
+
+
+def shown(value: Any) -> str:
+    """Return the value of a setting as a user writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def run_sweep(sweep: Sweep, console: SweepConsole, trainer: Trainer = train) -> list[Combination] | None:

@@ -49,7 +49,7 @@ def guarded(name: str, check: Callable[[], Finding]) -> Finding:
 
 
 def described(findings: Sequence[Finding], width: int) -> str:
-    """Return the findings as a table of at most `width` columns, and a line that counts them."""
+    """Return the findings as a table of `width` columns, or 47 if that is more, and a line that counts them."""
     indent = " " * (9 + WIDEST_NAME)
     lines = []
     for finding in findings:
@@ -61,9 +61,6 @@ def described(findings: Sequence[Finding], width: int) -> str:
         ]
         lines.append(f"{finding.verdict:9}{finding.name:{WIDEST_NAME}}{wrapped[0] if wrapped else ''}")
         lines += [indent + line for line in wrapped[1:]]
-    counts = [sum(f.verdict == verdict for f in findings) for verdict in ("problem", "warning")]
-    words = [
-        f"{count or 'no'} {word}{'s' * (count != 1)}"
-        for count, word in zip(counts, ("problem", "warning"), strict=True)
-    ]
-    return "\n".join([*lines, "", " and ".join(words)])
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in ("problem", "warning")}
+    words = [f"{count or 'no'} {verdict}{'s' * (count != 1)}" for verdict, count in counts.items()]
+    return "\n".join([*(line.rstrip() for line in lines), "", " and ".join(words)])

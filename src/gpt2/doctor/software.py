@@ -117,6 +117,7 @@ def compiler(environment: Mapping[str, str], on_gpu: bool) -> Finding:
 def compilation(seconds: float = COMPILE_SECONDS, code: str = COMPILE) -> Finding:
     """Compile a tiny function in another process, which is ended after a number of seconds."""
     fix = "train with --no-compile, or fix the compiler"
+    environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_VEC_ISA_OK": "1"}  # start sooner
     try:
         with tempfile.TemporaryDirectory() as cache:  # an empty one, or nothing would be compiled
             done = subprocess.run(
@@ -124,12 +125,7 @@ def compilation(seconds: float = COMPILE_SECONDS, code: str = COMPILE) -> Findin
                 capture_output=True,
                 text=True,
                 timeout=seconds,
-                env=os.environ
-                | {
-                    "TORCHINDUCTOR_CACHE_DIR": cache,
-                    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-                    "TORCHINDUCTOR_VEC_ISA_OK": "1",
-                },
+                env=environment | {"TORCHINDUCTOR_CACHE_DIR": cache},
             )
     except subprocess.TimeoutExpired:
         text = f"a tiny function was not compiled after {seconds:g} s; this machine may only be slow or busy"
