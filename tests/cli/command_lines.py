@@ -87,6 +87,7 @@ BEFORE = {
 """Options at the start of every line of a command; later ones replace them."""
 OMITTED = {"--help", "-h", "--version", "--serve", "--max-minutes", "--compile", "--nproc", "--rounds", "--seeds"}
 LONG_WHEN_VALID = {"--max-iters": 3, "--max-new-tokens": 30, "--num-samples": 3, "--sample-tokens": 30, "--steps": 3}
+LONG_WHEN_VALID |= {"--gradient-accumulation-steps": 1000}
 """Options with which the work grows, and the largest number that is soon done; larger ones are given beyond their
 bounds."""
 
@@ -179,6 +180,7 @@ def make_line(rng: random.Random, found: list[tuple[tuple[str, ...], ArgumentCol
 def positional(rng: random.Random, names: tuple[str, ...], argument: Argument) -> str:
     """Return a value for a positional argument, which is most often a valid one."""
     valid = {"MODEL": "r", "DATASET": "d", "RUNS": "r", "SOURCES": "t.txt", "OUT": "new", "RECIPE": "recipe.toml"}
+    valid |= {"NAME": "r", "IDS": "5", "FOLDERS": ".", "TEXT": "FILE:t.txt"}
     if argument.name == "FORMAT":
         return rng.choice(["hf", "nanogpt", "llmc", "gguf", "safetensors", "", "onnx"])
     if argument.name in valid and rng.random() < 0.7 and names != ("validate",):  # which takes long to import

@@ -1,6 +1,7 @@
 """The texts of `--help`, and arguments that need more than a conversion."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import cyclopts
 import pytest
 
-from gpt2.cli import make_app
+from gpt2.cli import SECTIONS, make_app
 from gpt2.data.dataset import open_dataset
 from gpt2.training.config import TrainConfig
 from gpt2.training.setting import GROUPS
@@ -35,7 +36,7 @@ def test_train_shows_its_settings_in_groups_in_the_order_of_the_fields(
 
 def test_every_command_and_argument_has_a_sentence_of_help() -> None:
     found = list(commands(make_app()))
-    assert len(found) == 29
+    assert len(found) == 30
     missing = []
     for command in found:
         if not command.help.splitlines()[0].endswith("."):
@@ -46,6 +47,38 @@ def test_every_command_and_argument_has_a_sentence_of_help() -> None:
                 (command.name, a.name) for a in arguments if a.show and not str(a.parameter.help).endswith(".")
             ]
     assert missing == []
+
+
+def test_help_groups_the_commands_by_task_and_begins_with_the_demo(gpt2_command) -> None:
+    status, out, _ = gpt2_command("--help")
+    assert status == 0
+    assert re.findall("^╭─ (.+?) ─", out, re.MULTILINE) == list(SECTIONS)
+    app = make_app()
+    shown = re.findall("^│ ([a-z-]+) ", out, re.MULTILINE)
+    listed = [name for names in SECTIONS.values() for name in names if name in app]
+    assert shown == listed
+    assert shown[0] == "demo"
+    assert set(listed) == set(app) - {"-h"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["tok"], ["tokenizer"]), (["tokenizer", "dec"], ["decode"]), (["train", "--warmup"], ["--warmup-iters"])],
+)
+def test_bash_completes_commands_and_options(words: list[str], expected: list[str], gpt2_command) -> None:
+    status, script, _ = gpt2_command("completion", "bash")
+    assert status == 0
+    line = f"COMP_WORDS=(gpt2 {' '.join(words)}); COMP_CWORD={len(words)}; _gpt2; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_completion_too(shell: str, gpt2_command) -> None:
+    status, script, _ = gpt2_command("completion", shell)
+    assert status == 0
+    assert "learning-rate" in script
+    assert gpt2_command("completion", "csh")[0] == 2
 
 
 def test_a_separator_can_contain_escaped_white_space(

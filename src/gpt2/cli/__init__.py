@@ -17,6 +17,7 @@ from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.compare import compare
+from gpt2.cli.completion import completion_of
 from gpt2.cli.demo import demo
 from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
@@ -82,6 +83,16 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     ),
 }
 """Commands with subcommands: a line of help, and the subcommands by name."""
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Start": ("demo", "list", "doctor"),
+    "Data": ("prepare", "inspect", "tokenizer"),
+    "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
+    "Look": ("plot", "report"),
+    "Use": ("sample", "export", "import"),
+    "Check": ("eval", "validate", "bench"),
+    "Other": ("completion", "--help", "--version"),
+}
+"""The commands by task, in the order in which `--help` shows them."""
 TAKE_SETTINGS = (("train",), ("sweep",), ("bench", "train"), ("plan",))
 """The commands that take a recipe and the settings of a run."""
 
@@ -90,7 +101,7 @@ def make_app() -> cyclopts.App:
     """Return the command tree."""
     app = cyclopts.App(
         name="gpt2",
-        help="The complete GPT-2 toolkit.",
+        help="The complete GPT-2 toolkit. Begin with gpt2 demo, which trains a small GPT-2 in a few minutes.",
         help_format="plaintext",  # markdown would take a fifth of the time to answer
         version=__version__,
         result_action="return_value",
@@ -102,13 +113,18 @@ def make_app() -> cyclopts.App:
             allow_repeating=True,  # the last one counts
         ),
     )
-    for name, command in COMMANDS.items():
+    for name, command in {**COMMANDS, "completion": completion_of(app)}.items():
         app.command(command, name=name, help_format="markdown")
     for name, (line, subcommands) in GROUPS.items():
         group = cyclopts.App(name=name, help=line, help_format="markdown")
         for subname, command in subcommands.items():
             group.command(command, name=subname)
         app.command(group)
+    for number, (title, names) in enumerate(SECTIONS.items()):
+        section = cyclopts.Group(title, sort_key=number)
+        for position, name in enumerate(names):
+            if name in app:
+                app[name].group, app[name].sort_key = section, position
     return app
 
 

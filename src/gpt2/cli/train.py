@@ -67,11 +67,11 @@ def train(
     """
     if print_config:
         return show_settings(config, json_)
-    if recipe is None and not config.dataset and config.init_from == "scratch":
-        note(EXAMPLES)
-        raise UserError("no dataset given; name a recipe (gpt2 list recipes), a dataset or a run to resume, as above")
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line(), threads=1 if config.deterministic else None, max_restarts=max_restarts)
+    if recipe is None and not config.dataset and config.init_from == "scratch" and not is_launched():
+        note(EXAMPLES)
+        raise UserError("no dataset given; name a recipe (gpt2 list recipes), a dataset or a run to resume, as above")
     if is_restarted() and saved_steps(Path(config.out_dir)):
         config = replace(config, init_from="resume", overwrite=False)
     from gpt2.device import keep_freed_memory, seconds_since_process_start
