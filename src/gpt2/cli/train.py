@@ -13,6 +13,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from gpt2.cli.arguments import JsonFlag, NprocArg, RecipeArg, SettingsArg
+from gpt2.cli.large import ask_for_corpus
 from gpt2.cli.launch import (
     EXIT_STOPPED,
     command_line,
@@ -45,6 +46,7 @@ def train(
     ui: Annotated[bool, RECORDS, Parameter(negative=())] = False,
     ui_port: Annotated[int, RECORDS, PORT] = 0,
     print_config: Annotated[bool, Parameter(negative=())] = False,
+    yes: Annotated[bool, Parameter(negative=())] = False,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> int:
@@ -64,9 +66,13 @@ def train(
         Port of that page. 0 takes any free one.
     print_config
         Print all settings as TOML instead of training, those that differ from their defaults first.
+    yes
+        Download a large corpus that is not prepared yet without asking.
     """
     if print_config:
         return show_settings(config, json_)
+    if not is_launched():
+        ask_for_corpus(config.dataset, config.data_dir, yes)
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line(), threads=1 if config.deterministic else None, max_restarts=max_restarts)
     if recipe is None and not config.dataset and config.init_from == "scratch" and not is_launched():

@@ -1,0 +1,44 @@
+"""Asks before a corpus of gigabytes is downloaded that nobody has asked for by preparing it."""
+
+import os
+import sys
+
+from gpt2.errors import UserError
+from gpt2.runlog.console import note
+
+TOKENS_PER_SECOND = 2_000_000
+"""Approximate number of tokens that a core encodes in a second."""
+BYTES_PER_TOKEN = 2
+
+
+def ask_for_corpus(dataset: str, data_dir: str, yes: bool) -> None:
+    """Say what the preparation of a large corpus takes, where it is missing, and ask on a terminal whether to go on.
+
+    `yes` answers the question. Raises UserError for the answer no, and where there is no terminal to ask on.
+    """
+    from gpt2.data.corpora import CORPORA
+    from gpt2.data.dataset import find_dataset
+
+    corpus = CORPORA.get(dataset)
+    if corpus is None or not corpus.is_large or find_dataset(dataset, data_dir) is not None:
+        return
+    hours = corpus.tokens / TOKENS_PER_SECOND / (os.cpu_count() or 1) / 3600
+    note(
+        f"the corpus {dataset} is not prepared yet: a download of {corpus.size / 1e9:,.1f} GB, about "
+        f"{corpus.tokens * BYTES_PER_TOKEN / 1e9:,.1f} GB in {data_dir} afterwards, and {_duration(hours)} of work "
+        "besides the download"
+    )
+    if yes:
+        return
+    if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError(
+            f"a large download is not begun unasked; add --yes, or prepare it first: gpt2 prepare {dataset}"
+        )
+    note("go on? [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was downloaded; --dataset names text of yours, and gpt2 list shows what there is")
+
+
+def _duration(hours: float) -> str:
+    """Return a rough duration in words."""
+    return f"about {hours:.0f} hours" if hours >= 1.5 else f"about {max(1, round(60 * hours))} minutes"

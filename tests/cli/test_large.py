@@ -1,0 +1,47 @@
+"""A large corpus is not downloaded unasked."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from gpt2.cli.large import ask_for_corpus
+from gpt2.errors import UserError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_a_terminal_a_line_says_what_it_takes(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(UserError, match="add --yes, or prepare it first: gpt2 prepare fineweb-edu"):
+        ask_for_corpus("fineweb-edu", "data", yes=False)
+    line = capsys.readouterr().err
+    assert "a download of 28." in line or "a download of 29." in line
+    assert "about 20.0 GB in data" in line  # ten billion tokens of two bytes
+    ask_for_corpus("fineweb-edu", "data", yes=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "goes_on"), [("y\n", True), ("YES\n", True), ("\n", False), ("no\n", False), ("", False)]
+)
+def test_on_a_terminal_it_asks(answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    if goes_on:
+        ask_for_corpus("tinystories", "data", yes=False)
+    else:
+        with pytest.raises(UserError, match="nothing was downloaded"):
+            ask_for_corpus("tinystories", "data", yes=False)
+
+
+@pytest.mark.parametrize("name", ["shakespeare_char", "pystdlib", "a/folder", ""])
+def test_small_and_unknown_data_raise_no_question(name: str) -> None:
+    ask_for_corpus(name, "data", yes=False)
