@@ -25,7 +25,7 @@ LAYERS = [
     {"data", "optim", "formats", "generation", "runlog", "reporting", "inside"},
     {"evaluation", "checkpoint"},
     {"training"},
-    {"bench"},
+    {"bench", "doctor"},
     {"cli", "api"},
 ]
 ENTRANCES = {"__init__", "__main__"}

@@ -146,10 +146,10 @@ def test_a_checkpoint_that_vanishes_between_listing_and_reading_is_skipped(
     check, gone = run_folder.manifest_problem, folder_of(run, 4)
     (run / "checkpoints" / "best.json").unlink()
 
-    def vanishing(folder: Path) -> str | None:
+    def vanishing(folder: Path, *required: object) -> str | None:
         if folder == gone and gone.exists():
             gone.rename(tmp_path / "moved")
-        return check(folder)
+        return check(folder, *required)
 
     monkeypatch.setattr(run_folder, "manifest_problem", vanishing)
     assert gpt2.load(str(run))

@@ -17,6 +17,12 @@ BLOCK = {
     "mlp.c_proj": (1, 4),
 }
 """The modules of a block and the shapes of their weights, in units of n_embd."""
+PROCESS_BYTES, HALF_BYTES, COMPILER_BYTES = 270_000_000, 30_000_000, 190_000_000
+"""Bytes of a process on a CPU besides its tensors, and what 16-bit products and torch.compile add to them."""
+EVALUATED_POSITIONS = 1024
+"""Number of positions whose logits an evaluation computes at a time (`evaluation/scoring.py`)."""
+GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 2.2, 0.3, 1.1
+"""Measured size of the gaps between tensors, relative to the logits of an evaluation in float32."""
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -93,6 +99,10 @@ class Memory:
     """Bytes that the forward pass keeps for the backward pass."""
     logits: int
     """Bytes of the logits of a chunk, of what is computed from them, and of the gradient of the head."""
+    process: int = 0
+    """Bytes of Python, PyTorch and compiled code in the memory of a CPU; 0 for a GPU."""
+    allocator: int = 0
+    """Bytes of freed memory between tensors, where the next ones do not fit, on a CPU; 0 for a GPU."""
 
     @property
     def total(self) -> int:
@@ -142,9 +152,37 @@ def memory(
     if half and not compiled:  # autocast keeps the matrices that it has converted
         activations += 2 * 12 * L * C * C
     positions = chunk_size(BT, config.vocab_size, device)
-    logits = (4 + 2 * item if half else 8) * positions * config.vocab_size  # logits, probabilities, gradient
+    logits = _bytes_per_logit(half, compiled, device, has_chunks=positions < BT) * positions * config.vocab_size
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its converted weights
-    return Memory(4 * local, 4 * local, momentum + adamw, gathered, activations, logits)
+    process, allocator = _cpu_overhead(config, BT, half, compiled) if device == "cpu" else (0, 0)
+    return Memory(4 * local, 4 * local, momentum + adamw, gathered, activations, logits, process, allocator)
+
+
+def _bytes_per_logit(half: bool, compiled: bool, device: str, has_chunks: bool) -> int:
+    """Return the bytes for each logit of a chunk: logits, log-probabilities, probabilities in the dtype of products.
+
+    Uncompiled code still holds some of the chunk before. PyTorch's log_softmax converts its input on a CPU first.
+    """
+    if compiled:
+        return 8
+    if not half:
+        return 12 if has_chunks else 8
+    if device == "cpu":
+        return 16 if has_chunks else 10
+    return 12 if has_chunks else 8
+
+
+def _cpu_overhead(config: GPTConfig, positions: int, half: bool, compiled: bool) -> tuple[int, int]:
+    """Return the bytes of a process on a CPU besides its tensors: of libraries, and of gaps between tensors.
+
+    The constants are measured (`benchmarks/plan_check.py`, PyTorch 2.13, glibc). Memory that training has freed has
+    gaps too small for the logits of an evaluation, where an evaluation needs several chunks of them.
+    """
+    process = PROCESS_BYTES + (HALF_BYTES if half else 0) + (COMPILER_BYTES if compiled else 0)
+    if positions <= EVALUATED_POSITIONS:
+        return process, 0
+    gaps = GAPS if not compiled else GAPS_COMPILED_HALF if half else GAPS_COMPILED
+    return process, int(gaps * 4 * EVALUATED_POSITIONS * config.vocab_size)
 
 
 def largest_zero_share(sizes: list[int], processes: int) -> int:

@@ -71,6 +71,8 @@ ALWAYS = {
     ("bench", "data"): ["--steps=2"],
     ("bench", "sample"): ["--rounds=1", "--device=cpu"],
     ("plan",): ["--no-compile"],
+    ("doctor",): ["--quick"],
+    ("sweep",): ["--no-compile", "--no-wandb_log", "--no-trackio_log", "--no-tensorboard_log", "--eval_iters=1"],
     ("demo",): ["--minutes=nan"],  # a demo takes minutes
 }
 """Options at the end of every line of a command, without which valid ones would take long."""
@@ -78,11 +80,12 @@ BEFORE = {
     ("train",): TINY,
     ("bench", "train"): [*TINY, "--steps=2"],
     ("plan",): [*TINY, "--no-probe"],
+    ("sweep",): [*TINY, "--grid=learning_rate=1e-3", "--out=s"],
     ("eval", "hellaswag"): ["--data=h.jsonl"],
     ("sample",): ["--max_new_tokens=3"],
 }
 """Options at the start of every line of a command; later ones replace them."""
-OMITTED = {"--help", "-h", "--version", "--serve", "--max-minutes", "--compile", "--nproc", "--rounds"}
+OMITTED = {"--help", "-h", "--version", "--serve", "--max-minutes", "--compile", "--nproc", "--rounds", "--seeds"}
 LONG_WHEN_VALID = {"--max-iters": 3, "--max-new-tokens": 30, "--num-samples": 3, "--sample-tokens": 30, "--steps": 3}
 LONG_WHEN_VALID |= {"--gradient-accumulation-steps": 1000}
 """Options with which the work grows, and the largest number that is soon done; larger ones are given beyond their

@@ -6,6 +6,8 @@ import pytest
 
 from gpt2.distributed.gradients import check_processes
 from gpt2.errors import UserError
+from gpt2.training.budget import shared
+from gpt2.training.config import TrainConfig
 
 POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zero_stage": 0, "dtype": "bfloat16"}
 
@@ -37,3 +39,30 @@ def test_what_processes_cannot_share_is_refused(size: int, changes: dict, messag
 )
 def test_what_processes_can_share_is_not(size: int, changes: dict) -> None:
     check_processes(SimpleNamespace(size=size), **POSSIBLE | changes)
+
+
+@pytest.mark.parametrize(
+    ("size", "settings", "split"),
+    [
+        (2, {"batch_size": 12}, (6, 2)),
+        (8, {"batch_size": 12, "gradient_accumulation_steps": 12}, (6, 24)),
+        (4, {"batch_size": 64, "block_size": 8, "total_batch_size": 64 * 8 * 3}, (16, 12)),
+        (3, {"batch_size": 12, "gradient_accumulation_steps": 3}, (12, 3)),
+        (1, {"batch_size": 12}, (12, 1)),
+    ],
+)
+def test_a_micro_batch_is_split_into_the_fewest_that_the_processes_can_share(
+    size: int, settings: dict, split: tuple[int, int]
+) -> None:
+    config, lines = TrainConfig(**settings), []
+    new = shared(config, SimpleNamespace(size=size), lines.append)
+    assert (new.batch_size, new.accumulation) == split
+    assert new.tokens_per_step == config.tokens_per_step
+    assert new.eval_iters * new.batch_size == config.eval_iters * config.batch_size
+    assert len(lines) == (new != config)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 5}, {"deterministic": True}, {"data_order": "sequential"}])
+def test_a_micro_batch_is_not_split_where_that_changes_more_than_rounding(settings: dict) -> None:
+    with pytest.raises(UserError, match="cannot be shared by 2 of them"):
+        shared(TrainConfig(**settings), SimpleNamespace(size=2), print)

@@ -137,3 +137,9 @@ def test_resumed_with_other_numbers_of_processes(run) -> None:
     for leg, nproc in enumerate(legs, start=1):
         resumed = run("resumed", nproc, **schedule, init_from="auto", max_iters=25 * leg)
     assert fingerprint(resumed) == fingerprint(whole)
+
+
+def test_a_batch_is_split_between_processes_that_have_no_micro_batch_each(run) -> None:
+    """The step keeps its sequences: losses, norms and weights agree but for rounding."""
+    settings = {"gradient_accumulation_steps": 1, "dropout": 0.0}
+    agree(run("alone", 1, **settings), run("two", 2, **settings))

@@ -58,3 +58,15 @@ def test_work_says_its_rate_and_the_time_left(capfd: pytest.CaptureFixture[str],
         "68% · 5,240 tokens · 10 tokens/s · eta 16s",
         "6% · 0 tokens · 0 tokens/s · eta 3m08s",
     ]
+
+
+def test_work_between_two_steps_is_shown_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("gpt2.runlog.console.monotonic", lambda: now[0])
+    with RunConsole(10, 0) as shown:
+        for done in range(5):
+            shown.working("evaluating", done, 5)
+            now[0] += 6.0
+    assert capsys.readouterr().err.splitlines() == ["evaluating 2/5", "evaluating 4/5"]

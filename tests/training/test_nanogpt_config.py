@@ -66,7 +66,7 @@ def test_nanogpts_character_config_with_its_cpu_flags_equals_the_recipe(tmp_path
         "lr_decay_iters": 2000, "dropout": 0.0,
     }  # fmt: skip
     trackers = {"wandb_project": "x", "wandb_run_name": "x"}
-    settled = {"gradient_accumulation_steps": 1}
+    settled = {"gradient_accumulation_steps": 1, "sample_interval": 0, "sample_tokens": 200}  # nanoGPT writes none
     assert TrainConfig(**converted | flags | trackers) == TrainConfig(
         **load_recipe("shakespeare_char_cpu") | settled | trackers
     )

@@ -18,6 +18,7 @@ from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.compare import compare
 from gpt2.cli.demo import demo
+from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
@@ -25,7 +26,7 @@ from gpt2.cli.explain import DASH, explained
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
-from gpt2.cli.launch import is_launched
+from gpt2.cli.launch import is_launched, is_main_process
 from gpt2.cli.list_ import list_
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
@@ -34,10 +35,12 @@ from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
 from gpt2.cli.show import show
+from gpt2.cli.sweep import sweep
 from gpt2.cli.tokenizer_decode import tokenizer_decode
 from gpt2.cli.tokenizer_encode import tokenizer_encode
 from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
+from gpt2.cli.translate import translated
 from gpt2.cli.validate import validate
 from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError, first_line
 from gpt2.runlog.console import note
@@ -51,6 +54,7 @@ EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "list": list_,
+    "doctor": doctor,
     "prepare": prepare,
     "inspect": inspect,
     "plan": plan,
@@ -58,6 +62,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "show": show,
     "compare": compare,
     "prune": prune,
+    "sweep": sweep,
     "sample": sample,
     "plot": plot,
     "report": report,
@@ -87,7 +92,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Other": ("completion", "--help", "--version"),
 }
 """The commands by task, in the order in which `--help` shows them."""
-TAKE_SETTINGS = (("train",), ("bench", "train"), ("plan",))
+TAKE_SETTINGS = (("train",), ("sweep",), ("bench", "train"), ("plan",))
 """The commands that take a recipe and the settings of a run."""
 
 
@@ -199,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks becomes a question mark
     warnings.showwarning = show_warning
     try:
-        given = sys.argv[1:] if arguments is None else arguments
+        given = translated(sys.argv[1:] if arguments is None else arguments, note if is_main_process() else ignore)
+        if arguments is None:
+            sys.argv[1:] = given  # which `--nproc` starts in every process
         result = make_app()(without_dashes(given))
     except cyclopts.CycloptsError as error:
         fail(explained(error))
@@ -223,6 +230,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     leave(status)
+
+
+def ignore(line: str) -> None:
+    """Print nothing, in a process that is not the one that prints."""
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,16 +1,18 @@
 """`gpt2 plan`."""
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
-from gpt2.runlog.console import duration, note
+from gpt2.errors import UserError
+from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
-from gpt2.training.setting import PROCESSES, SAMPLES
+from gpt2.training.setting import PROCESSES, SAMPLES, Bounds, within
 
-if TYPE_CHECKING:
-    from gpt2.bench.plan import Plan
+SIZE = Bounds(lambda value: 0 < value <= 10**6, "be above 0 and at most 1,000,000")
+"""Bounds of gigabytes and of a price."""
 
 
 def plan(
@@ -18,64 +20,64 @@ def plan(
     /,
     *,
     nproc: Annotated[int, PROCESSES, SAMPLES] = 1,
+    gpu: Annotated[str, PROCESSES] = "",
+    gpus: Annotated[int, PROCESSES, within(1, 10**5)] = 1,
+    memory: Annotated[float | None, PROCESSES, SIZE] = None,
+    price: Annotated[float | None, PROCESSES, SIZE] = None,
+    table: Annotated[bool, Parameter(negative=())] = False,
     probe: bool = True,
     json_: JsonFlag = False,
     config: SettingsArg = TrainConfig(),  # noqa: B008
 ) -> None:
     """Estimate the memory, time and disk space of a run, and find the largest micro-batch that fits.
 
-    Takes the same recipe and flags as `gpt2 train`. The number of tokens in an optimizer step is kept.
+    Takes the same recipe and flags as `gpt2 train`. The number of tokens in an optimizer step is kept. Without any
+    argument, it shows what each model size takes.
 
     Parameters
     ----------
     nproc
         Number of processes that will share the work, each on a device like the one of this machine.
+    gpu
+        Plan for this GPU instead of this machine, for example H100. `list` shows the GPUs that are known.
+    gpus
+        Number of these GPUs.
+    memory
+        Memory of one of these GPUs in GB, where it differs from the usual.
+    price
+        Price of one of these GPUs for an hour.
+    table
+        Show what each model size takes, with 20 training tokens for each parameter.
     probe
         Train a few optimizer steps on random tokens to measure the speed. --no-probe only calculates.
     """
+    if not gpu and (gpus != 1 or memory is not None or price is not None):
+        raise UserError("--gpus, --memory and --price describe a GPU; name it with --gpu, for example --gpu=H100")
+    if gpu and nproc != 1:
+        raise UserError("--nproc is the number of processes on this machine; with --gpu, give --gpus instead")
+    from gpt2.bench import gpus as known
+    from gpt2.bench import plan_text as text
+    from gpt2.bench.plan import estimate, for_gpus, this_machine
     from gpt2.bench.plan import plan as make
     from gpt2.device import keep_freed_memory
 
+    if gpu == "list":
+        print(json.dumps(text.gpu_figures()) if json_ else text.gpu_table())
+        return
     keep_freed_memory()
-    found = make(config, nproc, probe, note)
-    print(json.dumps(figures(found)) if json_ else described(found))
+    chosen = known.find_gpu(gpu, memory) if gpu else None
+    hardware = this_machine(config, nproc) if chosen is None else for_gpus(config, chosen, gpus)
+    if table or (recipe is None and config == TrainConfig()):
+        from gpt2.bench.presets import preset_figures, preset_table, presets
 
-
-def flags(found: "Plan") -> dict[str, int]:
-    """Return the flags of `gpt2 train` that the plan chooses."""
-    return {
-        "batch_size": found.config.batch_size,
-        "gradient_accumulation_steps": found.config.accumulation,
-    }
-
-
-def figures(found: "Plan") -> dict[str, Any]:
-    """Return the plan as a JSON object."""
-    return flags(found) | {
-        "parameters": found.parameters,
-        "memory": asdict(found.memory) | {"total": found.memory.total},
-        "available": found.available,
-        "tokens": found.tokens,
-        "flops": found.flops,
-        "checkpoint": found.checkpoint,
-        "tokens_per_second": found.tokens_per_second,
-        "seconds": found.seconds,
-    }
-
-
-def described(found: "Plan") -> str:
-    """Return the plan as lines of text."""
-    sizes = " · ".join(f"{name} {size / 1e9:.2f}" for name, size in asdict(found.memory).items() if size)
-    chosen = " ".join(f"--{name}={value}" for name, value in flags(found).items())
-    kept = f"at most {found.kept}, {found.kept * found.checkpoint / 1e9:.2f} GB" if found.kept else "all are kept"
-    lines = [
-        f"model     {found.parameters:,} parameters",
-        f"step      {found.config.tokens_per_step:,} tokens: {chosen}",
-        f"memory    {found.memory.total / 1e9:.2f} GB of {found.available / 1e9:.2f} GB free ({sizes})",
-        f"training  {found.tokens:,} tokens, {found.flops:.3g} FLOP",
-        f"disk      {found.checkpoint / 1e9:.2f} GB per checkpoint, {kept}",
-    ]
-    if found.tokens_per_second is not None and found.seconds is not None:
-        rate = f"{found.tokens_per_second:,.0f} tokens/s"
-        lines.insert(-1, f"time      {duration(found.seconds)} at {rate}, without evaluations and communication")
-    return "\n".join(lines)
+        found = presets(config, hardware, price)
+        print(json.dumps(preset_figures(found)) if json_ else preset_table(found, hardware, price))
+        return
+    made = make(config, hardware, note)
+    if not json_:
+        print(text.described(made), flush=True)
+    time = estimate(made, note) if probe else None
+    if json_:
+        print(json.dumps(text.figures(made, time, price)))
+    elif time is not None:
+        print(text.described_time(made, time, price))

@@ -53,6 +53,14 @@ class Corpus:
     """Further defaults by format, with which the project of that format prepares this text."""
     is_large: bool = True
     """Whether its files are too large to keep, so that each is read only once."""
+    tokens: int = 0
+    """Approximate number of training tokens, to plan with; 0 where it depends on this machine."""
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its files, without asking the hub."""
+        hub = getattr(self.inputs, "__self__", None)
+        return hub.size if isinstance(hub, HubFiles) else sum(file.size for file in self.inputs(None))
 
 
 @dataclass(frozen=True)
@@ -185,17 +193,20 @@ def _fineweb(repo: str, revision: str, sample: str, size: int, llmc: str, npy: s
     """Return FineWeb as llm.c and build-nanogpt use it: the first shard of 100M tokens is for validation."""
     files = HubFiles(repo, revision, size, {"train": f"sample/{sample}/*.parquet"})
     settings = {"val_tokens": 100_000_000}
-    return Corpus(files.inputs, settings=settings, settings_of={"llmc": {"name": llmc}, "npy": {"name": npy}})
+    by_format = {"llmc": {"name": llmc}, "npy": {"name": npy}}
+    tokens = 10**9 * int(sample.removesuffix("BT"))
+    return Corpus(files.inputs, settings=settings, settings_of=by_format, tokens=tokens)
 
 
 FINEWEB = "HuggingFaceFW/fineweb", "9bb295ddab0e05d785b879661af7260fed5140fc"
 FINEWEB_EDU = "HuggingFaceFW/fineweb-edu", "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"
 
 CORPORA = {
-    "shakespeare_char": Corpus(_shakespeare, "char", is_large=False),
+    "shakespeare_char": Corpus(_shakespeare, "char", is_large=False, tokens=1_003_854),
     "shakespeare": Corpus(
         _shakespeare,
         is_large=False,
+        tokens=301_966,
         settings_of={
             "llmc": {"name": "tiny_shakespeare", "separator": "\n\n", "val_tokens": 32_768, "shard_size": 0}
         },
@@ -207,7 +218,8 @@ CORPORA = {
             "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
             1_000_775_442,
             {"train": "data/train-*.parquet", "val": "data/validation-*.parquet"},
-        ).inputs
+        ).inputs,
+        tokens=470_000_000,
     ),
     "openwebtext": Corpus(
         HubFiles(
@@ -217,6 +229,7 @@ CORPORA = {
             {"train": "plain_text/train-*.parquet"},
         ).inputs,
         settings={"val_fraction": 0.0005},
+        tokens=9_035_582_198,
     ),
     "fineweb": _fineweb(*FINEWEB, "10BT", 30_639_384_917, "fineweb", "fineweb"),
     "fineweb-100B": _fineweb(*FINEWEB, "100BT", 302_600_000_000, "fineweb", "fineweb"),
@@ -230,5 +243,6 @@ CORPORA = {
             {"train": "wikitext-103-raw-v1/train-*.parquet", "val": "wikitext-103-raw-v1/validation-*.parquet"},
         ).inputs,
         heading=WIKITEXT_HEADING,
+        tokens=118_000_000,
     ),
 }

@@ -18,31 +18,48 @@ class Stderr:
     """
 
     @property
+    def stream(self) -> IO[str] | None:
+        """Return where the text goes. While a progress bar is shown, rich prints it above the bar."""
+        return sys.stderr
+
+    @property
     def encoding(self) -> str:
         """Return the encoding of standard error, by which progress bars choose their characters."""
-        return getattr(sys.stderr, "encoding", None) or "utf-8"
+        return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
         """Write where that is possible; returns the number of characters of `text` in any case."""
         with suppress(OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
-            sys.stderr.write(text)
+            self.stream.write(text)  # pyrefly: ignore[missing-attribute]
         return len(text)
 
     def flush(self) -> None:
         """Flush where that is possible."""
         with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+            self.stream.flush()  # pyrefly: ignore[missing-attribute]
 
     def isatty(self) -> bool:
         """Return whether standard error is a terminal."""
-        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+        return self.stream is not None and not self.stream.closed and self.stream.isatty()
 
     def fileno(self) -> int:
         """Return the file descriptor of standard error. Raises OSError where it has none."""
-        return sys.stderr.fileno()
+        if self.stream is None:
+            raise OSError("there is no standard error")
+        return self.stream.fileno()
+
+
+class Terminal(Stderr):
+    """Writes to standard error itself, also while a progress bar is shown, which is written through this class."""
+
+    @property
+    def stream(self) -> IO[str] | None:
+        """Return standard error without the proxy that rich puts in its place, which would call this class again."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
 STDERR = cast("IO[str]", Stderr())
+TERMINAL = cast("IO[str]", Terminal())
 
 
 def format_step(values: dict[str, Any]) -> str:
@@ -90,12 +107,18 @@ class RunConsole(LiveConsole):
     speaks: False in all but one of several processes, which then print nothing.
     """
 
+    SECONDS = 10.0
+    """Seconds between lines about work between two steps where there is no terminal."""
+
     def __init__(self, total: int, done: int, speaks: bool = True) -> None:
         # here, because every command imports this module and `--help` must answer at once
         from rich.console import Console
 
-        self.console = Console(file=STDERR, highlight=False, quiet=not speaks)
+        self.console = Console(file=TERMINAL, highlight=False, quiet=not speaks)
         self.total = total
+        self.reported = monotonic()
+        self.figures = ""
+        """Figures of the last step that are known."""
         self.live = None
         if self.console.is_terminal and speaks:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,12 +134,27 @@ class RunConsole(LiveConsole):
             )
             self.task = self.live.add_task("train", total=total, completed=done, figures="")
 
+    def advance(self, step: int) -> None:
+        """Move the bar of a terminal to a step whose figures are not known yet."""
+        if self.live is not None:
+            self.live.update(self.task, completed=step)
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Show how far something between two steps is: in the bar of a terminal, else in a line every ten seconds."""
+        if self.live is not None:
+            self.live.update(self.task, figures=f"{what} {done:,}/{total:,}" if done < total else self.figures)
+        elif monotonic() - self.reported > self.SECONDS:
+            self.note(f"{what} {done:,}/{total:,}")
+            self.reported = monotonic()
+
     def step(self, step: int, values: dict[str, Any], eta_seconds: float) -> None:
         """Show the figures of a step."""
         if self.live is not None:
-            self.live.update(self.task, completed=step, figures=format_step(values))
+            self.figures = format_step(values)
+            self.live.update(self.task, completed=step, figures=self.figures)
         else:
             self.note(f"step {step}/{self.total} · {format_step(values)} · eta {duration(eta_seconds)}")
+            self.reported = monotonic()
 
 
 class WorkConsole(LiveConsole):
@@ -129,7 +167,7 @@ class WorkConsole(LiveConsole):
         from rich.console import Console
 
         self.unit = unit
-        self.console = Console(file=STDERR, highlight=False)
+        self.console = Console(file=TERMINAL, highlight=False)
         self.started = self.reported = monotonic()
         self.at_start: tuple[int, int] | None = None
         """Bytes and units that an earlier process had done when the work began."""

@@ -1,4 +1,6 @@
-"""The budgets of a run: memory, optimizer steps, tokens and epochs; and the patience of early stopping."""
+"""The budgets of a run: memory, optimizer steps, tokens and epochs; and how processes share an optimizer step."""
+
+from dataclasses import replace
 
 import torch
 
@@ -6,6 +8,8 @@ from gpt2 import accounting
 from gpt2.accounting import Sharing
 from gpt2.checkpoint import TrainState
 from gpt2.device import free_memory, pick_device
+from gpt2.distributed.gradients import check_processes
+from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
@@ -84,3 +88,46 @@ def _require(what: str, needed: int, device: torch.device) -> None:
             f"{what} need at least {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free on {device.type}; take "
             "a smaller model, lower --batch_size or --block_size, or add --activation_checkpointing"
         )
+
+
+def shared(config: TrainConfig, world: World, log: Log) -> TrainConfig:
+    """Return the settings with micro-batches that the processes of the world can share.
+
+    Raises UserError where that is not possible.
+    """
+    config = split_batch(config, world, log)
+    check_processes(
+        world,
+        micro_batches=config.accumulation,
+        deterministic=config.deterministic,
+        parallel=config.parallel,
+        zero_stage=config.zero_stage,
+        dtype=config.dtype,
+    )
+    return config
+
+
+def split_batch(config: TrainConfig, world: World, log: Log) -> TrainConfig:
+    """Return the settings with smaller micro-batches where their number is no multiple of the number of processes.
+
+    The sequences of an optimizer step and those of an evaluation stay the same, so that both differ only by rounding,
+    and by the masks of dropout, which are drawn for each micro-batch. Settings stay unchanged where a split would
+    change more: with `deterministic`, which promises the same bits, and with data_order=sequential, where the
+    micro-batch determines what is skipped at the end of a token file.
+    """
+    before, size = config.accumulation, config.batch_size
+    if before % world.size == 0 or config.deterministic or config.data_order == "sequential":
+        return config
+    pieces = next((n for n in range(2, size + 1) if size % n == 0 and before * n % world.size == 0), None)
+    if pieces is None:
+        return config
+    log(
+        f"batch_size {size} × {before} is split into batch_size {size // pieces} × {before * pieces}, so that "
+        f"{world.size} processes can share the optimizer step; its sequences stay the same"
+    )
+    return replace(
+        config,
+        batch_size=size // pieces,
+        gradient_accumulation_steps=before * pieces,
+        eval_iters=(config.eval_iters or 0) * pieces,
+    )

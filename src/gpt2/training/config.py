@@ -15,6 +15,7 @@ from gpt2.training.setting import (
     MODEL,
     OPTIMIZER,
     PATH,
+    PROBABILITY,
     PROCESSES,
     QUOTED,
     RATE,
@@ -24,6 +25,7 @@ from gpt2.training.setting import (
     SEED,
     SEQUENCES,
     STEPS,
+    TEMPERATURE,
     TOKENS,
     Bounds,
     DataOrder,
@@ -141,9 +143,9 @@ class TrainConfig:
     nanoGPT."""
     warmup_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
     """Number of optimizer steps of linear warmup. Default: a twentieth of lr_decay_iters, at most 2000."""
-    lr_decay_iters: Annotated[int | None, OPTIMIZER, STEPS] = None
-    """Optimizer step at which the learning rate reaches min_lr. Default: the last step that max_iters, max_tokens and
-    max_epochs allow."""
+    lr_decay_iters: Annotated[int | str | None, OPTIMIZER, STEPS] = None
+    """Optimizer step at which the decay of the learning rate ends. Default: the end of the run. A resumed run keeps
+    its number; `auto` takes the run's new end."""
     min_lr: Annotated[float | None, OPTIMIZER, RATE] = None
     """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
     wsd_decay_fraction: Annotated[float, OPTIMIZER, Bounds(lambda value: 0 < value <= 1, "lie in (0, 1]")] = 0.2
@@ -160,12 +162,12 @@ class TrainConfig:
     """Return to the last checkpoint and skip the batches since then when a loss is more than this number of standard
     deviations above the mean of the previous 128 losses. 0 disables this."""
 
-    eval_interval: Annotated[int, EVALUATION, STEPS] = 2000
+    eval_interval: Annotated[int | None, EVALUATION, STEPS] = None
     """Number of optimizer steps between evaluations of the loss; there are also one at the start and one at the end.
-    0 evaluates only at the end."""
-    eval_iters: Annotated[int, EVALUATION, STEPS] = 200
+    0 evaluates only at the end. Default: a twentieth of the run, at most 2,000."""
+    eval_iters: Annotated[int | None, EVALUATION, STEPS] = None
     """Number of batches in an evaluation of a split, at fixed offsets spread over the split. 0 takes the complete
-    split."""
+    split. Default: as many as take a tenth of the time, at most 20 per micro-batch of a step and 200 in all."""
     hellaswag_interval: Annotated[int, EVALUATION, STEPS] = 0
     """Number of optimizer steps between HellaSwag evaluations; there are also one at the start and one at the end. 0
     disables them."""
@@ -202,6 +204,12 @@ class TrainConfig:
     """Number of samples for each prompt. The seeds are seed, seed + 1, and so on, and are the same every time."""
     sample_tokens: Annotated[int, RECORDS, CONTEXT] = 200
     """Maximum number of tokens in a sample."""
+    sample_temperature: Annotated[float, RECORDS, TEMPERATURE] = 0.8
+    """Temperature of the samples: a lower one is more predictable. 0 always takes the most likely token."""
+    sample_top_k: Annotated[int, RECORDS, STEPS] = 200
+    """Draw each token of a sample from this number of most likely ones. 0 means all."""
+    sample_top_p: Annotated[float, RECORDS, PROBABILITY] = 1.0
+    """Draw each token of a sample from the most likely ones whose probabilities add up to this number."""
     wandb_log: Annotated[bool, RECORDS] = False
     """Also log to Weights & Biases."""
     trackio_log: Annotated[bool, RECORDS] = False
@@ -277,15 +285,20 @@ class TrainConfig:
     @property
     def decay_end(self) -> int:
         """The optimizer step at which the learning rate reaches min_lr."""
-        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+        return self.lr_decay_iters if isinstance(self.lr_decay_iters, int) else self.max_iters
 
     def resolved(self) -> Self:
         """Return the same configuration with every default that depends on another setting filled in."""
         from gpt2.model import PRESETS  # imported here so that --help does not wait for PyTorch
 
         sizes = PRESETS[self.model]
+        interval = max(1, min(2000, self.max_iters // 20)) if self.eval_interval is None else self.eval_interval
+        # An evaluation computes two splits forward; a step computes forward and backward, three times as much.
+        iters = max(1, min(20 * self.accumulation, 3 * self.accumulation * interval // 20, 200))
         return replace(
             self,
+            eval_interval=interval,
+            eval_iters=iters if self.eval_iters is None else self.eval_iters,
             n_layer=self.n_layer or sizes["n_layer"],
             n_head=self.n_head or sizes["n_head"],
             n_embd=self.n_embd or sizes["n_embd"],

@@ -1,5 +1,6 @@
 """The training loop: what is due at this step, then optimizer steps, then their records."""
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def train(
 
 
 def _only_evaluate(run: Run, console: RunConsole) -> TrainResult:
-    losses = estimate_losses(run)
+    losses = estimate_losses(run, lambda done, total: console.working("evaluating", done, total))
     train_loss, val_loss = losses["train_loss"], losses["val_loss"]
     console.note(f"step {run.state.step} · train loss {train_loss:.4f} · val loss {val_loss:.4f}")
     return TrainResult(run.out_dir, run.state.step, train_loss, val_loss, stopped=False)
@@ -136,6 +137,7 @@ class Loop:
             self.records.pending.append(train_step(run))
             state.step += 1
             state.tokens += config.tokens_per_step
+            self.session.console.advance(state.step)
             if (
                 state.step % config.log_interval == 0
                 or self.is_anything_due()
@@ -195,10 +197,18 @@ class Loop:
         if is_stopped:
             console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
         else:
-            hint = "" if run.own_layers else f"; try gpt2 sample {run.out_dir}"
-            console.note(f"finished at step {state.step}{hint}")
+            console.note(f"finished at step {state.step}")
+            self.note_what_next()
         losses = self.evaluation.losses
         return TrainResult(run.out_dir, state.step, losses.get("train_loss"), losses.get("val_loss"), is_stopped)
+
+    def note_what_next(self) -> None:
+        """Show the commands that people want after a run."""
+        run, out = self.run, shlex.quote(str(self.run.out_dir))
+        if not run.own_layers:
+            self.session.console.note(f"next: gpt2 sample {out} · gpt2 report {out} · gpt2 plot {out} -o curves.png")
+            more = f"{self.session.resume_command} --max_iters={2 * max(run.state.step, 1)} --lr_decay_iters=auto"
+            self.session.console.note(f"to train on: {more}")
 
     def rescued(self, error: BaseException) -> UserError:
         """Save the last complete step after an error, where that is possible; return the error to raise instead."""

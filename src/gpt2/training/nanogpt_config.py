@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "warmup_iters": 2000,
     "lr_decay_iters": 600_000,
     "min_lr": 6e-5,
+    "eval_interval": 2000,
+    "eval_iters": 200,
 }
 """The defaults of nanoGPT's train.py (commit 3adf61e1) that differ from those of `TrainConfig`."""
 

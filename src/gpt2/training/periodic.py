@@ -49,7 +49,7 @@ class Evaluation:
     """Measures training and validation loss, and watches whether the validation loss still improves."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.interval = session, session.run.config.eval_interval
+        self.session, self.interval = session, session.run.config.eval_interval or 0
         self.losses: dict[str, float] = {}
         """The last `train_loss` and `val_loss`."""
         self.save_step: int | None = None
@@ -65,7 +65,7 @@ class Evaluation:
         session, run, state, config = self.session, self.session.run, self.session.run.state, self.session.run.config
         run.ledger.mark()
         session.stop.check_all_processes()
-        self.losses = estimate_losses(run, lambda done, total: session.stop.check_all_processes())
+        self.losses = estimate_losses(run, session.progress("evaluating"))
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
         is_best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
         if is_best:
@@ -78,7 +78,7 @@ class Evaluation:
         if is_worth_saving and (is_best or config.always_save_checkpoint):
             self.save_step = state.step
         patience = config.early_stopping_patience
-        waited = evaluations_since(state.best_step or 0, state.step, config.eval_interval) if patience else 0
+        waited = evaluations_since(state.best_step or 0, state.step, self.interval) if patience else 0
         return "early_stopping_patience" if patience and waited >= patience else None
 
 
@@ -94,7 +94,7 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
             tokens,
             block_size=run.config.block_size,
             batch_size=run.config.batch_size,
-            batches=run.config.eval_iters,
+            batches=run.config.eval_iters or 0,
             dtype=run.config.dtype,
             eot_token=run.batches.mask_token,
             world=run.world,
@@ -118,12 +118,13 @@ class HellaSwag:
         session, run = self.session, self.session.run
         run.ledger.mark()
         session.stop.check_all_processes()
+        show = session.progress("HellaSwag")
         result = choose(
             run.model,
             run.hellaswag,
             dtype=run.config.dtype,
             world=run.world,
-            progress=lambda done, total, tasks: session.stop.check_all_processes(),
+            progress=lambda done, total, tasks: show(done, total),
         )
         seconds = round(run.ledger.mark("evaluation"), 5)
         session.log.write("eval", run.state.step, acc=result.acc, acc_norm=result.acc_norm, seconds=seconds)
@@ -172,6 +173,9 @@ def _sample(run: Run, prompt: str, number: int) -> Iterator[str]:
         run.tokenizer,
         prompt,
         max_new_tokens=config.sample_tokens,
+        temperature=config.sample_temperature,
+        top_k=config.sample_top_k,
+        top_p=config.sample_top_p,
         seed=(config.seed + number) % (1 << 63),
         dtype=config.dtype,
     )
@@ -195,8 +199,8 @@ class Saving:
 
     def is_scheduled(self) -> bool:
         """Return whether an uninterrupted run saves at this step too, so that a run may return here after a spike."""
-        run, config = self.session.run, self.session.run.config
-        has_asked = self.evaluation.save_step == run.state.step and is_due(run, config.eval_interval)
+        run = self.session.run
+        has_asked = self.evaluation.save_step == run.state.step and is_due(run, self.evaluation.interval)
         return has_asked or (run.state.step > 0 and is_due(run, self.interval))
 
     def run(self) -> None:

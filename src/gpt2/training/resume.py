@@ -1,5 +1,6 @@
 """Resuming a run: which checkpoint it continues from, and what has changed since."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import require_own_files
 
+NANOGPT_FILE = "ckpt.pt"
+"""Name of the file in which nanoGPT keeps a run."""
+
 
 def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path | None:
     """Return the checkpoint to resume; None for a run that begins, whose files must not exist yet."""
     if not out_dir.exists() and config.init_from != "resume":
         return None
     has_checkpoints = bool(saved_steps(out_dir))
+    if config.init_from == "resume" and not has_checkpoints and (out_dir / NANOGPT_FILE).is_file():
+        raise UserError(_how_to_import(config, out_dir))
     if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, log)
     if config.eval_only:
@@ -29,6 +35,15 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
     return None
 
 
+def _how_to_import(config: TrainConfig, out_dir: Path) -> str:
+    """Return how to continue a run of nanoGPT in `out_dir`."""
+    imported = f"{out_dir}-imported"
+    line = ["gpt2", "train", "--init_from=resume", f"--out_dir={imported}"]
+    line += [f"--dataset={config.dataset}"] if config.dataset else []
+    first = shlex.join(["gpt2", "import", str(out_dir), imported])
+    return f"{out_dir} holds a run of nanoGPT; import it with: {first}, and continue it with: {shlex.join(line)}"
+
+
 def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, before: dict[str, Any], log: Log) -> None:
     """Log what differs from the settings and data of the checkpoint whose `state.json` is `before`.
 
@@ -39,8 +54,11 @@ def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, befor
         earlier = settings.get(name, defaults.get(name, "not set"))
         if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
             log(f"changed for this resume: {name}={value} (was {earlier})")
-    if last > config.decay_end:
-        log(f"the learning rate has its end at lr_decay_iters={config.decay_end}; raise it with max_iters")
+    if last > config.decay_end and config.decay_lr and config.lr_schedule != "constant":
+        log(
+            f"the learning rate reaches min_lr={config.min_lr:g} at step {config.decay_end} (lr_decay_iters) and "
+            f"stays there; --lr_decay_iters=auto lets it decay until step {last}, and raises it now"
+        )
     earlier = before["dataset"]  # empty for an imported run, and without the hashes of contents for an older one
     if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
         log(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")

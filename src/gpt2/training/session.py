@@ -1,8 +1,9 @@
 """A training session: the run folder, made ready and locked, with log, console, saver and signals of a process."""
 
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,12 +51,21 @@ class Session:
         self.log.restore()
         write_config(self.run)
 
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """Return a function that shows how far some work is, and raises Stopped where a signal interrupts it."""
+
+        def show(done: int, total: int) -> None:
+            self.stop.check_all_processes()
+            self.console.working(what, done, total)
+
+        return show
+
     @property
     def resume_command(self) -> str:
         """The command that continues this run."""
         if self.run.own_layers:
             return f"gpt2.train(gpt2.resume_config('{self.run.out_dir}'), model=…)"
-        return f"gpt2 train --init_from=resume --out_dir={self.run.out_dir}"
+        return f"gpt2 train --init_from=resume --out_dir={shlex.quote(str(self.run.out_dir))}"
 
 
 @contextmanager

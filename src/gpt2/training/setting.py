@@ -52,11 +52,11 @@ class Bounds:
     requirement: str
     """The same in words, as the end of an error line."""
 
-    def check(self, name: str, value: float | None) -> None:
+    def check(self, name: str, value: float | str | None) -> None:
         """Raise UserError unless the setting `name` accepts `value`. None, an unset setting, is always accepted."""
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} is {value}; it must be a finite number")
-        if value is not None and not self.accepts(value):
+        if value is not None and not isinstance(value, str) and not self.accepts(value):
             raise UserError(f"{name} is {value}; it must {self.requirement}")
 
 
@@ -71,6 +71,8 @@ def within(least: int, most: float) -> Bounds:
 
 
 FRACTION = Bounds(lambda value: 0 <= value < 1, "be at least 0 and below 1")
+PROBABILITY = Bounds(lambda value: 0 < value <= 1, "be above 0 and at most 1")
+TEMPERATURE = Bounds(lambda value: value == 0 or 1e-3 <= value <= 1e3, "be 0, or at least 0.001 and at most 1,000")
 """Bounds of a probability or a decay rate."""
 STEPS = within(0, 10**15)
 """Bounds of a number of optimizer steps, of which few runs make 10^6."""
@@ -84,7 +86,7 @@ CONTEXT = within(1, 10**7)
 """Bounds of a number of tokens in a sequence."""
 SAMPLES = within(1, 10**6)
 """Bounds of a number of samples or repetitions."""
-RATE = within(0, 1000)
+RATE = within(0, 1e30)
 """Bounds of a learning rate or a weight decay."""
 SEED = Bounds(lambda value: 0 <= value < 1 << 63, "be at least 0 and below 2^63")
 """Bounds of a seed."""
@@ -134,7 +136,7 @@ def check_combinations(config: "TrainConfig") -> None:
             f"align_documents moves windows, but data_order={config.data_order} shows every token once an epoch; "
             "use --data_order=random or --align_documents=False"
         )
-    if config.early_stopping_patience and not config.eval_interval:
+    if config.early_stopping_patience and config.eval_interval == 0:
         raise UserError(
             f"early_stopping_patience={config.early_stopping_patience} counts evaluations, and eval_interval=0 "
             "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
@@ -172,7 +174,9 @@ def check_step(config: "TrainConfig") -> None:
 
 
 def check_schedule(config: "TrainConfig") -> None:
-    """Raise UserError where the warmup is longer than the schedule."""
+    """Raise UserError where the end of the decay is no step, or the warmup is longer than the schedule."""
+    if isinstance(config.lr_decay_iters, str) and config.lr_decay_iters != "auto":
+        raise UserError(f"lr_decay_iters is {config.lr_decay_iters!r}; it must be a whole number, or auto")
     if config.decay_lr and config.lr_schedule != "constant" and (config.warmup_iters or 0) > config.decay_end:
         raise UserError(
             f"warmup_iters={config.warmup_iters} is more than lr_decay_iters={config.decay_end}; "

@@ -13,7 +13,7 @@ from gpt2.chunked_loss import TrainingLoss
 from gpt2.data.batches import Batches
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.data.shards import Tokens
-from gpt2.distributed.gradients import GradientSync, check_processes, synchronize_gradients
+from gpt2.distributed.gradients import GradientSync, synchronize_gradients
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError
 from gpt2.evaluation.choices import Task, check_fits
@@ -24,7 +24,7 @@ from gpt2.generation.engine import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
-from gpt2.training.budget import last_step
+from gpt2.training.budget import last_step, shared
 from gpt2.training.compile import checkpoint_activations, compile_blocks, compiled_loss, save_fewer_activations
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
@@ -132,15 +132,7 @@ def set_up_model(
     given: TrainConfig, machine: Machine, data: Data, world: World, log: Log, own: GPT | None = None
 ) -> Prepared:
     """Step 3: fill in the settings' defaults, check that they fit each other and the data, and make the model."""
-    resolved = _resolved(given, machine, data, world, log)
-    check_processes(
-        world,
-        micro_batches=resolved.accumulation,
-        deterministic=resolved.deterministic,
-        parallel=resolved.parallel,
-        zero_stage=resolved.zero_stage,
-        dtype=resolved.dtype,
-    )
+    resolved = shared(_resolved(given, machine, data, world, log), world, log)
     _require_end_of_text(resolved, data.dataset)
     prompts = _prompts(resolved, data.dataset.tokenizer)
     if not resolved.eval_only:

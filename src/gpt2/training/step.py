@@ -79,7 +79,7 @@ def step_learning_rate(config: TrainConfig, step: int) -> float:
     """Return the learning rate of the zero-based optimizer step `step` under a resolved configuration."""
     if not config.decay_lr:
         return config.learning_rate
-    assert config.min_lr is not None and config.warmup_iters is not None and config.lr_decay_iters is not None
+    assert config.min_lr is not None and config.warmup_iters is not None and isinstance(config.lr_decay_iters, int)
     return learning_rate(
         step,
         schedule=config.lr_schedule,
