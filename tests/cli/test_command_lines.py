@@ -91,7 +91,7 @@ def test_a_prompt_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Mo
         ("train --interactive", "Unknown option: --interactive."),
         ("train --batch-sise=3", "Did you mean --batch-size?"),
         ("sample m --temprature 1", "Did you mean --temperature?"),
-        ("evaluate", "Available commands: demo, list, prepare"),
+        ("evaluate", "Available commands: demo, list, "),
         ("eval los", 'Did you mean "loss"?'),
         ("train --nproc=100000", "100000 processes take at least"),
         ("train --nproc=" + "9" * 5000, "give a number of processes"),

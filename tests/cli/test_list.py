@@ -32,7 +32,7 @@ def test_all_kinds_are_listed_with_what_identifies_them(
     assert [r["name"] for r in found["recipes"]] == names()
     for recipe in found["recipes"]:
         assert recipe["about"].endswith(".")
-        assert recipe["dataset"] == load_recipe(recipe["name"])["dataset"]
+        assert recipe["dataset"] == load_recipe(recipe["name"]).get("dataset", "")
     (data,) = found["datasets"]
     described = json.loads((dataset / "dataset.json").read_text())
     assert (data["name"], data["train"], data["val"]) == ("mine", *described["tokens"].values())

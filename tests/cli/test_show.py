@@ -40,7 +40,19 @@ def test_what_the_data_or_a_model_decides_stays_open(gpt2_command) -> None:
     status, out, _ = gpt2_command("train", "--dataset=x", "--max_epochs=2", "--init_from=gpt2", "--print_config")
     settings = tomllib.loads(out)
     assert status == 0
-    assert not {"lr_decay_iters", "warmup_iters", "n_layer", "n_head", "n_embd", "vocab_size"} & settings.keys()
+    assert (
+        not {
+            "lr_decay_iters",
+            "warmup_iters",
+            "eval_interval",
+            "eval_iters",
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "vocab_size",
+        }
+        & settings.keys()
+    )
     status, out, _ = gpt2_command("train", "--dataset=x", "--max_tokens=122880", "--print_config", "--json")
     found = json.loads(out)
     assert status == 0
@@ -60,7 +72,7 @@ def test_a_run_shows_where_it_stands_and_the_next_command(tiny, gpt2_command) ->
     assert "finished" in head
     assert "steps: 20 (of 20)" in head
     assert f"gpt2 sample {run}" in head
-    assert f"gpt2 train --init_from=resume --out_dir={run} --max_iters=40" in head
+    assert f"gpt2 train --init_from=resume --out_dir={run} --max_iters=40 --lr_decay_iters=auto" in head
     assert tomllib.loads(out)["n_embd"] == 16
     with LogWriter(run) as log:
         log.write("end", 20, stopped=True, because="error", error="the disk is full\n# at night")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, get_args
+from typing import Annotated, Any, Literal, NoReturn, TextIO, get_args
 
 import cyclopts
 from cyclopts.argument import Argument, ArgumentCollection
@@ -17,7 +17,6 @@ from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.compare import compare
-from gpt2.cli.completion import completion_of
 from gpt2.cli.demo import demo
 from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
@@ -113,7 +112,7 @@ def make_app() -> cyclopts.App:
             allow_repeating=True,  # the last one counts
         ),
     )
-    for name, command in {**COMMANDS, "completion": completion_of(app)}.items():
+    for name, command in {**COMMANDS, "completion": completion}.items():
         app.command(command, name=name, help_format="markdown")
     for name, (line, subcommands) in GROUPS.items():
         group = cyclopts.App(name=name, help=line, help_format="markdown")
@@ -126,6 +125,17 @@ def make_app() -> cyclopts.App:
             if name in app:
                 app[name].group, app[name].sort_key = section, position
     return app
+
+
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], cyclopts.Parameter(help="The shell to write it for.")], /
+) -> None:
+    """Print a script by which a shell completes the commands and options of gpt2.
+
+    bash reads it from the file `~/.local/share/bash-completion/completions/gpt2`, zsh from a file `_gpt2` in a folder
+    of `$fpath`, and fish from `~/.config/fish/completions/gpt2.fish`.
+    """
+    print(make_app().generate_completion(shell=shell))
 
 
 def complete(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

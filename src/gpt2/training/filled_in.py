@@ -12,7 +12,7 @@ from gpt2.training.recipes import dump_toml
 
 OF_THE_MODEL = ("n_layer", "n_head", "n_embd", "gelu")
 """Settings that a model brings with it when init_from names one."""
-OF_THE_LAST_STEP = ("lr_decay_iters", "warmup_iters")
+OF_THE_LAST_STEP = ("lr_decay_iters", "warmup_iters", "eval_interval", "eval_iters")
 """Settings whose default depends on the step at which the run ends, which max_epochs makes depend on the dataset."""
 
 

@@ -68,12 +68,14 @@ def show(name: str, data_dir: str) -> Shown:
 
 
 def _recipe(name: str, data_dir: str) -> Shown:
-    lines = [f"train it: gpt2 train {name}", f"will it fit, and how long will it take: gpt2 plan {name}"]
+    settings = recipes.load_recipe(name)
+    words = name if settings.get("dataset") else f"{name} --dataset=DATASET"
+    lines = [f"train it: gpt2 train {words}", f"will it fit, and how long will it take: gpt2 plan {words}"]
     if name in recipes.names():
         lines.insert(0, recipes.entry_of(name).about)
         if (folder := Path(data_dir) / name).is_dir() and is_dataset(folder):
             lines.append(f"the dataset of this name: gpt2 show {folder}")
-    return Shown("recipe", name, tuple(lines), filled_in(TrainConfig(**recipes.load_recipe(name))))
+    return Shown("recipe", name, tuple(lines), filled_in(TrainConfig(**settings)))
 
 
 def _run(path: Path) -> Shown:
@@ -106,7 +108,7 @@ def _next_for_run(path: Path, state: str, settings: dict[str, Any], report: RunR
     if state == "finished":
         more = 2 * settings["max_iters"] if settings.get("max_iters") else 0
         found = [f"sample from it: gpt2 sample {path}", f"its curves: gpt2 report {path}"]
-        return [*found, f"train it for longer: {resume} --max_iters={more}"] if more else found
+        return [*found, f"train it for longer: {resume} --max_iters={more} --lr_decay_iters=auto"] if more else found
     return [f"go on with it: {resume}", f"sample from it: gpt2 sample {path}"]
 
 
