@@ -24,6 +24,7 @@ class SweepConsole(LiveConsole):
                 TextColumn("{task.description}", markup=False),
                 console=self.console,
                 refresh_per_second=2,
+                transient=True,
                 redirect_stdout=False,  # a run's lines go to a file
                 redirect_stderr=False,
             )
@@ -77,9 +78,8 @@ class SweepConsole(LiveConsole):
         return duration(left * (monotonic() - self.began) / trained)
 
     def _show(self, figures: str) -> None:
-        line = f"{self.run}/{self.runs} · {self.name}{figures}"
-        if eta := self.eta():
-            line += f" · eta of all {eta}"
+        left = f" · eta of all {eta}" if (eta := self.eta()) else ""
+        line = f"{self.run}/{self.runs}{left}{figures} · {self.name}"  # a narrow terminal cuts the end
         if self.live is not None:
             self.live.update(self.task, description=line)
         elif monotonic() - self.shown > self.SECONDS:
