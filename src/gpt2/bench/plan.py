@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
@@ -142,6 +143,7 @@ def plan(config: TrainConfig, hardware: Hardware, log: Log) -> Plan:
 
 def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_size: int) -> Memory:
     """Return the memory of a process that trains with micro-batches of `batch_size` sequences."""
+    is_single = hardware.processes == 1 and config.accumulation * config.batch_size == batch_size
     return accounting.memory(
         shape,
         Sharing(hardware.processes, config.parallel, config.zero_stage),
@@ -150,6 +152,7 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         optimizer=config.optimizer,
         compiled=config.compile,
         activation_checkpointing=config.activation_checkpointing,
+        accumulates=not is_single,
         device=hardware.device,
     )
 
@@ -214,7 +217,7 @@ def _plan_with(
 
 def _remedies(config: TrainConfig, shape: GPTConfig, hardware: Hardware) -> str:
     """Return the flags with which a single sequence fits, or what else helps, in words."""
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "--activation_checkpointing": {"activation_checkpointing": True},
         "--zero_stage=1": {"zero_stage": 1, "parallel": "ddp"},
         "--parallel=fsdp": {"parallel": "fsdp", "zero_stage": 0},
