@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from gpt2 import accounting
+from gpt2 import accounting, chunked_loss
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.model import GPT, PRESETS, GPTConfig
 from gpt2.optim.optimizers import make_optimizers, named_state
@@ -72,6 +73,40 @@ def test_a_block_keeps_what_the_arithmetic_says(half: bool, compiled: bool) -> N
     alone = accounting.Sharing()
     counted = [accounting.memory(c, alone, 4, half=half, compiled=compiled).activations for c in (deep, shallow)]
     assert counted[0] - counted[1] == pytest.approx(kept, rel=0.02)
+
+
+def peak_of_tensors(config: GPTConfig, half: bool) -> int:
+    """Bytes of the tensors of a forward pass of 8 sequences, at their largest, without the weights."""
+    loss_of = TrainingLoss(GPT(config))
+    idx = torch.zeros(8, config.block_size, dtype=torch.long)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:  # noqa: SIM117
+        with torch.autocast("cpu", torch.float16, half):
+            loss_of(idx, idx)
+    results: Any = profile.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes))
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_forward_pass_needs_what_the_arithmetic_says(
+    half: bool, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = GPTConfig(block_size=64, vocab_size=4000, n_layer=2, n_head=4, n_embd=32)
+    monkeypatch.setitem(chunked_loss.MAX_CHUNK_LOGITS, "cpu", 4000 * 512 // chunks)
+    counted = accounting.memory(config, accounting.Sharing(), 8, half=half, accumulates=False, device="cpu")
+    assert counted.activations + counted.logits == pytest.approx(peak_of_tensors(config, half), rel=0.06)
+    assert counted.gradients == 0
+
+
+def test_gradients_exist_with_activations_if_they_are_accumulated() -> None:
+    config = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=64)
+    kinds = [accounting.memory(config, accounting.Sharing(), 1, half=False, accumulates=a) for a in (True, False)]
+    passing = kinds[1].activations + kinds[1].logits
+    assert kinds[0].gradients == 4 * accounting.num_params(config)
+    assert kinds[1].gradients + passing == max(4 * accounting.num_params(config), passing)
 
 
 def test_state_of_a_parameter_takes_sixteen_bytes_until_it_is_shared() -> None:

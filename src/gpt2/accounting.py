@@ -21,8 +21,10 @@ PROCESS_BYTES, HALF_BYTES, COMPILER_BYTES = 270_000_000, 30_000_000, 190_000_000
 """Bytes of a process on a CPU besides its tensors, and what 16-bit products and torch.compile add to them."""
 EVALUATED_POSITIONS = 1024
 """Number of positions whose logits an evaluation computes at a time (`evaluation/scoring.py`)."""
-GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 2.2, 0.3, 1.1
+GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 2.7, 1.1, 1.9
 """Measured size of the gaps between tensors, relative to the logits of an evaluation in float32."""
+GAPS_OF_ONE_CHUNK = 1.2
+"""The same where an evaluation computes all logits of a batch at a time."""
 
 
 def parameter_shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -90,7 +92,7 @@ class Memory:
     parameters: int
     """Bytes of the parameters that the process keeps."""
     gradients: int
-    """Bytes of their gradients."""
+    """Bytes of their gradients, as far as they exist together with the activations."""
     optimizer: int
     """Bytes of the optimizer state."""
     gathered: int
@@ -119,6 +121,7 @@ def memory(
     optimizer: Literal["adamw", "muon"] = "adamw",
     compiled: bool = False,
     activation_checkpointing: bool = False,
+    accumulates: bool = True,
     device: str = "cuda",
 ) -> Memory:
     """Return the memory of a process that trains with micro-batches of (batch_size, block_size), without dropout.
@@ -127,6 +130,8 @@ def memory(
     one state tensor for each matrix of a block; its temporary memory is not counted, because the activations are free
     then. With `half`, matrix products are in bfloat16 or float16, and their inputs are kept in that dtype.
     Activations are counted as in Korthikanti et al. 2022, section 4.1, for attention that keeps no scores.
+    accumulates: whether gradients exist during the forward pass, as with several micro-batches or processes. In a
+    single one they take the place of the activations.
     """
     shapes = dict(parameter_shapes(config))
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -155,7 +160,8 @@ def memory(
     logits = _bytes_per_logit(half, compiled, device, has_chunks=positions < BT) * positions * config.vocab_size
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its converted weights
     process, allocator = _cpu_overhead(config, BT, half, compiled) if device == "cpu" else (0, 0)
-    return Memory(4 * local, 4 * local, momentum + adamw, gathered, activations, logits, process, allocator)
+    gradients = 4 * local if accumulates else max(0, 4 * local - activations - logits)
+    return Memory(4 * local, gradients, momentum + adamw, gathered, activations, logits, process, allocator)
 
 
 def _bytes_per_logit(half: bool, compiled: bool, device: str, has_chunks: bool) -> int:
@@ -176,13 +182,13 @@ def _cpu_overhead(config: GPTConfig, positions: int, half: bool, compiled: bool)
     """Return the bytes of a process on a CPU besides its tensors: of libraries, and of gaps between tensors.
 
     The constants are measured (`benchmarks/plan_check.py`, PyTorch 2.13, glibc). Memory that training has freed has
-    gaps too small for the logits of an evaluation, where an evaluation needs several chunks of them.
+    gaps too small for the logits of an evaluation.
     """
     process = PROCESS_BYTES + (HALF_BYTES if half else 0) + (COMPILER_BYTES if compiled else 0)
-    if positions <= EVALUATED_POSITIONS:
-        return process, 0
     gaps = GAPS if not compiled else GAPS_COMPILED_HALF if half else GAPS_COMPILED
-    return process, int(gaps * 4 * EVALUATED_POSITIONS * config.vocab_size)
+    if positions <= EVALUATED_POSITIONS:
+        gaps = min(gaps, GAPS_OF_ONE_CHUNK)
+    return process, int(gaps * 4 * min(positions, EVALUATED_POSITIONS) * config.vocab_size)
 
 
 def largest_zero_share(sizes: list[int], processes: int) -> int:

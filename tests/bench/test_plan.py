@@ -6,6 +6,7 @@ import pytest
 
 from gpt2 import accounting, device
 from gpt2.accounting import Sharing
+from gpt2.bench import probe
 from gpt2.bench.gpus import ASSUMED_MFU, GPUS, PUBLISHED, find_gpu
 from gpt2.bench.plan import SPARE, Plan, estimate, for_gpus, plan, this_machine
 from gpt2.bench.plan_text import published_mfu, span
@@ -48,7 +49,9 @@ def test_the_largest_micro_batch_that_fits_is_chosen(
     assert found.config.tokens_per_step == CONFIG.tokens_per_step
 
     def needs(batch_size: int) -> int:
-        return accounting.memory(SHAPE, Sharing(processes), batch_size, half=False, compiled=True, device="cpu").total
+        accumulates = processes > 1 or batch_size < 60
+        options: dict[str, Any] = {"half": False, "compiled": True, "device": "cpu", "accumulates": accumulates}
+        return accounting.memory(SHAPE, Sharing(processes), batch_size, **options).total
 
     each = 60 // processes
     fitting = [b for b in range(1, each + 1) if each % b == 0 and needs(b) <= (1 - SPARE) * size]
@@ -73,7 +76,8 @@ def test_a_run_that_does_not_fit_is_refused_with_remedies(monkeypatch: pytest.Mo
     assert plan(sharded, for_gpus(sharded, gpu, 8), silent).fits
 
 
-def test_the_command_prints_the_plan(gpt2_command) -> None:
+def test_the_command_prints_the_plan(gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SHORT_SECONDS", 0.1)
     status, out, err = gpt2_command("plan", *TINY, "--json")
     assert status == 0, err
     found = json.loads(out)
@@ -136,7 +140,8 @@ def test_a_corpus_that_is_not_prepared_is_described_without_a_network(gpt2_comma
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     status, out, err = gpt2_command("plan", "gpt2", "--no-probe", "--device=cpu")
     assert status == 0, err
-    assert "fineweb-edu is not prepared yet: gpt2 train downloads 28.52 GB" in out
+    assert "fineweb-edu (about 10 billion tokens) is not prepared yet:" in out
+    assert "gpt2 train downloads 28.52 GB and prepares it first" in out
     assert all(corpus.size > 0 for corpus in CORPORA.values())
 
 

@@ -143,6 +143,7 @@ def plan(config: TrainConfig, hardware: Hardware, log: Log) -> Plan:
 
 def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_size: int) -> Memory:
     """Return the memory of a process that trains with micro-batches of `batch_size` sequences."""
+    is_single = hardware.processes == 1 and config.accumulation * config.batch_size == batch_size
     return accounting.memory(
         shape,
         Sharing(hardware.processes, config.parallel, config.zero_stage),
@@ -151,6 +152,7 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         optimizer=config.optimizer,
         compiled=config.compile,
         activation_checkpointing=config.activation_checkpointing,
+        accumulates=not is_single,
         device=hardware.device,
     )
 

@@ -13,7 +13,7 @@ from gpt2.model import GPTConfig
 
 KINDS = {
     "parameters": "weights, in float32",
-    "gradients": "one for each weight, in float32",
+    "gradients": "in float32; those of a single micro-batch replace activations",
     "optimizer": "state of the optimizer, in float32",
     "gathered": "full tensors of FSDP",
     "activations": "kept for the backward pass; grow with batch_size",
@@ -29,7 +29,9 @@ UNITS = (
     ("minutes", 60, 90),
     ("seconds", 1, 0),
 )
-"""Units of time: name, seconds, and from how many seconds on they are used."""
+"""Units of time: name, seconds, and the number of seconds from which on they are used."""
+SHORTEST = 0.1
+"""Seconds that any time is rounded up to."""
 
 
 def figures(found: Plan, time: Estimate | None, price: float | None) -> dict[str, Any]:
@@ -86,8 +88,7 @@ def described(found: Plan) -> str:
         *_about_data(found),
         f"training  {work.steps:,} steps × {config.tokens_per_step:,} tokens = {short(work.tokens)} tokens"
         + ("" if found.epochs is None else f", {found.epochs:,.3g} epochs"),
-        f"          {found.tokens_per_parameter:,.3g} tokens per parameter; {CHINCHILLA} make the best use of the "
-        "arithmetic (Chinchilla)",
+        f"          {found.tokens_per_parameter:,.3g} tokens per parameter; Chinchilla recommends {CHINCHILLA}",
         f"          {flops_per_token(shape) / 1e9:,.3g} GFLOP per token, {found.flops:.3g} FLOP in all",
         f"step      {chosen}",
         f"memory    {gb(found.memory.total)} of {gb(found.hardware.available)} "
@@ -95,7 +96,7 @@ def described(found: Plan) -> str:
         + f", in {found.hardware.dtype}",
     ]
     for kind, size in asdict(found.memory).items():
-        if size:
+        if size or kind == "gradients":
             lines.append(f"          {gb(size):>9} {kind:<11} {KINDS[kind]}")
     checkpoints = f"{work.kept} × {gb(work.checkpoint)} of checkpoints"
     lines.append(f"disk      {gb(work.disk)}: {checkpoints}, {gb(work.log)} of log")
@@ -152,6 +153,7 @@ def published_mfu(gpu: str, tokens_per_second: float) -> float:
 
 def span(low: float, high: float) -> str:
     """Return a range of seconds with two significant digits in one unit, such as `2.4 to 3.8 hours`."""
+    low, high = max(low, SHORTEST), max(high, SHORTEST)
     unit, size = next((unit, size) for unit, size, least in UNITS if high >= least)
     ends = [_number(low / size), _number(high / size)]
     return f"{ends[0]} {unit}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} {unit}"
@@ -197,8 +199,11 @@ def _about_data(found: Plan) -> list[str]:
     if not data.name:
         return ["data      no dataset is named, so the number of epochs is unknown"]
     source = f"reads {gb(data.download)} on this machine" if data.is_local else f"downloads {gb(data.download)}"
-    about = f", about {short(splits['train'])} tokens" if "train" in splits else ""
-    return [f"data      {data.name} is not prepared yet: gpt2 train {source} and prepares it first{about}"]
+    about = f" (about {short(splits['train'])} tokens)" if "train" in splits else ""
+    return [
+        f"data      {data.name}{about} is not prepared yet:",
+        f"          gpt2 train {source} and prepares it first",
+    ]
 
 
 def _published() -> list[str]:

@@ -5,6 +5,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gpt2 import accounting, device
 from gpt2.bench.sample import measure as measure_decoding
@@ -19,8 +20,8 @@ from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
 from gpt2.training.timing import phase_seconds
 
-WARMUP_STEPS, STEPS = 1, 5
-"""Number of optimizer steps before the timed ones, and the largest number of timed ones."""
+WARMUP_STEPS, STEPS, SHORT_SECONDS = 1, 5, 4.0
+"""Number of optimizer steps before the timed ones, and of timed ones. Short steps are repeated for some seconds."""
 STEP_SECONDS = 4.0
 """Seconds that an optimizer step of the probe should take at most on a CPU, whose micro-batch is made smaller."""
 LONGEST_STEP = 30.0
@@ -68,29 +69,35 @@ def probe(config: TrainConfig, shape: GPTConfig, processes: int, log: Log) -> Sp
             began = time.perf_counter()
             estimate_losses(run)
             evaluated = 2 * batch_size * config.block_size / (time.perf_counter() - began)
-            new = min(SAMPLED_TOKENS, config.block_size - 1)
-            decoding = measure_decoding(run.model, prompt_tokens=1, new_tokens=new, rounds=1, dtype=run.config.dtype)
+            sampled = evaluated
+            if (new := min(SAMPLED_TOKENS, config.block_size - 1)) > 1:
+                options: dict[str, Any] = {
+                    "prompt_tokens": 1,
+                    "new_tokens": new,
+                    "rounds": 1,
+                    "dtype": run.config.dtype,
+                }
+                sampled = measure_decoding(run.model, **options).tokens_per_second
     once = sum(phases[phase] for phase in ("reduce", "optimizer"))
     micro_batches = config.accumulation * config.batch_size / processes / batch_size
     seconds = micro_batches * (sum(phases.values()) - once) + once
-    return Speed(config.tokens_per_step / seconds, processes * evaluated, decoding.tokens_per_second)
+    return Speed(config.tokens_per_step / seconds, processes * evaluated, sampled)
 
 
 def _timed_steps(run: Run, log: Log) -> dict[str, float]:
     """Make optimizer steps and return the median seconds of each phase."""
-    phases, began = [], time.perf_counter()
-    for number in range(WARMUP_STEPS + STEPS):
+    phases: list[dict[str, float]] = []
+    began = now = time.perf_counter()
+    while not phases or now - began < (SECONDS if len(phases) < STEPS else SHORT_SECONDS):
         start = time.perf_counter()
         result = train_step(run)
         result.loss.item()  # waits for the device
         run.state.step += 1
-        if number >= WARMUP_STEPS:
+        if run.state.step > WARMUP_STEPS:
             phases.append(phase_seconds(result.marks))
         now = time.perf_counter()
         if now - start > 1:
-            log(f"step {number + 1} of at most {WARMUP_STEPS + STEPS} took {now - start:.1f} s")
-        if phases and now - began > SECONDS:
-            break
+            log(f"step {run.state.step} of at most {WARMUP_STEPS + STEPS} took {now - start:.1f} s")
     return {phase: statistics.median(each[phase] for each in phases) for phase in phases[0]}
 
 
