@@ -32,7 +32,7 @@ from gpt2.training.setting import PORT, PROCESSES, RECORDS, within
 
 EXAMPLES = """\
   gpt2 train shakespeare_char_cpu                        # a small character model, a minute on a laptop
-  gpt2 train --dataset=mine --model=d6 --max_iters=5000  # your own text, after gpt2 prepare notes.txt --out=data/mine
+  gpt2 train own_text --dataset=mine                     # your own text, after gpt2 prepare notes.txt --out=data/mine
   gpt2 train --init_from=resume --out_dir=out            # go on with a run that was stopped"""
 """What `gpt2 train` can do, for users who give it nothing to train."""
 
