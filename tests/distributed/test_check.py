@@ -54,7 +54,7 @@ def test_what_processes_can_share_is_not(size: int, changes: dict) -> None:
 def test_a_micro_batch_is_split_into_the_fewest_that_the_processes_can_share(
     size: int, settings: dict, split: tuple[int, int]
 ) -> None:
-    config, lines = TrainConfig(**settings), []
+    config, lines = TrainConfig(**settings).resolved(), []
     new = shared(config, SimpleNamespace(size=size), lines.append)
     assert (new.batch_size, new.accumulation) == split
     assert new.tokens_per_step == config.tokens_per_step
