@@ -17,11 +17,11 @@ BLOCK = {
     "mlp.c_proj": (1, 4),
 }
 """The modules of a block and the shapes of their weights, in units of n_embd."""
-PROCESS_BYTES, HALF_BYTES, COMPILER_BYTES = 270_000_000, 30_000_000, 190_000_000
+PROCESS_BYTES, HALF_BYTES, COMPILER_BYTES = 285_000_000, 30_000_000, 175_000_000
 """Bytes of a process on a CPU besides its tensors, and what 16-bit products and torch.compile add to them."""
 EVALUATED_POSITIONS = 1024
 """Number of positions whose logits an evaluation computes at a time (`evaluation/scoring.py`)."""
-GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 2.7, 1.1, 1.9
+GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 2.1, 1.1, 1.7
 """Measured size of the gaps between tensors, relative to the logits of an evaluation in float32."""
 GAPS_OF_ONE_CHUNK = 1.2
 """The same where an evaluation computes all logits of a batch at a time."""

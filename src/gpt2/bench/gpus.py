@@ -36,7 +36,7 @@ GPUS = (
     GPU("L4", 24, 121, 300),  # NVIDIA L4 data sheet, 2023, half of its rate with sparsity
     GPU("RTX-3090", 24, 71, 936),  # NVIDIA Ampere GA102 white paper, 2021, appendix A
     GPU("RTX-4090", 24, 165, 1008),  # NVIDIA Ada architecture white paper, 2023, appendix A
-    GPU("RTX-5090", 32, 209, 1792),  # NVIDIA RTX Blackwell architecture white paper, 2025, appendix A
+    GPU("RTX-5090", 32, 209.5, 1792),  # NVIDIA RTX Blackwell architecture white paper, 2025, appendix A
     GPU("A100-40GB", 40, 312, 1555),  # NVIDIA A100 data sheet, 2020
     GPU("A100", 80, 312, 2039),  # NVIDIA A100 data sheet, 2022, SXM; the PCIe card has 1,935 GB/s
     GPU("L40S", 48, 362, 864),  # NVIDIA L40S data sheet, 2023
