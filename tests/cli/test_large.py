@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.cli.large import ask_for_corpus
+from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
 
 
@@ -45,3 +46,9 @@ def test_on_a_terminal_it_asks(answer: str, goes_on: bool, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["shakespeare_char", "pystdlib", "a/folder", ""])
 def test_small_and_unknown_data_raise_no_question(name: str) -> None:
     ask_for_corpus(name, "data", yes=False)
+
+
+def test_a_prepared_corpus_raises_no_question(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some words\n" * 100)
+    prepare(tmp_path / "text.txt", out=tmp_path / "data" / "tinystories", tokenizer="byte")
+    ask_for_corpus("tinystories", "data", yes=False)

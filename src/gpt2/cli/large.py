@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -17,11 +18,13 @@ def ask_for_corpus(dataset: str, data_dir: str, yes: bool) -> None:
     `yes` answers the question. Raises UserError for the answer no, and where there is no terminal to ask on.
     """
     from gpt2.data.corpora import CORPORA
-    from gpt2.data.dataset import find_dataset
+    from gpt2.data.dataset import is_dataset
 
     corpus = CORPORA.get(dataset)
-    if corpus is None or not corpus.is_large or find_dataset(dataset, data_dir) is not None:
+    if corpus is None or not corpus.is_large:
         return
+    if any(path.is_dir() and is_dataset(path) for path in (Path(dataset), Path(data_dir) / dataset)):
+        return  # opened later: that takes time for a large one
     hours = corpus.tokens / TOKENS_PER_SECOND / (os.cpu_count() or 1) / 3600
     note(
         f"the corpus {dataset} is not prepared yet: a download of {corpus.size / 1e9:,.1f} GB, about "
