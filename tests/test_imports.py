@@ -102,3 +102,16 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_preparing_text_does_not_wait_for_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some words\n" * 200)
+    program = (
+        "import sys; from gpt2.cli import main\n"
+        "try: main(['prepare', 'text.txt', '--tokenizer=byte', '--out=d'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False"]
+    assert (tmp_path / "d" / "train.bin").is_file()

@@ -150,10 +150,11 @@ def parsed_part(text: str | None) -> tuple[int, int]:
 def chosen_tokenizer(name: str | None) -> "str | Tokenizer | None":
     """Return the name of a tokenizer to make, or the existing tokenizer that `name` stands for. Raises UserError."""
     from gpt2.data.prepare import TOKENIZERS
-    from gpt2.formats.open import named_tokenizer
 
     if name is None or name in TOKENIZERS:
         return name
     if not Path(name).exists():
         raise UserError(f"no tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}, or name a model or a dataset")
+    from gpt2.formats.open import named_tokenizer  # here, because it imports PyTorch, which takes two seconds
+
     return named_tokenizer(name)
