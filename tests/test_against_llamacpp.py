@@ -8,7 +8,8 @@ import torch
 
 from gpt2.formats.export import export
 from gpt2.formats.source import Source, StoredTensor
-from gpt2.generation.engine import stream_tokens
+from gpt2.generation.engine import complete
+from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
@@ -51,9 +52,9 @@ def test_tokens_and_greedy_continuations_are_ours(model: GPT, tokenizer: Tokeniz
         assert theirs.detokenize(ids).decode() == prompt
         theirs.reset()
         theirs.eval(ids)
-        for token, _ in zip(stream_tokens(model, torch.tensor([ids]), temperature=0), range(50), strict=False):
+        for token in complete(model, [ids], 50, Sampling(temperature=0))[0]:
             likeliest = int(np.argmax(theirs.scores[theirs.n_tokens - 1]))
-            assert likeliest == int(token)
+            assert likeliest == token
             theirs.eval([likeliest])
 
 

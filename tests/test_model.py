@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gpt2 import chunked_loss
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.errors import UserError
-from gpt2.generation.kv_cache import KVCache
+from gpt2.generation.kv_cache import KVCache, KVMemory
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim.optimizers import make_optimizers
 from gpt2.training.compile import checkpoint_activations
@@ -299,8 +299,12 @@ def test_cache_gives_the_same_hidden_states_in_any_pieces(pieces: list[int], fla
     config = GPTConfig(block_size=8, vocab_size=20, n_layer=2, n_head=2, n_embd=16, flash=flash)
     model = GPT(config).double()
     idx = torch.randint(0, 20, (2, 8))
-    cache = KVCache(config, 2, torch.device("cpu"), torch.float64)
-    chunks = [model.hidden(chunk, cache=cache) for chunk in idx.split(pieces, dim=1)]
+    cache = KVMemory(config, 2, torch.device("cpu"), torch.float64)
+    chunks, start = [], 0
+    for chunk in idx.split(pieces, dim=1):
+        window = KVCache(cache, 0, [start, start], chunk.size(1))
+        chunks.append(model.hidden(chunk, window.mask, window, window.positions))
+        start += chunk.size(1)
     assert torch.allclose(torch.cat(chunks, dim=1), model.hidden(idx), rtol=0, atol=1e-12)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gpt2.data.prepare import prepare
     from gpt2.errors import UserError
     from gpt2.formats.open import load
-    from gpt2.generation.engine import generate
+    from gpt2.generation.text import generate
     from gpt2.inside.attention import attention_weights
     from gpt2.model import GPT, GPTConfig
     from gpt2.training.config import TrainConfig
@@ -51,7 +51,7 @@ _MODULE_OF = {
     "attention_weights": "gpt2.inside.attention",
     "evaluate": "gpt2.api",
     "export": "gpt2.api",
-    "generate": "gpt2.generation.engine",
+    "generate": "gpt2.generation.text",
     "load": "gpt2.formats.open",
     "load_recipe": "gpt2.training.recipes",
     "plot": "gpt2.api",

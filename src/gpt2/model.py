@@ -129,6 +129,10 @@ class Embedding(nn.Embedding):
         if not self.weight.is_meta:  # there PyTorch would import torch._dynamo to draw nothing, which takes a second
             super().reset_parameters()
 
+    def unembed(self, x: Tensor) -> Tensor:
+        """Return the product (..., V) of hidden states (..., C) with each embedding; the head is tied."""
+        return F.linear(x, self.weight)
+
 
 class Transformer(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
@@ -159,14 +163,14 @@ class GPT(NanoGPTMethods):
                 nn.init.zeros_(parameter)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, mask: Tensor | None = None, cache: "KVCache | None" = None
+        self, idx: Tensor, targets: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits and, with targets, their mean cross-entropy in nats, a float32 scalar.
 
         idx: int64 (B, T). targets: int64 (B, T), where -1 is ignored. Without targets the logits are those of the
-        last position, (B, 1, V), and the loss is None; with targets they are (B, T, V). mask and cache: see `hidden`.
+        last position, (B, 1, V), and the loss is None; with targets they are (B, T, V). mask: see `hidden`.
         """
-        x = self.hidden(idx, mask, cache)
+        x = self.hidden(idx, mask)
         if targets is None:
             return self.head(x[:, [-1]]), None
         logits = self.head(x)
@@ -179,22 +183,18 @@ class GPT(NanoGPTMethods):
         """Return the final hidden states, (B, T, C), after `ln_f`.
 
         idx: int64 (B, T). mask: bool (B, 1, T, S), True where a position (third axis) attends to another (last axis);
-        None is causal attention. With a cache, idx continues the S - T positions in it. positions: int64 (T,) or
-        (B, T); by default they count from the number of positions in the cache, or from 0.
+        None is causal attention, or attention to all S positions if T is 1. cache: keeps the keys and values of idx,
+        and returns those of all S positions. positions: int64 (T,) or (B, T), by default 0 … T - 1.
         """
-        past = 0 if cache is None else cache.length
-        end = past + idx.size(1)
         if positions is None:
-            assert end <= self.config.block_size, f"{end} positions; block_size is {self.config.block_size}"
-            positions = torch.arange(past, end, device=idx.device)
+            assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions; see block_size of the config"
+            positions = torch.arange(idx.size(1), device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.transformer.h:
             x = block(x, mask, cache)
-        if cache is not None:
-            cache.length = end
         return self.transformer.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
         """Return the logits (..., V) of hidden states (..., C)."""
-        return F.linear(x, self.transformer.wte.weight)
+        return self.transformer.wte.unembed(x)

@@ -40,11 +40,13 @@ class NanoGPTMethods(nn.Module):
 
         The global random generator of the model's device draws, as in nanoGPT. `gpt2.generate` works on text.
         """
-        from gpt2.generation.engine import stream_tokens
+        from gpt2.generation.engine import complete
+        from gpt2.generation.sampling import Sampling
 
-        tokens = stream_tokens(cast("GPT", self), idx, temperature=temperature, top_k=top_k)
-        new = [token for _, token in zip(range(max_new_tokens), tokens, strict=False)]
-        return torch.cat([idx, *new], dim=1)
+        seeds = torch.randint(1 << 62, (len(idx),), device=idx.device).tolist()
+        sampling = Sampling(temperature=temperature, top_k=top_k)
+        new = complete(cast("GPT", self), idx.tolist(), max_new_tokens, sampling, seeds)
+        return torch.cat([idx, torch.tensor(new, device=idx.device)], dim=1)
 
     def configure_optimizers(
         self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str = ""

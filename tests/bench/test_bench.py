@@ -56,13 +56,13 @@ def test_an_existing_run_is_not_changed(tiny) -> None:
 
 def test_decoding_is_measured() -> None:
     model = GPT(GPTConfig(block_size=16, vocab_size=11, n_layer=1, n_head=1, n_embd=4))
-    speed = sample_bench.measure(model, prompt_tokens=3, new_tokens=5, rounds=3, dtype="float32")
+    speed = sample_bench.measure(model, prompt_tokens=3, new_tokens=5, rounds=3)
     assert speed.slowest <= speed.tokens_per_second <= speed.fastest
     assert speed.bytes_per_second == pytest.approx(
         4 * model.get_num_params(non_embedding=False) * speed.tokens_per_second
     )
     with pytest.raises(UserError, match=r"prompt_tokens=12 and new_tokens=5 are more than the model's 16 positions"):
-        sample_bench.measure(model, prompt_tokens=12, new_tokens=5, rounds=3, dtype="float32")
+        sample_bench.measure(model, prompt_tokens=12, new_tokens=5, rounds=3)
 
 
 def test_batches_are_measured(dataset: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_commands_print_figures(tiny, gpt2_command, tmp_path: Path, monkeypa
     assert "tokens/s (median of 2 optimizer steps; " in out
     status, out, _ = gpt2_command("bench", "sample", "run", "--prompt_tokens=2", "--new_tokens=3", "--json")
     assert status == 0
-    assert json.loads(out)["tokens_per_second"] > 0
+    assert json.loads(out)["speeds"][0]["tokens_per_second"] > 0
     status, out, _ = gpt2_command("bench", "data", dataset, "--block_size=16", "--steps=3")
     assert (status, "tokens/s · " in out) == (0, True)
     Path("trace.json").touch()

@@ -9,8 +9,8 @@ import pytest
 from gpt2.bench.data import measure
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
-from gpt2.generation import engine
-from gpt2.generation.engine import read_prompt
+from gpt2.generation import text as text_module
+from gpt2.generation.text import read_prompt
 from gpt2.model import GPTConfig
 from gpt2.spelling import distance, nearest
 from gpt2.training.budget import require_memory
@@ -77,7 +77,7 @@ def test_a_batch_that_cannot_fit_into_memory_is_not_measured(dataset: Path) -> N
 def test_a_prompt_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="larger than 67,108,864 bytes"):
         read_prompt("FILE:/dev/zero")
-    monkeypatch.setattr(engine, "LARGEST_PROMPT", 3)
+    monkeypatch.setattr(text_module, "LARGEST_PROMPT", 3)
     (tmp_path / "p.txt").write_text("abc")
     assert read_prompt(f"FILE:{tmp_path}/p.txt") == "abc"
     (tmp_path / "p.txt").write_text("abcd")

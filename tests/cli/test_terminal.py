@@ -16,7 +16,7 @@ from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.evaluation.hellaswag import read_tasks
 from gpt2.formats.open import open_model
-from gpt2.generation.engine import read_prompt
+from gpt2.generation.text import read_prompt
 from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train

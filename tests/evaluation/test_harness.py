@@ -18,7 +18,8 @@ from gpt2.formats import safetensors_file
 from gpt2.formats.export import export
 from gpt2.formats.open import load, open_model
 from gpt2.formats.source import Extras
-from gpt2.generation.engine import stream_tokens
+from gpt2.generation.engine import complete
+from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
 
@@ -164,11 +165,9 @@ def test_real_hellaswag_is_the_same_three_ways(
     check_three_ways(tmp_path, data, (str(file), str(tmp_path / "hf")), gpt2_command, 300)
 
 
-@torch.no_grad()
 def continued(model: GPT, tokenizer: Tokenizer, prompt: str, count: int) -> str:
     """Return the text of the likeliest tokens after a prompt."""
-    tokens = stream_tokens(model, torch.tensor([tokenizer.encode(prompt)]), temperature=0)
-    return tokenizer.decode([int(token) for token in itertools.islice(tokens, count)])
+    return tokenizer.decode(complete(model, [tokenizer.encode(prompt)], count, Sampling(temperature=0))[0])
 
 
 def test_likelihoods_and_greedy_continuations_are_those_of_hf(

@@ -15,7 +15,8 @@ from gpt2.formats.export import export, logits_of
 from gpt2.formats.huggingface import is_hub_name
 from gpt2.formats.open import load, open_model
 from gpt2.formats.source import TRANSPOSED
-from gpt2.generation.engine import stream_tokens
+from gpt2.generation.engine import complete
+from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT, GPTConfig
 from gpt2.special_tokens import SpecialTokens
 from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer, gpt2_tokenizer, train_bpe
@@ -301,7 +302,7 @@ def test_published_sizes_in_both_directions(preset: str, gpt2_vocabulary: None, 
 
 def assert_same_greedy(model: GPT, network) -> None:
     prompt = torch.randint(50257, (1, 8), generator=torch.Generator().manual_seed(0))
-    tokens = [int(t) for t, _ in zip(stream_tokens(model, prompt, temperature=0), range(50), strict=False)]
+    tokens = complete(model, prompt.tolist(), 50, Sampling(temperature=0))[0]
     generated = network.generate(prompt, do_sample=False, max_new_tokens=50, min_new_tokens=50, pad_token_id=0)
     assert tokens == generated[0, 8:].tolist()
 

@@ -1,138 +1,194 @@
-"""Generated tokens and text: the cache, the seed, the end of the text, and wrong settings."""
+"""Texts are decoded together, and each gets the tokens that it gets alone and without a cache."""
 
-from itertools import islice
+import random
+from collections import defaultdict
 
 import pytest
 import torch
+from generation.models import greedy, random_model
 
 from gpt2.errors import UserError
-from gpt2.generation.engine import encode_prompt, generate, stream_text, stream_tokens
-from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import ByteTokenizer, CharTokenizer
+from gpt2.generation.engine import Engine, complete
+from gpt2.generation.request import LogProbs, Request, Token
+from gpt2.generation.sampling import Sampling
+from gpt2.model import GPT
+
+GREEDY = Sampling(temperature=0)
 
 
-def random_model(vocab_size: int = 257, block_size: int = 16, **changes) -> GPT:
-    torch.manual_seed(0)
-    config = GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=2, n_head=2, n_embd=32, **changes)
-    model = GPT(config).eval()
-    for parameter in model.parameters():
-        parameter.data *= 5  # so that the likeliest token is not always the last one again
-    return model
+def decoded(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    for request in requests:
+        engine.submit(request)
+    new: dict[int, list[int]] = defaultdict(list)
+    for token in engine.run():
+        new[id(token.request)].append(token.id)
+    return [new[id(request)] for request in requests]
 
 
-def take(model: GPT, prompt: torch.Tensor, n: int, **settings) -> list[list[int]]:
-    return torch.cat(list(islice(stream_tokens(model, prompt, **settings), n)), dim=1).tolist()
+def mixed_requests(reanchor: bool) -> list[Request]:
+    """Prompts of many lengths, some longer than the context of 16, and some that begin in the same way."""
+    rng = random.Random(0)
+    lengths = [1, 2, 5, 9, 15, 16, 17, 40, 1, 3]
+    prompts = [[rng.randrange(257) for _ in range(length)] for length in lengths]
+    common = [rng.randrange(257) for _ in range(10)]
+    prompts += [common + [rng.randrange(257) for _ in range(n)] for n in (1, 1, 3, 4)]
+    return [Request(prompt, rng.choice([1, 4, 20]), GREEDY, reanchor=reanchor) for prompt in prompts]
 
 
-@pytest.mark.parametrize("prompt_length", [1, 7, 15, 16, 17, 40])
-def test_greedy_tokens_are_the_same_with_and_without_cache_across_the_context(prompt_length: int) -> None:
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("reanchor", [False, True])
+def test_every_text_is_the_same_as_alone_without_a_cache(reanchor: bool, flash: bool, monkeypatch) -> None:
+    monkeypatch.setattr("gpt2.generation.engine.LEAST_SHARED", 4)
+    model = random_model(flash=flash)
+    requests = mixed_requests(reanchor)
+    expected = [greedy(model, request.prompt, request.max_new_tokens, reanchor) for request in requests]
+    assert len(set(map(tuple, expected))) > 10, "they differ, so that a mix-up would be seen"
+    for slots, prefill_tokens, prefix_bytes, n_behind in [
+        (1, 512, 0, 0),
+        (3, 5, 10**6, 0),
+        (5, 24, 10**5, 1),
+        (20, 512, 0, 1),
+    ]:
+        engine = Engine(model, slots=slots, prefill_tokens=prefill_tokens, prefix_bytes=prefix_bytes)
+        engine.n_behind = n_behind  # 1 as on a GPU, where a step is read after the next one was launched
+        assert decoded(engine, requests) == expected, (slots, prefill_tokens)
+        assert decoded(engine, requests[::-1]) == expected[::-1], "again, with what is kept of the first time"
+
+
+def test_sampled_texts_do_not_depend_on_the_others() -> None:
     model = random_model()
-    prompt = torch.randint(0, 257, (2, prompt_length), generator=torch.Generator().manual_seed(1))
-    cached = take(model, prompt, 40, temperature=0)
-    assert cached == take(model, prompt, 40, temperature=0, use_cache=False)
-    assert len(set(cached[0])) > 5
-    idx = prompt  # nanoGPT's computation gives the same tokens
-    for _ in range(40):
-        logits, _ = model(idx[:, -16:])
-        idx = torch.cat([idx, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert cached == idx[:, prompt_length:].tolist()
+    rng = random.Random(1)
+    kinds = [Sampling(), Sampling(0.5, top_k=20), Sampling(top_p=0.8, repetition_penalty=1.3), Sampling(min_p=0.02)]
+    requests = [
+        Request(
+            [rng.randrange(257) for _ in range(rng.randrange(1, 9))], rng.randrange(1, 12), rng.choice(kinds), seed
+        )
+        for seed in range(60)
+    ]
+    alone = [decoded(Engine(model, slots=1), [request])[0] for request in requests]
+    assert decoded(Engine(model, slots=7, prefill_tokens=20), requests) == alone
+    assert decoded(Engine(model, slots=32), requests) == alone
+    assert len(set(map(tuple, alone))) > 50
+
+
+def count_computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
+    hidden = GPT.hidden
+    monkeypatch.setattr(
+        GPT,
+        "hidden",
+        lambda self, idx, *rest, **named: shapes.append(tuple(idx.shape)) or hidden(self, idx, *rest, **named),
+    )
+    return shapes
 
 
 def test_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = count_computed(monkeypatch)
+    complete(random_model(), [[0] * 4], 14, GREEDY)
+    assert shapes == [(1, 4)] + [(1, 1)] * 12 + [(1, 16)]
+
+
+def test_long_prompts_do_not_hold_up_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = count_computed(monkeypatch)
+    engine = Engine(random_model(block_size=64), slots=2, prefill_tokens=10)
+    engine.submit(Request([1], 20, GREEDY))
+    engine.step()
+    engine.submit(Request([2] * 25, 2, GREEDY))
+    assert [len(engine.step()) for _ in range(4)] == [1, 1, 3, 1], "the third step completes the prompt of 25"
+    assert shapes[1:] == [(1, 1), (1, 10), (1, 1), (1, 10), (1, 1), (1, 5), (2, 1), (1, 1)]
+
+
+def test_samples_of_one_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = count_computed(monkeypatch)
+    requests = [Request(list(range(40)), 3, Sampling(), seed) for seed in range(5)]
+    decoded(Engine(random_model(block_size=64), slots=5), requests)
+    assert shapes[:3] == [(1, 40), (1, 1), (4, 1)], "the prompt once, then its last token for the other four"
+
+
+def test_a_later_prompt_reuses_an_earlier_text_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(block_size=64)
+    of_text = 2 * 2 * 32 * 4 * 31  # keys and values of 2 layers, 32 channels in float32, 30 + 2 - 1 positions
+    first, second = ([start] * 30 for start in (1, 2))
+    for memory, computed in ((2 * of_text, 2), (of_text, 32), (0, 32)):
+        engine = Engine(model, slots=1, prefix_bytes=memory)
+        decoded(engine, [Request(first, 2, GREEDY), Request(second, 2, GREEDY)])
+        assert engine.prefixes.n_bytes <= memory
+        with monkeypatch.context() as patch:
+            shapes = count_computed(patch)
+            again = decoded(engine, [Request([*first, 7, 8], 5, GREEDY)])
+        assert shapes[0] == (1, computed), memory
+        assert again == [greedy(model, [*first, 7, 8], 5)]
+
+
+def test_cancelling_frees_the_slot_at_once() -> None:
+    engine = Engine(random_model(), slots=1)
+    first, second = Request([1], 10, GREEDY), Request([2], 2, GREEDY)
+    engine.submit(first)
+    engine.submit(second)
+    engine.step()
+    engine.cancel(first)
+    engine.cancel(first)
+    assert [token.request for token in engine.step()] == [second, second]
+    assert engine.is_idle
+
+
+def test_a_text_ends_with_an_end_token() -> None:
     model = random_model()
-    seen = []
-    hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, idx, *rest: seen.append(idx.size(1)) or hidden(self, idx, *rest))
-    take(model, torch.zeros(1, 4, dtype=torch.int64), 14, temperature=0)
-    assert seen == [4] + [1] * 12 + [16]
+    expected = greedy(model, [3], 12)
+    end = expected[4]
+    length = expected.index(end) + 1
+    for n_behind in (0, 1):
+        engine = Engine(model, slots=2)
+        engine.n_behind = n_behind
+        requests = [Request([3], 12, GREEDY, ends=frozenset({end})), Request([3], 12, GREEDY)]
+        for request in requests:
+            engine.submit(request)
+        tokens = [token for token in engine.run() if token.request is requests[0]]
+        assert [token.id for token in tokens] == expected[:length]
+        assert [token.ending for token in tokens] == [None] * (length - 1) + ["stop"]
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn() -> None:
     model = random_model(vocab_size=300)
-    tokens = take(model, torch.zeros(50, 1, dtype=torch.int64), 20, temperature=5.0, vocab_size=257)
-    assert max(max(row) for row in tokens) < 257
-    without = take(model, torch.zeros(50, 1, dtype=torch.int64), 20, temperature=5.0)
-    assert max(max(row) for row in without) >= 257
+    requests = [Request([0], 20, Sampling(temperature=5.0), seed) for seed in range(20)]
+    assert max(map(max, decoded(Engine(model, vocab_size=257), requests))) < 257
+    assert max(map(max, decoded(Engine(model), requests))) >= 257
 
 
-def test_seed_decides_the_text() -> None:
-    model, tokenizer = random_model(), ByteTokenizer()
-    first = generate(model, tokenizer, "ab", max_new_tokens=30, seed=1)
-    assert first == generate(model, tokenizer, "ab", max_new_tokens=30, seed=1)
-    assert first != generate(model, tokenizer, "ab", max_new_tokens=30, seed=2)
+def reference_logprobs(model: GPT, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.head(model.hidden(torch.tensor([tokens])))[0].double().log_softmax(-1)
 
 
-class Scripted(GPT):
-    """Predicts the bytes of a script, whatever the prompt."""
-
-    def __init__(self, script: list[int]) -> None:
-        super().__init__(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=4))
-        self.script = iter(script)
-
-    def forward(self, idx, targets=None, cache=None):
-        logits = torch.full((1, 1, 257), -1e9)
-        logits[0, 0, next(self.script)] = 0.0
-        return logits, None
-
-
-def test_text_ends_at_end_of_text() -> None:
-    assert generate(Scripted([*b"hey", 256, *b"more"]), ByteTokenizer(), "x") == "hey"
-
-
-def test_pieces_are_complete_characters() -> None:
-    text = "né☕!"
-    pieces = list(stream_text(Scripted([*text.encode(), 256]), ByteTokenizer(), "x"))
-    assert pieces == ["n", "é", "☕", "!"]
-
-
-def test_bytes_that_are_not_text_become_replacement_characters() -> None:
-    assert generate(Scripted([0xC3, 256]), ByteTokenizer(), "x") == "\ufffd"
+@pytest.mark.parametrize("prefill_tokens", [3, 512])
+def test_log_probabilities_of_text_and_prompt(prefill_tokens: int) -> None:
+    model = random_model()
+    request = Request([5, 6, 7, 8, 9], 6, Sampling(0.7), 3, n_logprobs=2, echo=True)
+    engine = Engine(model, prefill_tokens=prefill_tokens)
+    engine.submit(request)
+    tokens: list[Token] = list(engine.run())
+    ids = [*request.prompt, *(token.id for token in tokens)]
+    expected = reference_logprobs(model, ids)
+    echoed = tokens[0].prompt_logprobs
+    assert echoed is not None
+    assert echoed[0] is None
+    assert tokens[1].prompt_logprobs is None
+    found = [*echoed[1:], *(token.logprobs for token in tokens)]
+    assert len(found) == len(ids) - 1
+    for position, one in enumerate(found):
+        assert isinstance(one, LogProbs)
+        assert one.chosen == pytest.approx(expected[position, ids[position + 1]].item(), abs=1e-4)
+        top = expected[position].topk(2)
+        assert [i for i, _ in one.top] == top.indices.tolist()
+        assert [value for _, value in one.top] == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
-def test_the_model_keeps_its_mode() -> None:
-    model = random_model(dropout=0.5).train()
-    generate(model, ByteTokenizer(), "a", max_new_tokens=2)
-    with pytest.raises(UserError):
-        generate(model, CharTokenizer("a"), "b")
-    assert model.training
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "ids"), [(ByteTokenizer(), [256]), (CharTokenizer("\nab"), [0]), (CharTokenizer("ab"), [0])]
-)
-def test_an_empty_prompt_becomes_one_id(tokenizer, ids: list[int]) -> None:
-    assert encode_prompt(tokenizer, "") == ids
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": -1.0},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"max_new_tokens": 0},
-        {"temperature": float("nan")},
-        {"temperature": 1e-45},
-        {"seed": 2**63},
-        {"seed": -1},
-    ],
-)
-def test_invalid_settings_are_refused(settings: dict) -> None:
-    with pytest.raises(UserError, match=next(iter(settings))):
-        generate(random_model(), ByteTokenizer(), "a", **settings)
-
-
-def test_bfloat16_decodes_with_its_own_cache() -> None:
-    tokens = take(random_model(), torch.zeros(1, 3, dtype=torch.int64), 20, temperature=0, dtype="bfloat16")
-    assert len(tokens[0]) == 20
+def test_a_model_without_finite_numbers_is_reported() -> None:
+    model = random_model()
+    model.transformer.ln_f.weight.data[0] = float("nan")
+    with pytest.raises(UserError, match="are not finite"):
+        complete(model, [[1]], 2, GREEDY)
 
 
 def test_a_model_in_bfloat16_decodes_too() -> None:
-    tokens = take(random_model().to(torch.bfloat16), torch.zeros(1, 3, dtype=torch.int64), 20, temperature=0)
-    assert len(tokens[0]) == 20
-
-
-def test_a_prompt_that_is_not_text_is_refused() -> None:
-    with pytest.raises(UserError, match="not valid text"):
-        encode_prompt(ByteTokenizer(), "\udcff")
+    assert len(complete(random_model().to(torch.bfloat16), [[0, 0, 0]], 20, GREEDY)[0]) == 20

@@ -1,57 +1,131 @@
 """The next token is drawn from the likeliest tokens with the right probabilities."""
 
-import math
-
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.generation.sampling import keep_top_k, keep_top_p, next_token
+from gpt2.errors import UserError
+from gpt2.generation.sampling import Sampling, biased, candidates, choose, keep_top_p, penalized, uniform
 
-LOGITS = torch.log(torch.tensor([[0.1, 0.5, 0.25, 0.15]]))
-
-
-def kept(logits: torch.Tensor) -> list[int]:
-    return [i for i, value in enumerate(logits[0].tolist()) if value > -math.inf]
+PROBABILITIES = torch.tensor([[0.1, 0.5, 0.25, 0.15]])
+LOGITS = torch.log(PROBABILITIES)
 
 
-@pytest.mark.parametrize(("k", "expected"), [(1, [1]), (2, [1, 2]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
+def kept(**settings) -> list[int]:
+    probabilities, ids = candidates(LOGITS, Sampling(**settings))
+    ids = torch.arange(4)[None] if ids is None else ids
+    assert ids[0].tolist() == sorted(ids[0].tolist())
+    return ids[probabilities > 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, [1]), (2, [1, 2]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3]), (0, [0, 1, 2, 3])]
+)
 def test_top_k_keeps_the_likeliest(k: int, expected: list[int]) -> None:
-    assert kept(keep_top_k(LOGITS, k)) == expected
+    assert kept(top_k=k) == expected
 
 
 @pytest.mark.parametrize(
     ("p", "expected"), [(0.01, [1]), (0.49, [1]), (0.51, [1, 2]), (0.76, [1, 2, 3]), (0.95, [0, 1, 2, 3])]
 )
 def test_top_p_keeps_the_fewest_that_reach_p(p: float, expected: list[int]) -> None:
-    assert kept(keep_top_p(LOGITS, p)) == expected
+    assert kept(top_p=p) == expected
+
+
+@pytest.mark.parametrize(("p", "expected"), [(0.15, [0, 1, 2, 3]), (0.25, [1, 2, 3]), (0.4, [1, 2]), (1.0, [1])])
+def test_min_p_keeps_what_is_likely_compared_with_the_likeliest(p: float, expected: list[int]) -> None:
+    assert kept(min_p=p) == expected
 
 
 @given(st.lists(st.floats(-8, 8), min_size=1, max_size=20), st.floats(0.01, 1))
 def test_top_p_by_its_definition(values: list[float], p: float) -> None:
-    logits = torch.tensor([values], dtype=torch.float64)
-    probabilities = logits.softmax(-1)[0]
-    chosen = kept(keep_top_p(logits, p))
-    mass = probabilities[chosen].sum().item()
+    ordered = torch.tensor([values], dtype=torch.float64).softmax(-1).sort(descending=True).values
+    chosen = keep_top_p(ordered, p)[0]
+    mass = chosen.sum().item()
     assert mass >= p - 1e-9
-    assert mass - probabilities[chosen].min().item() < p + 1e-9  # without the least likely one, p is not reached
+    assert mass - chosen[chosen > 0].min().item() < p + 1e-9  # without the least likely one, p is not reached
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert next_token(LOGITS, temperature=0).tolist() == [[1]]
+    assert choose(LOGITS, Sampling(temperature=0), torch.zeros(1)).tolist() == [1]
 
 
-def test_draws_follow_the_tempered_probabilities() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = next_token(LOGITS.expand(40_000, -1), temperature=0.5, generator=generator)
-    weights = torch.tensor([0.1, 0.5, 0.25, 0.15]) ** 2
-    expected = weights / weights.sum()
-    frequencies = torch.bincount(draws.flatten(), minlength=4) / 40_000
-    assert torch.allclose(frequencies, expected, atol=0.01)
+def draws(count: int, **settings) -> torch.Tensor:
+    noise = torch.tensor([uniform(7, i) for i in range(count)], dtype=torch.float64)
+    return choose(LOGITS.expand(count, -1), Sampling(**settings), noise)
 
 
-def test_limits_hold_for_every_draw() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = next_token(LOGITS.expand(1000, -1), top_k=3, top_p=0.7, generator=generator)
-    assert set(draws.flatten().tolist()) == {1, 2}  # after top_k renormalises three tokens, two of them reach 0.7
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({}, [0.1, 0.5, 0.25, 0.15]),
+        ({"temperature": 0.5}, [0.01, 0.25, 0.0625, 0.0225]),
+        ({"top_k": 3}, [0, 0.5, 0.25, 0.15]),
+        ({"top_k": 3, "top_p": 0.7}, [0, 0.5, 0.25, 0]),  # top_k renormalises three tokens, of which two reach 0.7
+        ({"min_p": 0.25}, [0, 0.5, 0.25, 0.15]),
+        ({"top_p": 1e-45}, [0, 1, 0, 0]),
+    ],
+)
+def test_frequencies_follow_the_probabilities(settings: dict, weights: list[float]) -> None:
+    n = 20_000
+    counts = np.bincount(draws(n, **settings), minlength=4)
+    expected = np.array(weights) / sum(weights) * n
+    assert (counts[expected == 0] == 0).all()
+    some = expected > 0
+    chi_square = ((counts - expected)[some] ** 2 / expected[some]).sum()
+    assert chi_square < 16.3  # 0.1 % of samples exceed it at 3 degrees of freedom
+
+
+def test_the_noise_is_even_and_a_function_of_seed_and_index() -> None:
+    noise = np.array([[uniform(seed, index) for index in range(50)] for seed in range(40)])
+    assert uniform(3, 4) == noise[3, 4]
+    assert len(np.unique(noise)) == noise.size
+    assert np.abs(np.histogram(noise, 10, (0, 1))[0] - 200).max() < 60
+    assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.1
+
+
+def test_bias_bans_and_allows() -> None:
+    banned = biased(LOGITS, Sampling(logit_bias=((1, float("-inf")), (3, 2.0))))
+    assert torch.equal(banned, LOGITS + torch.tensor([0, float("-inf"), 0, 2.0]))
+    assert biased(LOGITS, Sampling(allowed=(0, 2))).softmax(-1).tolist()[0] == pytest.approx([2 / 7, 0, 5 / 7, 0])
+
+
+def test_penalties() -> None:
+    logits = torch.tensor([2.0, -2.0, 2.0, -2.0, 0.0])
+    seen, counts = torch.tensor([True, True, False, False, True]), torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0])
+    sampling = Sampling(repetition_penalty=1.25, presence_penalty=0.5, frequency_penalty=0.25)
+    expected = [2 / 1.25 - 0.5 - 0.5, -2 * 1.25 - 0.25 - 0.5, 2.0, -2.0, 0.0]
+    assert penalized(logits, sampling, seen, counts).tolist() == pytest.approx(expected)
+
+
+def test_limits_are_those_of_transformers() -> None:
+    processors = pytest.importorskip("transformers.generation.logits_process", reason="transformers is not installed")
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 3
+    tokens = torch.randint(300, (6, 20), generator=torch.Generator().manual_seed(1))
+    expected = processors.RepetitionPenaltyLogitsProcessor(1.3)(tokens, logits)
+    for step in (
+        processors.TemperatureLogitsWarper(0.7), processors.TopKLogitsWarper(40), processors.TopPLogitsWarper(0.8),
+        processors.MinPLogitsWarper(0.1),
+    ):  # fmt: skip
+        expected = step(tokens, expected)
+    sampling = Sampling(0.7, 40, 0.8, 0.1, 1.3)
+    for row, ids, target in zip(logits, tokens, expected.softmax(-1), strict=True):
+        seen = torch.zeros(300, dtype=torch.bool).index_fill_(0, ids, True)
+        probabilities, places = candidates(penalized(row, sampling, seen, torch.zeros(300))[None], sampling)
+        full = torch.zeros(1, 300).scatter(1, places, probabilities / probabilities.sum())
+        assert torch.allclose(full[0], target, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": 1e-45}, {"top_k": -1}, {"top_p": 0.0},
+        {"top_p": 1.5}, {"min_p": 1.1}, {"repetition_penalty": 0.0}, {"presence_penalty": 1e9},
+        {"frequency_penalty": float("nan")}, {"logit_bias": ((1, float("inf")),)}, {"allowed": ()},
+    ],
+)  # fmt: skip
+def test_invalid_settings_are_refused(settings: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        Sampling(**settings)

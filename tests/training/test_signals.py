@@ -46,7 +46,7 @@ EVALUATION = {"eval_interval": 10, "eval_iters": 40, "batch_size": 1}
     [
         # the call to be killed in: of the evaluation of step 10, after the 2 × 40 batches of that of step 0
         (loss_module, "token_losses", 83, EVALUATION),
-        (engine, "next_token", 203, {"eval_interval": 0, "sample_interval": 10, "sample_tokens": 200}),
+        (engine, "choose", 203, {"eval_interval": 0, "sample_interval": 10, "sample_tokens": 200}),
     ],
 )
 def test_a_signal_in_the_middle_ends_it_after_a_batch(

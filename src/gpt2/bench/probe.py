@@ -75,7 +75,6 @@ def probe(config: TrainConfig, shape: GPTConfig, processes: int, log: Log) -> Sp
                     "prompt_tokens": 1,
                     "new_tokens": new,
                     "rounds": 1,
-                    "dtype": run.config.dtype,
                 }
                 sampled = measure_decoding(run.model, **options).tokens_per_second
     once = sum(phases[phase] for phase in ("reduce", "optimizer"))

@@ -1,34 +1,45 @@
-"""The speed of decoding."""
+"""The speed of decoding, alone and in batches, compared with how fast this machine reads memory."""
 
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from gpt2.device import synchronize
+from gpt2.device import peak_memory, synchronize
 from gpt2.errors import UserError
 from gpt2.formats.open import build, open_model
-from gpt2.generation.engine import stream_tokens
+from gpt2.generation.engine import Engine
+from gpt2.generation.request import Request
+from gpt2.generation.sampling import Sampling
+from gpt2.generation.weights import stored_bytes
 from gpt2.model import GPT, GPTConfig
 from gpt2.training.setting import CONTEXT, SAMPLES, at_least
+
+READ_BYTES = 2**28
+"""Size of the tensor whose reading is timed; it fits into no cache."""
 
 
 @dataclass(frozen=True)
 class DecodingSpeed:
-    """The speed of decoding one text, over several rounds."""
+    """The speed of decoding one batch of texts, over several rounds."""
 
+    batch_size: int
+    """Number of texts that are decoded together."""
     tokens_per_second: float
-    """Speed of the median round, after its first token."""
+    """Speed of the median round, of all texts together, after their first tokens."""
     slowest: float
     """Tokens per second of the slowest round."""
     fastest: float
     """Tokens per second of the fastest round."""
     seconds_to_first: float
-    """Median time from the prompt to the first token."""
+    """Median time from the prompts to the last of the first tokens."""
+    seconds_per_token: float
+    """Median time between two tokens of a text."""
     bytes_per_second: float
-    """Bytes of the stored weights times tokens per second. Memory bandwidth limits this when one text is decoded."""
+    """Bytes of the stored weights, read once per step, times steps per second."""
+    memory: int
+    """Peak memory in bytes until then: of tensors on a GPU, of the process on a CPU."""
 
 
 def open_network(model: str) -> GPT:
@@ -37,8 +48,8 @@ def open_network(model: str) -> GPT:
     return GPT(GPTConfig.preset(size)) if kind == "random" else build(open_model(model))
 
 
-def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, dtype: str) -> DecodingSpeed:
-    """Decode `new_tokens` greedily after a prompt of random tokens, in `rounds` rounds after one of warmup.
+def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, batch_size: int = 1) -> DecodingSpeed:
+    """Decode `new_tokens` greedily after `batch_size` prompts of random tokens, in `rounds` rounds after a warmup.
 
     Raises UserError for numbers that are too small to measure, and where prompt and new tokens do not fit the model's
     context.
@@ -46,30 +57,57 @@ def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, dty
     CONTEXT.check("prompt_tokens", prompt_tokens)
     at_least(2).check("new_tokens", new_tokens)
     SAMPLES.check("rounds", rounds)
+    SAMPLES.check("batch_size", batch_size)
     if prompt_tokens + new_tokens > (context := model.config.block_size):
         raise UserError(
             f"prompt_tokens={prompt_tokens} and new_tokens={new_tokens} are more than the model's {context} positions"
         )
-    weights = list(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), generator=generator).to(weights[0].device)
+    was_training = model.training
     model.eval()
-    timed = [_decode(model, prompt, new_tokens, dtype) for _ in range(rounds + 1)][1:]
+    engine = Engine(model, slots=batch_size, capacity=prompt_tokens + new_tokens)
+    generator = torch.Generator().manual_seed(0)
+    shape = (rounds + 1, batch_size, prompt_tokens)
+    prompts = torch.randint(model.config.vocab_size, shape, generator=generator).tolist()
+    timed = [_decode(engine, batch, new_tokens) for batch in prompts][1:]
+    model.train(was_training)
     firsts, rates = zip(*timed, strict=True)
     rate = statistics.median(rates)
-    stored = sum(p.numel() * p.element_size() for p in weights)
-    return DecodingSpeed(rate, min(rates), max(rates), statistics.median(firsts), stored * rate)
+    return DecodingSpeed(
+        batch_size=batch_size,
+        tokens_per_second=rate,
+        slowest=min(rates),
+        fastest=max(rates),
+        seconds_to_first=statistics.median(firsts),
+        seconds_per_token=batch_size / rate,
+        bytes_per_second=stored_bytes(model) * rate / batch_size,
+        memory=peak_memory(engine.device),
+    )
 
 
-def _decode(model: GPT, prompt: Tensor, new_tokens: int, dtype: str) -> tuple[float, float]:
-    """Decode once; return the seconds to the first token, and the tokens per second after it."""
-    tokens = stream_tokens(model, prompt, temperature=0, dtype=dtype)
-    synchronize(prompt.device)
+def _decode(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[float, float]:
+    """Decode once; return the seconds until every text has a token, and the tokens per second after that."""
+    synchronize(engine.device)
     began = time.perf_counter()
-    next(tokens)
-    synchronize(prompt.device)
+    for prompt in prompts:
+        engine.submit(Request(prompt, new_tokens, Sampling(temperature=0)))
+    without_token, n_before = len(prompts), 0
+    while without_token:
+        tokens = engine.step()
+        n_before += len(tokens)
+        without_token -= sum(token.index == 0 for token in tokens)
     first = time.perf_counter()
-    for _ in range(new_tokens - 1):
-        next(tokens)
-    synchronize(prompt.device)
-    return first - began, (new_tokens - 1) / (time.perf_counter() - first)
+    n_after = sum(1 for _ in engine.run())
+    return first - began, n_after / max(time.perf_counter() - first, 1e-9)
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Return the bytes per second at which a device reads memory, as the best of ten sums of a float32 tensor."""
+    numbers = torch.ones(READ_BYTES // 4, device=device)
+    seconds = []
+    for _ in range(10):
+        synchronize(device)
+        began = time.perf_counter()
+        numbers.sum()
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return READ_BYTES / min(seconds)

@@ -190,7 +190,9 @@ def _check_number(argument: Argument) -> None:
                 raise UserError(f"{token.keyword} is {token.value}; it must be a whole number")
     for bounds in _kinds(argument.field_info.annotation):
         if isinstance(bounds, Bounds):
-            bounds.check(argument.field_info.name, argument.convert())
+            value = argument.convert()
+            for one in value if isinstance(value, tuple) else (value,):
+                bounds.check(argument.field_info.name, one)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -45,6 +45,10 @@ DeviceArg = Annotated[
     str, Parameter(help="Device to compute on: auto, cpu, cuda, cuda:N or mps. auto takes a GPU if there is one.")
 ]
 DTypeArg = Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter(help="Dtype of matrix products.")]
+QuantizeArg = Annotated[
+    Literal["none", "int8"],
+    Parameter(help="int8 stores each row of a matrix as 8-bit integers and a scale, for faster decoding."),
+]
 NprocArg = Annotated[
     str,
     PROCESSES,

@@ -67,7 +67,7 @@ def demo_config(out_dir: Path, minutes: float, smoke: bool) -> TrainConfig:
 def show(out_dir: Path, result: "TrainResult", sample_tokens: int) -> None:
     """Write the plot of a finished run, and print samples and losses."""
     from gpt2.formats.open import load
-    from gpt2.generation.engine import generate
+    from gpt2.generation.text import generate
     from gpt2.reporting.picture import plot_runs
     from gpt2.runlog.records import read_log
 

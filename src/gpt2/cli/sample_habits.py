@@ -9,6 +9,8 @@ from gpt2.errors import UserError
 
 NANOGPT = ("out_dir", "init_from", "compile")
 """Options of nanoGPT's sample.py that `gpt2 sample` does not have."""
+FLAGS = ("interactive", "stats", "json", "help")
+"""Options of `gpt2 sample` that take no value."""
 DEFAULT_FOLDER = "out"
 """Folder of nanoGPT's model, where no other is given."""
 
@@ -29,7 +31,7 @@ def sample_words(words: Sequence[str], note: Callable[[str], None]) -> list[str]
             if not first.startswith("--"):
                 dashless.append(first)
             found[name] = value if equals or not rest else rest.pop(0)
-        elif first.startswith("--") and not equals and rest:
+        elif first.startswith("--") and not equals and rest and name not in FLAGS:
             kept += [first, rest.pop(0)]
         elif first.startswith("-") and first != "-":
             kept.append(first)

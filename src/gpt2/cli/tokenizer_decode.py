@@ -18,7 +18,7 @@ def tokenizer_decode(
         Ids, separated by spaces or commas, or - for standard input.
     """
     from gpt2.formats.token_table import parse_ids, tokenizer_of
-    from gpt2.generation.engine import read_prompt
+    from gpt2.generation.text import read_prompt
 
     found = tokenizer_of(tokenizer, data_dir)
     given = parse_ids(read_prompt("FILE:/dev/stdin") if ids in ((), ("-",)) else " ".join(ids), found)

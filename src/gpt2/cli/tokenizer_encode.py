@@ -38,7 +38,7 @@ def tokenizer_encode(
         Print a line for each token: its position, its id and its text.
     """
     from gpt2.formats.token_table import shown, tokenizer_of
-    from gpt2.generation.engine import read_prompt
+    from gpt2.generation.text import read_prompt
 
     found = tokenizer_of(tokenizer, data_dir)
     ids = found.encode(read_prompt("FILE:/dev/stdin" if text == "-" else text), parse_special)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from gpt2.errors import Log, UserError
 from gpt2.formats.export import fit, logits_of, probe
 from gpt2.formats.huggingface import config_values, huggingface_tensors
-from gpt2.generation.engine import stream_tokens
+from gpt2.generation.engine import complete
+from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT
 
 GREEDY_TOKENS = 50
@@ -83,13 +84,12 @@ def compare(model: GPT, log: Log) -> Comparison:
     length = max(1, min(PROMPT_TOKENS, model.config.block_size // 2))
     prompt = ids[:1, :length]
     count = min(GREEDY_TOKENS, model.config.block_size - length)
-    tokens = stream_tokens(model, prompt, temperature=0)
     return Comparison(
         logit_difference=(logits - reference_logits).abs().max().item(),
         logit_scale=reference_logits.abs().max().item(),
         loss=_loss(logits, ids),
         transformers_loss=_loss(reference_logits, ids),
-        greedy=[int(token) for token, _ in zip(tokens, range(count), strict=False)],
+        greedy=complete(model, prompt.tolist(), count, Sampling(temperature=0))[0] if count else [],
         transformers_greedy=_generated(reference, prompt, count),
     )
 

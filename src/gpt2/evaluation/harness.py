@@ -4,9 +4,10 @@ It needs lm-eval. Any model is evaluated as lm-eval's `hf` model evaluates a Hug
 tokens, the same windows and, up to rounding, the same figures.
 """
 
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ from gpt2.device import pick_device, pick_dtype
 from gpt2.errors import UserError
 from gpt2.evaluation.choices import Question, Score, scores
 from gpt2.formats.open import build, open_model
-from gpt2.generation.batch import stream_batch
-from gpt2.generation.engine import encode_prompt
+from gpt2.generation.request import Request as Generation
+from gpt2.generation.sampling import Sampling
+from gpt2.generation.text import decode, encode_prompt, engine_for
+from gpt2.generation.weights import for_decoding
+from gpt2.model import GPT
 from gpt2.special_tokens import END_OF_TEXT
 
 NAME = "gpt2-toolkit"
@@ -70,6 +74,11 @@ class ToolkitLM(TemplateLM):
         self.our_tokenizer = source.tokenizer  # lm-eval expects one of transformers under the name `tokenizer`
         self.model = build(source).to(where).eval()
         self.max_length = self.model.config.block_size
+
+    @functools.cached_property
+    def decoder(self) -> GPT:
+        """Return the model that generates, with matrices in `dtype`."""
+        return for_decoding(self.model, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -176,38 +185,17 @@ class ToolkitLM(TemplateLM):
                 f"the task asks for up to {count} new tokens, and the model has {self.max_length} positions for the "
                 f"prompt and them; give --gen_kwargs max_gen_toks={self.max_length // 2}"
             )
-        tokens = stream_batch(
-            self.model,
-            [prompt[-(self.max_length - count) :] for prompt in prompts],
-            temperature=temperature if samples else 0.0,
-            top_k=top_k,
-            top_p=top_p,
-            vocab_size=self.our_tokenizer.vocab_size,
-            dtype=self.dtype,
-        )
-        texts = self.bytes_until(
-            itertools.islice(tokens, count), len(prompts), [stop.encode() for stop in stops if stop]
-        )
-        return [postprocess_generated_text(text.decode(errors="replace"), stops, None) for text in texts]
-
-    def bytes_until(self, tokens: Iterator[torch.Tensor], count: int, stops: Sequence[bytes]) -> list[bytes]:
-        """Return the bytes of `count` sequences, drawn from `tokens` until each contains end-of-text or a stop.
-
-        `tokens` yields the next ids of all sequences, int64 (count, 1).
-        """
-        texts = [b""] * count
-        running = set(range(count))
-        for token in tokens:
-            ids = token[:, 0].tolist()
-            for i in list(running):
-                is_end = ids[i] in self.our_tokenizer.special.ends
-                if not is_end:
-                    texts[i] += self.our_tokenizer.decode_bytes([ids[i]])
-                if is_end or any(stop in texts[i] for stop in stops):
-                    running.remove(i)
-            if not running:
-                break
-        return texts
+        sampling = Sampling(temperature if samples else 0.0, top_k, top_p)
+        ends = frozenset(self.our_tokenizer.special.ends)
+        requests = [
+            Generation(prompt[-(self.max_length - count) :], count, sampling, seed, ends)
+            for prompt, seed in zip(prompts, torch.randint(1 << 62, (len(prompts),)).tolist(), strict=True)
+        ]
+        texts = [""] * len(requests)
+        engine = engine_for(self.decoder, self.our_tokenizer, requests)
+        for piece in decode(engine, self.our_tokenizer, requests, stops):
+            texts[piece.number] += piece.text
+        return [postprocess_generated_text(text, stops, None) for text in texts]
 
 
 def sequences_per_batch(batch_size: int | str, most: int | None) -> int | None:

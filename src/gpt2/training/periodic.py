@@ -11,7 +11,7 @@ from typing import Protocol
 from gpt2 import checkpoint
 from gpt2.evaluation.choices import choose
 from gpt2.evaluation.loss import Progress, evaluate_loss, no_progress
-from gpt2.generation.engine import stream_text
+from gpt2.generation.text import stream_text
 from gpt2.training.budget import evaluations_since
 from gpt2.training.run import Run
 from gpt2.training.session import Session
@@ -177,7 +177,6 @@ def _sample(run: Run, prompt: str, number: int) -> Iterator[str]:
         top_k=config.sample_top_k,
         top_p=config.sample_top_p,
         seed=(config.seed + number) % (1 << 63),
-        dtype=config.dtype,
     )
 
 

@@ -20,7 +20,7 @@ from gpt2.evaluation.choices import Task, check_fits
 from gpt2.evaluation.hellaswag import read_tasks, validation_file
 from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import is_plain
-from gpt2.generation.engine import encode_prompt, read_prompt
+from gpt2.generation.text import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer

@@ -1,0 +1,56 @@
+"""What is asked of the engine, and what it answers: token ids on both sides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpt2.errors import require
+from gpt2.generation.sampling import Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A request asks for the continuation of a prompt, of at least one token. Raises UserError for wrong values."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 1337
+    """The text is a function of the request: it does not depend on what else is decoded."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end the text."""
+    n_logprobs: int | None = None
+    """Number of likeliest tokens whose log-probabilities are reported with each token; None reports nothing."""
+    echo: bool = False
+    """Whether the log-probabilities of the prompt are reported, too."""
+    reanchor: bool = False
+    """Past the context, keep the newer half of the window and compute it once for half a window of new tokens. By
+    default the window moves by one token, which computes all of it for every token."""
+
+    def __post_init__(self) -> None:
+        assert len(self.prompt) > 0, "a prompt has at least one token"
+        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        require(0 <= self.seed < 1 << 63, f"seed is {self.seed}; it must be at least 0 and below 2^63")
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Holds log-probabilities in nats, of the model's distribution before temperature and limits."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest ids with theirs, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token is what a step adds to a text."""
+
+    request: Request
+    index: int
+    """Its number in the text, counted from 0."""
+    id: int
+    ending: str | None
+    """`stop` for a token of the request's ends, `length` for the last of max_new_tokens, or None."""
+    logprobs: LogProbs | None = None
+    prompt_logprobs: tuple[LogProbs | None, ...] | None = None
+    """Those of the prompt's tokens, with the first token of a request that echoes; None for the first one of them."""

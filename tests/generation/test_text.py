@@ -1,0 +1,123 @@
+"""Text in and text out: complete characters, the ends of a text, the seed, and wrong settings."""
+
+import pytest
+import torch
+from generation.models import greedy, random_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.errors import UserError
+from gpt2.generation.text import TextStream, decode, encode_prompt, engine_for, generate, request_for, stream_text
+from gpt2.model import GPT, GPTConfig
+from gpt2.tokenizers import ByteTokenizer, CharTokenizer
+
+
+def test_seed_decides_the_text() -> None:
+    model, tokenizer = random_model(), ByteTokenizer()
+    first = generate(model, tokenizer, "ab", max_new_tokens=30, seed=1)
+    assert first == generate(model, tokenizer, "ab", max_new_tokens=30, seed=1)
+    assert first != generate(model, tokenizer, "ab", max_new_tokens=30, seed=2)
+
+
+def test_a_list_of_prompts_gives_the_texts_that_each_gets_alone() -> None:
+    model, tokenizer = random_model(), ByteTokenizer()
+    prompts = ["ab", "", "a longer prompt than the context", "ab"]
+    texts = generate(model, tokenizer, prompts, max_new_tokens=12)
+    assert texts == [generate(model, tokenizer, prompt, max_new_tokens=12) for prompt in prompts]
+    assert generate(model, tokenizer, []) == []
+
+
+def test_greedy_text_is_that_of_the_likeliest_tokens() -> None:
+    model, tokenizer = random_model(), ByteTokenizer()
+    expected = greedy(model, [*b"ab"], 12)
+    assert generate(model, tokenizer, "ab", max_new_tokens=12, temperature=0) == tokenizer.decode(expected)
+
+
+class Scripted(GPT):
+    """Predicts the bytes of a script, whatever the prompt."""
+
+    def __init__(self, script: list[int]) -> None:
+        super().__init__(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=1, n_embd=4))
+        self.script = iter(script)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.full((1, 257), -1e9)
+        logits[0, next(self.script)] = 0.0
+        return logits
+
+
+def test_text_ends_at_end_of_text() -> None:
+    assert generate(Scripted([*b"hey", 256, *b"more"]), ByteTokenizer(), "x") == "hey"
+
+
+def test_pieces_are_complete_characters() -> None:
+    text = "né☕!"
+    pieces = list(stream_text(Scripted([*text.encode(), 256]), ByteTokenizer(), "x"))
+    assert pieces == ["n", "é", "☕", "!"]
+
+
+def test_bytes_that_are_not_text_become_replacement_characters() -> None:
+    assert generate(Scripted([0xC3, 256]), ByteTokenizer(), "x") == "\ufffd"
+
+
+def test_a_stop_string_ends_the_text_before_it() -> None:
+    def texts(stop: list[str]) -> str:
+        return generate(Scripted([*b"abcabd!ab", 256]), ByteTokenizer(), "x", stop=stop)
+
+    assert texts(["abd"]) == "abc"
+    assert texts(["cabd", "!"]) == "ab"
+    assert texts(["b", "ab"]) == ""
+    assert texts(["abX", ""]) == "abcabd!ab"
+
+
+def test_a_stop_string_frees_the_slot() -> None:
+    tokenizer, model = ByteTokenizer(), Scripted([*b"abcabd!ab", 256])
+    requests = [request_for(tokenizer, "x")]
+    engine = engine_for(model, tokenizer, requests)
+    pieces = list(decode(engine, tokenizer, requests, ["bd"]))
+    assert [piece.ending for piece in pieces] == [None] * 5 + ["stop"]
+    assert engine.is_idle
+
+
+@given(st.text("abé", max_size=12), st.lists(st.text("abé", min_size=1, max_size=4), max_size=3))
+def test_the_stream_is_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    stream, pieces = TextStream(ByteTokenizer(), stops), []
+    for byte in text.encode():
+        pieces.append(stream.push(byte))
+        shown = "".join(pieces)
+        if stream.is_stopped:
+            break
+        assert not any(stop in shown for stop in stops), "nothing is shown that must be taken back"
+    else:
+        pieces.append(stream.finish())
+    # a stop string counts as soon as it is complete, so the earliest end decides, and then the earliest beginning
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    first_end = min(ends, default=None)
+    found = len(text) if first_end is None else min(begin for end, begin in ends if end == first_end[0])
+    assert "".join(pieces) == text[:found]
+
+
+def test_the_model_keeps_its_mode() -> None:
+    model = random_model(dropout=0.5).train()
+    generate(model, ByteTokenizer(), "a", max_new_tokens=2)
+    with pytest.raises(UserError):
+        generate(model, CharTokenizer("a"), "b")
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "ids"), [(ByteTokenizer(), [256]), (CharTokenizer("\nab"), [0]), (CharTokenizer("ab"), [0])]
+)
+def test_an_empty_prompt_becomes_one_id(tokenizer, ids: list[int]) -> None:
+    assert encode_prompt(tokenizer, "") == ids
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"max_new_tokens": 0}, {"seed": 2**63}, {"seed": -1}])
+def test_invalid_settings_are_refused(settings: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        generate(random_model(), ByteTokenizer(), "a", **settings)
+
+
+def test_a_prompt_that_is_not_text_is_refused() -> None:
+    with pytest.raises(UserError, match="not valid text"):
+        encode_prompt(ByteTokenizer(), "\udcff")
