@@ -45,7 +45,7 @@ def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> T
 
 
 class KVCache:
-    """The slots first … first + B - 1 of a memory, as the cache of the model while it computes T tokens in each of them.
+    """A view of slots first … first + B - 1 of a memory, for a model that computes T tokens in each of them.
 
     `positions`, int64 (B, T), are those of the new tokens, and `mask`, bool (B, 1, T, S), says which of the first S
     positions each of them attends to; None where attention is causal or sees all S positions.
