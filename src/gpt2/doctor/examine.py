@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -176,10 +177,9 @@ def import_errors(names: list[str]) -> dict[str, str]:
 def size_of(folder: Path) -> int | None:
     """Return the size in bytes of the file system of a folder; None where it does not exist."""
     try:
-        about = os.statvfs(folder)
+        return shutil.disk_usage(folder).total
     except OSError:
         return None
-    return about.f_frsize * about.f_blocks
 
 
 def read_text(path: Path) -> str:

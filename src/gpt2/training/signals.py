@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,9 +12,7 @@ from types import FrameType
 
 from gpt2.distributed.world import World
 from gpt2.errors import Log
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that stop a run: Ctrl-C, the request of a scheduler, a closed terminal."""
+from gpt2.system import HANGUP, STOP_SIGNALS
 
 
 class Stopped(Exception):
@@ -44,7 +43,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
-    """Turn the first of SIGNALS into a request to `stop`, and let a second one end the process at once.
+    """Turn the first of STOP_SIGNALS (Ctrl-C, a scheduler's request, a closed terminal) into a request to `stop`, and let a second one end the process at once.
 
     A thread confirms the first signal with a line to `log`, because Python runs signal handlers only between two
     operations of the main thread, and an operation of PyTorch can take seconds. SIGHUP stays ignored if it was
@@ -57,35 +56,35 @@ def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         stop.signal = stop.signal or number
 
-    handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    arrivals, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
+    handled = [n for n in STOP_SIGNALS if n != HANGUP or signal.getsignal(n) != signal.SIG_IGN]
+    arrivals, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
     listener = threading.Thread(target=_confirm, args=(arrivals, log), daemon=True)
     listener.start()
     before = {number: signal.signal(number, request) for number in handled}
-    previous = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(wakeup)
+        wakeup.close()
         listener.join()
-        os.close(arrivals)
+        arrivals.close()
 
 
-def _confirm(arrivals: int, log: Log) -> None:
-    """Confirm the first signal whose number comes through the pipe `arrivals`; end the process at the second.
+def _confirm(arrivals: socket.socket, log: Log) -> None:
+    """Confirm the first signal whose number comes through the socket `arrivals`; end the process at the second.
 
     SIGHUP never counts as the second one: a terminal sends it twice when it closes, and systemd sends it after each
     SIGTERM.
     """
     confirmed, requests = False, 0
-    while number := os.read(arrivals, 1):
-        if number[0] not in SIGNALS:
+    while number := arrivals.recv(1):
+        if number[0] not in STOP_SIGNALS:
             continue
-        requests += number[0] != signal.SIGHUP
+        requests += number[0] != HANGUP
         if requests > 1:
             if sys.stderr is not None and sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # show the cursor again, which the progress bar hides
