@@ -82,10 +82,9 @@ def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
 def _check_supported(device: torch.device) -> None:
     """Raise UserError for a GPU that is older than those for which this PyTorch is built."""
     major, minor = torch.cuda.get_device_capability(device)
-    built_for = [
-        int(number) for arch in torch.cuda.get_arch_list() if (number := arch.removeprefix("sm_")).isdecimal()
-    ]
-    if built_for and 10 * major + minor < (oldest := min(built_for)):
+    numbers = [arch.removeprefix("sm_") for arch in torch.cuda.get_arch_list()]  # no numbers for AMD's GPUs
+    oldest = min((int(number) for number in numbers if number.isdecimal()), default=0)
+    if 10 * major + minor < oldest:
         raise UserError(
             f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and PyTorch "
             f"{torch.__version__} is built for {oldest // 10}.{oldest % 10} and newer; install PyTorch's build for "

@@ -56,7 +56,7 @@ def write_at(fd: int, data: memoryview, offset: int) -> int:
 
 
 def copy_owner(about: os.stat_result, path: Path) -> None:
-    """Give a file the owner of another one, described by `about`. Raises PermissionError where that is not allowed."""
+    """Give a file the owner that `about` describes. Raises PermissionError where that is not allowed."""
     if sys.platform != "win32":
         os.chown(path, about.st_uid, about.st_gid)
 

@@ -1,6 +1,7 @@
 """`gpt2 doctor` names the cause in broken environments, which are as real as a test can make them."""
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -124,7 +125,7 @@ def test_a_file_system_without_locks_and_fsync(monkeypatch: pytest.MonkeyPatch, 
     def refuse(*args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(files.os, "fsync", refuse)
     finding = files.safety(files.try_folder(tmp_path))
     assert is_about(finding, "warning", "no file locks", "local disk") and "power failure" in finding.found

@@ -43,8 +43,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
-    """Turn the first of STOP_SIGNALS (Ctrl-C, a scheduler's request, a closed terminal) into a request to `stop`, and let a second one end the process at once.
+    """Turn the first stop signal into a request to `stop`, and let a second one end the process at once.
 
+    They are Ctrl-C, the request of a scheduler (SIGTERM), and a closed terminal (SIGHUP, or SIGBREAK on Windows).
     A thread confirms the first signal with a line to `log`, because Python runs signal handlers only between two
     operations of the main thread, and an operation of PyTorch can take seconds. SIGHUP stays ignored if it was
     ignored, as nohup requires. Outside the main thread, where Python allows no handlers, this does nothing.
