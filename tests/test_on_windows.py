@@ -10,7 +10,7 @@ from pathlib import Path
 from processes import environment
 
 from gpt2.files import manifest_problem
-from gpt2.formats.run_folder import folder_of
+from gpt2.formats.run_folder import folder_of, saved_steps
 from gpt2.runlog.records import read_log
 
 SMALL = "--batch_size=2 --block_size=16 --n_layer=1 --n_head=2 --n_embd=16 --device=cpu --dtype=float32"
@@ -36,6 +36,6 @@ def test_a_dataset_a_run_its_resume_and_a_sample_on_windows(text: str, tmp_path:
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("done\n")
     assert [r["step"] for r in read_log(tmp_path / "run") if r["event"] == "train"] == [1, 2, 3]
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_0000003"]
+    assert saved_steps(tmp_path / "run") == [3]
     assert manifest_problem(folder_of(tmp_path / "run", 3)) is None
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["dataset.json", "train.bin", "val.bin"]
