@@ -14,6 +14,9 @@ from gpt2.distributed.world import World
 from gpt2.errors import Log
 from gpt2.system import HANGUP, STOP_SIGNALS
 
+ASK_SECONDS = 0.5
+"""Approximate number of seconds after which several processes ask each other again whether to stop."""
+
 
 class Stopped(Exception):
     """Raised when the run must stop in the middle of work that a resumed run repeats."""
@@ -26,14 +29,44 @@ class Stop:
         self.world, self.must_stop = world, must_stop
         self.signal: int | None = None
         self.seconds = 0.0
-        """Seconds spent in `asked_in_any_process`, where the processes wait for each other."""
+        """Seconds in which the processes waited for each other's answers."""
+        self.is_agreed = False
+        """Whether the processes have agreed to stop."""
+        self.interval = self.remaining = 1
+        """Number of steps from one question between steps to the next, and those that remain until the next."""
+        self.asked_at = time.perf_counter()
 
     def asked_in_any_process(self) -> bool:
         """Ask all processes whether the run must stop. This communicates: all of them must call it, or none."""
         began = time.perf_counter()
-        answer = self.world.any(self.signal is not None or self.must_stop())
+        self.is_agreed |= self.world.any(self.is_asked)
         self.seconds += time.perf_counter() - began
-        return answer
+        return self.is_agreed
+
+    @property
+    def is_asked(self) -> bool:
+        """Return whether this process knows a reason to stop."""
+        return self.signal is not None or self.must_stop()
+
+    def asked_between_steps(self) -> bool:
+        """Return whether the run must stop, once for each step. All processes must call it, or none.
+
+        Several processes ask each other only every ASK_SECONDS or so: after a number of steps on which they agree,
+        which follows from the slowest one's time and at most doubles.
+        """
+        if self.world.size == 1:
+            return self.is_asked
+        self.remaining -= 1
+        if self.is_agreed or self.remaining > 0:
+            return self.is_agreed
+        began = time.perf_counter()
+        answers = self.world.gather((self.is_asked, (began - self.asked_at) / self.interval))
+        self.asked_at = time.perf_counter()
+        self.seconds += self.asked_at - began
+        self.is_agreed = any(is_asked for is_asked, _ in answers)
+        fitting = int(ASK_SECONDS / max(seconds for _, seconds in answers))
+        self.interval = self.remaining = max(1, min(fitting, 2 * self.interval))
+        return self.is_agreed
 
     def check_all_processes(self) -> None:
         """Raise Stopped if the run must stop. This communicates: all processes must call it, or none."""
