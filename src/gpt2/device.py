@@ -166,8 +166,9 @@ def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
     if device.type != "cuda" or dtype == "float32":
         return None
     gpu = known_gpu(torch.cuda.get_device_name(device))
-    is_known = gpu is not None and (gpu.has_bfloat16 or dtype == "float16")
-    return gpu.tflops * 1e12 if is_known else None
+    if gpu is None or (dtype == "bfloat16" and not gpu.has_bfloat16):
+        return None
+    return gpu.tflops * 1e12
 
 
 @functools.cache

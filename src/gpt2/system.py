@@ -42,9 +42,9 @@ def open_to_flush(path: Path) -> int | None:
 
     Windows flushes only files that are open for writing, and has no such call for folders. Raises OSError.
     """
-    if sys.platform != "win32":
-        return os.open(path, os.O_RDONLY)
-    return None if path.is_dir() else os.open(path, os.O_RDWR | os.O_BINARY)
+    if sys.platform == "win32":
+        return None if path.is_dir() else os.open(path, os.O_RDWR | os.O_BINARY)
+    return os.open(path, os.O_RDONLY)
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> int:
