@@ -117,7 +117,7 @@ def main(commands: list[list[str]]) -> None:
     imitate()
     import torch
 
-    from gpt2 import cli, device, system
+    from gpt2 import cli, device, files, system
 
     for command in commands:
         try:
@@ -127,6 +127,8 @@ def main(commands: list[list[str]]) -> None:
                 raise
     assert device.peak_memory(torch.device("cpu")) == MEMORY // 3
     assert system.free_memory() == MEMORY
+    with files.locked(Path("lock")) as first, files.locked(Path("lock")) as second:
+        assert (first, second) == (True, False)
     print("done")
 
 
