@@ -174,12 +174,9 @@ def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Stag
                 with suppress(OSError):  # if it is not empty, or a mount point, it stays
                     out.rmdir()
             raise
-        finally:
-            is_only_lock = folder.is_dir() and os.listdir(folder) == [LOCK]  # noqa: PTH208
-    if is_only_lock:  # on Windows, which deletes no open file
+        is_lock_left = [path.name for path in folder.glob("*")] == [LOCK]  # by Windows, which deletes no open file
+    if is_lock_left:
         _remove(folder)
-        with suppress(OSError):
-            out.rmdir()
 
 
 def _remove(folder: Path) -> None:
@@ -188,5 +185,4 @@ def _remove(folder: Path) -> None:
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with suppress(PermissionError):
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+        shutil.rmtree(folder)
