@@ -40,8 +40,9 @@ GPUS = (
     GPU("L4", 24, 121, 300),  # NVIDIA L4 data sheet, 2023, half of its rate with sparsity
     GPU("L40S", 48, 362, 864),  # NVIDIA L40S data sheet, 2023
     GPU("RTX-6000-Ada", 48, 364, 960),  # NVIDIA RTX 6000 Ada data sheet, 2023: a quarter of FP8's rate with sparsity
-    # GeForce: a sum in float32 halves the rate of these tensor cores, which leaves twice the rate of FP32. The white
-    # papers list that for the 3080, 3090, 4090, 5080 and 5090; for the rest it is from NVIDIA's product pages.
+    # GeForce: sums in float32 halve the rate of these tensor cores, which leaves twice the FP32 rate of the shaders,
+    # as the white papers list it. Without a white paper named, the FP32 rate is that of the cores and the boost clock
+    # on NVIDIA's product page.
     GPU("RTX-3060", 12, 25.5, 360),  # 12.7 TFLOP/s in FP32; there is one of 8 GB
     GPU("RTX-3060-Ti", 8, 32.4, 448),  # 16.2 TFLOP/s in FP32
     GPU("RTX-3070", 8, 40.6, 448),  # 20.3 TFLOP/s in FP32
