@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +13,25 @@ import torch
 
 from gpt2 import device
 from gpt2.errors import UserError
+from gpt2.gpus import GPUS, OTHER_NAMES, find_gpu
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch):
-    """Makes this a machine with `count` CUDA GPUs, or with Apple's GPU."""
+    """Makes this a machine with `count` CUDA GPUs, or with Apple's GPU, and PyTorch a build for some GPUs."""
 
-    def machine(count: int = 0, mps: bool = False) -> None:
+    def machine(
+        count: int = 0,
+        mps: bool = False,
+        capability: tuple[int, int] = (9, 0),
+        built_for: Sequence[str] = ("sm_75", "sm_90", "sm_120", "compute_120"),
+    ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Tesla X")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built_for))
 
     return machine
 
@@ -82,6 +91,54 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(gpus, count, name, lo
     with pytest.raises(UserError, match=says) as error:
         device.pick_device(name, local_rank)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda:0"])
+def test_a_gpu_that_is_too_old_for_this_pytorch_is_refused_in_one_line(gpus, name: str) -> None:
+    """PyTorch would fail in its first kernel; its builds for CUDA 12.8 and later need compute capability 7.5."""
+    gpus(1, capability=(7, 0))
+    with pytest.raises(UserError, match=r"Tesla X has .* 7\.0, .* built for 7\.5 .*/cu126.*=cpu") as error:
+        device.pick_device(name)
+    assert "\n" not in str(error.value)
+    assert str(device.pick_device("cpu")) == "cpu"
+    gpus(1, capability=(7, 0), built_for=("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"))
+    assert str(device.pick_device(name)) == "cuda:0"
+    for capability in ((7, 5), (8, 9), (10, 3)):
+        gpus(1, capability=capability)
+        assert str(device.pick_device(name)) == "cuda:0"
+    gpus(1, capability=(9, 4), built_for=("gfx90a", "gfx942"))
+    assert str(device.pick_device(name)) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
+        ("NVIDIA H100 NVL", "bfloat16", 835e12),
+        ("NVIDIA A100-SXM4-40GB", "float16", 312e12),
+        ("NVIDIA L40S", "bfloat16", 362e12),
+        ("NVIDIA RTX 6000 Ada Generation", "bfloat16", 364e12),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "bfloat16", 88.2e12),
+        ("GeForce RTX 3090", "bfloat16", 71e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("Tesla T4", "float16", 65e12),
+        ("Tesla T4", "bfloat16", None),
+        ("NVIDIA L4", "float32", None),
+        ("NVIDIA Z1000", "bfloat16", None),
+    ],
+)
+def test_the_drivers_name_of_a_gpu_leads_to_its_data_sheet(
+    name: str, dtype: str, expected: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: name)
+    assert device.data_sheet_flops(torch.device("cuda:0"), dtype) == expected
+
+
+def test_every_gpu_is_found_by_each_of_its_names() -> None:
+    for gpu in GPUS:
+        for spelling in (gpu.name, gpu.name.lower(), f"NVIDIA GeForce {gpu.name.replace('-', ' ')}"):
+            assert find_gpu(spelling) is gpu
+    assert {find_gpu(name).name for name in OTHER_NAMES} == set(OTHER_NAMES.values())
 
 
 @pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float16")])

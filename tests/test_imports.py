@@ -10,12 +10,13 @@ import gpt2
 
 PACKAGE = Path(gpt2.__file__).parent
 LAYERS = [
-    {"errors", "spelling", "streams", "files", "json_file", "long_runs"},
+    {"errors", "spelling", "system", "streams", "files", "json_file", "long_runs"},
     {
         "model",
         "nanogpt_methods",
         "accounting",
         "device",
+        "gpus",
         "special_tokens",
         "tokenizers",
         "chunked_loss",

@@ -135,7 +135,7 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
 
     def seal() -> None:
         temporary = temporary_of(taken.folder)
-        (temporary / "state.json").write_text(taken.description, encoding="utf-8")
+        (temporary / "state.json").write_text(taken.description, encoding="utf-8", newline="\n")
         write_manifest(temporary)
         stack.close()  # publishes
 

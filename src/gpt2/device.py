@@ -5,7 +5,6 @@ import functools
 import os
 import platform
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,27 +13,12 @@ from pathlib import Path
 
 import torch
 
+from gpt2 import system
 from gpt2.errors import UserError
+from gpt2.gpus import known_gpu
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes of matrix products, by their names in settings."""
-
-DATA_SHEET_FLOPS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "Tesla V100-SXM2-16GB": 125e12,
-    "Tesla V100-SXM2-32GB": 125e12,
-    "Tesla T4": 65e12,
-}
-"""Dense tensor-core FLOP/s of bfloat16, or float16 on GPUs without it, by the name that the driver reports.
-
-They are from NVIDIA's data sheets. The rate of any other GPU is measured.
-"""
 
 CONTAINER = Path("/sys/fs/cgroup")
 """Folder of the control group (version 2) of a container, as seen inside it."""
@@ -82,7 +66,9 @@ def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wanted = first + local_rank
     if wanted < count:
-        return torch.device("cuda", wanted)
+        device = torch.device("cuda", wanted)
+        _check_supported(device)
+        return device
     gpus = {0: "no CUDA GPU", 1: "1 GPU (cuda:0)"}.get(count, f"{count} GPUs (cuda:0 to cuda:{count - 1})")
     if first >= count:
         other = "--device=cpu or --device=auto" if count == 0 else "--device=cuda or one of these"
@@ -91,6 +77,20 @@ def _pick_gpu(name: str, first: int, local_rank: int) -> torch.device:
         f"device={name}: process {local_rank} of this machine needs cuda:{wanted}, and PyTorch finds {gpus}; start "
         f"at most --nproc={count - first} on this machine, or let each process see more GPUs"
     )
+
+
+def _check_supported(device: torch.device) -> None:
+    """Raise UserError for a GPU that is older than those for which this PyTorch is built."""
+    major, minor = torch.cuda.get_device_capability(device)
+    numbers = [arch.removeprefix("sm_") for arch in torch.cuda.get_arch_list()]  # no numbers for AMD's GPUs
+    oldest = min((int(number) for number in numbers if number.isdecimal()), default=0)
+    if 10 * major + minor < oldest:
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and PyTorch "
+            f"{torch.__version__} is built for {oldest // 10}.{oldest % 10} and newer; install PyTorch's build for "
+            "CUDA 12.6, which supports V100 and older GPUs (--index-url https://download.pytorch.org/whl/cu126), or "
+            "use --device=cpu"
+        )
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -143,6 +143,17 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager:
     return torch.autocast(device.type, DTYPES[dtype])
 
 
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 matrix products in float32 inside the `with` block, also where TF32 is allowed outside it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def peak_flops(device: torch.device, dtype: str) -> tuple[float, str]:
     """Return the peak rate of matrix products on `device` in FLOP/s, and the origin of the figure in words."""
     if sheet := data_sheet_flops(device, dtype):
@@ -154,7 +165,10 @@ def data_sheet_flops(device: torch.device, dtype: str) -> float | None:
     """Return the peak rate of `device` in FLOP/s by its data sheet; None if that is unknown."""
     if device.type != "cuda" or dtype == "float32":
         return None
-    return DATA_SHEET_FLOPS.get(torch.cuda.get_device_name(device))
+    gpu = known_gpu(torch.cuda.get_device_name(device))
+    if gpu is None or (dtype == "bfloat16" and not gpu.has_bfloat16):
+        return None
+    return gpu.tflops * 1e12
 
 
 @functools.cache
@@ -222,20 +236,14 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory of this process in bytes: of tensors on a GPU, of everything on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return system.peak_memory()
 
 
 def free_memory(device: torch.device) -> int:
     """Return the bytes that can be allocated now, on a GPU, or else on this machine or in its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(free, free_in_container(CONTAINER))
+    return min(system.free_memory(), free_in_container(CONTAINER))
 
 
 def free_in_container(group: Path) -> int:

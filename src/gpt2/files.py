@@ -1,7 +1,6 @@
 """Files that are complete or absent: atomic publishing, manifests of hashes, verified downloads."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gpt2 import system
 from gpt2.errors import SPACE_ERRORS, FileSystemWarning, UserError, WriteError
 from gpt2.streams import copy_into, is_stream
 
@@ -49,7 +49,9 @@ def _warn(text: str) -> None:
 
 
 def _flush_path(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+    fd = system.open_to_flush(path)
+    if fd is None:
+        return
     try:
         flush(fd)
     finally:
@@ -201,7 +203,7 @@ def _put(temporary: Path, resolved: Path) -> None:
 def _copy_mode(about: os.stat_result, path: Path) -> None:
     """Give a file the mode of the file that it replaces, and its owner where that is allowed."""
     with suppress(PermissionError):
-        os.chown(path, about.st_uid, about.st_gid)
+        system.copy_owner(about, path)
     path.chmod(stat.S_IMODE(about.st_mode))
 
 
@@ -217,7 +219,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 def _lock(fd: int, path: Path) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(fd)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -243,7 +245,7 @@ def write_text(target: Path, text: str) -> None:
 def write_manifest(folder: Path) -> None:
     """Record the size and SHA-256 of every file in `folder`. The manifest must be the last file to be written."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(_as_manifest({"files": files}), encoding="utf-8")
+    (folder / MANIFEST).write_text(_as_manifest({"files": files}), encoding="utf-8", newline="\n")
 
 
 def _as_manifest(content: object) -> str:

@@ -8,7 +8,6 @@ files of its own for every process. File format: https://github.com/huggingface/
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2 import system
 from gpt2.files import flush
 
 DTYPES = {
@@ -83,15 +83,12 @@ class Layout:
 
     def write(self, path: Path, shards: Mapping[str, TensorShard]) -> None:
         """Write shards into a file that `create` made, and flush them to the disk. Raises OSError."""
-        fd = os.open(path, os.O_WRONLY)
-        try:
+        with path.open("r+b", buffering=0) as file:
             for name, shard in shards.items():
                 data = memoryview(_bytes(shard.values))
                 row_size = len(data) // len(shard.values) if shard.shape and len(shard.values) else 0
-                _write_all(fd, data, self.begins[name] + shard.first_row * row_size)
-            flush(fd)
-        finally:
-            os.close(fd)
+                _write_all(file.fileno(), data, self.begins[name] + shard.first_row * row_size)
+            flush(file.fileno())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -108,5 +105,5 @@ def _bytes(tensor: Tensor) -> Any:
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while data:
-        written = os.pwrite(fd, data[:PIECE], offset)
+        written = system.write_at(fd, data[:PIECE], offset)
         data, offset = data[written:], offset + written

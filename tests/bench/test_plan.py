@@ -7,14 +7,15 @@ import pytest
 from gpt2 import accounting, device
 from gpt2.accounting import Sharing
 from gpt2.bench import probe
-from gpt2.bench.gpus import ASSUMED_MFU, GPUS, PUBLISHED, find_gpu
 from gpt2.bench.plan import SPARE, Plan, estimate, for_gpus, plan, this_machine
 from gpt2.bench.plan_text import published_mfu, span
 from gpt2.bench.presets import NAMES
+from gpt2.bench.published import ASSUMED_MFU, PUBLISHED
 from gpt2.bench.workload import workload
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
+from gpt2.gpus import GPUS, find_gpu
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train

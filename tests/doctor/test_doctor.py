@@ -1,6 +1,7 @@
 """`gpt2 doctor` names the cause in broken environments, which are as real as a test can make them."""
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -124,7 +125,7 @@ def test_a_file_system_without_locks_and_fsync(monkeypatch: pytest.MonkeyPatch, 
     def refuse(*args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(files.os, "fsync", refuse)
     finding = files.safety(files.try_folder(tmp_path))
     assert is_about(finding, "warning", "no file locks", "local disk") and "power failure" in finding.found
@@ -202,6 +203,13 @@ def test_a_small_dev_shm() -> None:
         (Gpus(None, [], False, False), {}, "ok", "uses the CPU", ""),
         (Gpus("12.8", ["NVIDIA H100"], True, True), {}, "ok", "NVIDIA H100 (CUDA 12.8)", ""),
         (Gpus(None, [], False, False, has_mps=True), {}, "ok", "mps", ""),
+        (
+            Gpus("13.0", ["Tesla V100"], True, True, too_old="Tesla V100 is too old; install another build"),
+            {},
+            "problem",
+            "Tesla V100 is too old",
+            "install another build",
+        ),
     ],
 )
 def test_gpus_and_drivers(found: Gpus, environment: dict, verdict: str, text: str, fix: str) -> None:
@@ -256,3 +264,18 @@ def test_a_quick_examination_of_this_machine(closed_port: str, tmp_path: Path) -
     assert {"Python", "PyTorch", "GPU", "CPU", "threads", "dtype", "attention", "memory", "packages"} <= found.keys()
     assert {"compiler", "hub", "GPT-2 vocabulary"} <= {n for n, f in found.items() if f["verdict"] == "warning"}
     assert not any("this check failed" in check["found"] for check in found.values())
+
+
+def test_a_gpu_that_is_too_old_for_this_pytorch_is_a_problem_and_the_rest_is_examined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "Tesla V100-SXM2-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    found = {finding.name: finding for finding in examine.of_torch({})}
+    assert is_about(found["GPU"], "problem", "Tesla V100-SXM2-16GB has compute capability 7.0", "cu126")
+    assert "on cpu" in found["dtype"].found

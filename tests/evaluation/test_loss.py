@@ -15,6 +15,7 @@ from processes import environment
 
 from gpt2.data.dataset import open_dataset
 from gpt2.data.shards import Tokens
+from gpt2.evaluation.choices import Task, choose
 from gpt2.evaluation.loss import Loss, Window, blocks, evaluate_loss, measure, sliding
 from gpt2.formats.open import load
 from gpt2.model import GPT, GPTConfig
@@ -120,6 +121,22 @@ def test_an_evaluation_is_without_dropout_and_leaves_the_mode(training: bool) ->
     loss = evaluate_loss(model, tokens, block_size=8, batch_size=2, batches=0, dtype="float32")
     assert loss == pytest.approx(np.mean(losses), abs=1e-5)
     assert model.training == training
+
+
+def test_an_evaluation_during_training_does_not_use_tf32() -> None:
+    """Otherwise a checkpoint would have another loss there than in `gpt2 eval`, and other HellaSwag choices."""
+    model, seen = a_model(), []
+    model.transformer.h[0].register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        evaluate_loss(model, some_tokens(20), block_size=8, batch_size=1, batches=1, dtype="float32")
+        choose(model, [Task([1, 2], [[3], [4]], [1, 1], 0)], dtype="bfloat16")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(seen) == 3  # of a batch, and of the tasks twice, as the choices are those of float32
+    assert set(seen) == {"highest"}
 
 
 def test_bits_per_byte_counts_no_bytes_for_end_of_text() -> None:

@@ -115,6 +115,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert not any(map(torch.equal, before[:3], everything(model, optimizers)[:3]))
 
 
+@pytest.mark.parametrize("overflowing", ["transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"])
+def test_with_a_gradient_scaler_an_overflow_anywhere_changes_nothing(overflowing: str) -> None:
+    """Neither in the weights that Muon updates nor in AdamW's. The other steps are those without a scaler."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def step(model: GPT, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler, bad: bool) -> None:
+        idx = torch.tensor([[1, 2, 3]])
+        scaler.scale(TrainingLoss(model)(idx, idx)).backward()
+        if bad:
+            gradient = model.get_parameter(overflowing).grad
+            assert gradient is not None
+            gradient[0, 0] = math.inf
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # makes every gradient 0 or NaN where one is infinite
+        update(optimizers, scaler, 1.0, torch.tensor(False))
+
+    model, twin = GPT(CONFIG), GPT(CONFIG)
+    twin.load_state_dict(model.state_dict())
+    pairs = [(m, make_optimizers(m, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)) for m in (model, twin)]
+    for bad in (False, True, False):
+        before = everything(*pairs[0])
+        step(*pairs[0], scaler, bad)
+        if bad:
+            assert all(map(torch.equal, before, everything(*pairs[0])))
+        else:
+            step(*pairs[1], torch.amp.GradScaler("cpu", enabled=False), False)
+        assert all(map(torch.equal, everything(*pairs[0]), everything(*pairs[1])))
+    assert scaler.get_scale() == 512.0
+
+
 def test_its_state_goes_out_and_in_by_name() -> None:
     model = GPT(CONFIG)
     optimizers = make_optimizers(model, 1e-3, (0.9, 0.95), 0.1, muon=SETTINGS)

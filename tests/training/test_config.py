@@ -69,7 +69,6 @@ def test_total_batch_size_sets_the_accumulation() -> None:
         ({"sample_start": ["a", "\udcff"]}, "not valid text"),
         ({"align_documents": True, "data_order": "shuffled"}, "data_order=shuffled shows every token once"),
         ({"align_documents": True, "data_order": "sequential"}, "use --data_order=random or --align_documents=False"),
-        ({"optimizer": "muon", "dtype": "float16"}, "use --dtype=bfloat16 or float32"),
         ({"optimizer": "muon", "parallel": "fsdp", "cpu_offload": True}, "leave --cpu_offload out"),
     ],
 )

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from runs import curve, final_weights, start_process, wait_for_step
 
+from gpt2.distributed.world import ALONE
 from gpt2.evaluation import choices
 from gpt2.evaluation import loss as loss_module
 from gpt2.formats.run_folder import saved_steps
 from gpt2.generation import engine
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.records import read_log
-from gpt2.training import loop
+from gpt2.training import loop, signals
 from gpt2.training.loop import train
 from gpt2.training.recipes import dump_toml
 
@@ -179,3 +180,61 @@ def test_no_float64_is_asked_of_the_device(tiny, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loss_module, "token_losses", lambda *arguments: compute(*arguments).as_subclass(OnDevice))
     assert loop.estimate_losses(run) == expected
     assert loss_module.evaluating
+
+
+class Two:
+    """Two processes, seen from one of them; what the other one answers is given."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.questions = 0
+        self.other: tuple[bool, float] = (False, 0.0)
+
+    def gather(self, value: tuple[bool, float]) -> list[tuple[bool, float]]:
+        self.questions += 1
+        return [value, self.other]
+
+
+@pytest.mark.parametrize(("seconds", "questions"), [(0.01, 2.3), (0.1, 2.5), (3.0, 1 / 3)])
+def test_processes_ask_each_other_twice_a_second_and_not_after_every_step(
+    seconds: float, questions: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, world = [0.0], Two()
+    monkeypatch.setattr(signals.time, "perf_counter", lambda: now[0])
+    stop = signals.Stop(world, lambda: False)  # pyrefly: ignore[bad-argument-type]
+
+    def steps(until: float) -> bool:
+        while now[0] < until:
+            now[0] += seconds
+            if stop.asked_between_steps():
+                return True
+        return False
+
+    assert not steps(30)
+    assert world.questions / 30 == pytest.approx(questions, rel=0.2)
+    asked = world.questions
+    world.other = (True, 0.0)  # the other process got a signal
+    assert steps(60)
+    assert now[0] <= 30 + signals.ASK_SECONDS + 2 * seconds
+    assert world.questions == asked + 1
+    assert stop.asked_between_steps()
+    assert world.questions == asked + 1  # they all know
+
+
+def test_a_slower_process_sets_the_number_of_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, world = [0.0], Two()
+    monkeypatch.setattr(signals.time, "perf_counter", lambda: now[0])
+    stop = signals.Stop(world, lambda: False)  # pyrefly: ignore[bad-argument-type]
+    world.other = (False, 0.25)
+    for _ in range(21):
+        now[0] += 0.01
+        assert not stop.asked_between_steps()
+    assert world.questions == 11
+
+
+def test_a_single_process_stops_after_the_step_of_a_signal() -> None:
+    stop = signals.Stop(ALONE, lambda: False)
+    assert not stop.asked_between_steps()
+    stop.signal = signal.SIGTERM
+    assert stop.asked_between_steps()

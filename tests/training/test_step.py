@@ -188,11 +188,11 @@ def test_learning_rate_without_decay_is_constant(tiny) -> None:
     assert step_learning_rate(config, 0) == 5e-3
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_trains_like_float32(tiny, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "optimizer"), [("bfloat16", "adamw"), ("float16", "adamw"), ("float16", "muon")])
+def test_lower_precision_trains_like_float32(tiny, dtype: str, optimizer: str) -> None:
     losses = {}
     for d in ("float32", dtype):
-        run = set_up(tiny(dtype=d, warmup_iters=0), silent)
+        run = set_up(tiny(dtype=d, optimizer=optimizer, warmup_iters=0), silent)
         for _ in range(30):
             losses[d] = train_step(run).loss.item()
             run.state.step += 1
@@ -200,8 +200,9 @@ def test_lower_precision_trains_like_float32(tiny, dtype: str) -> None:
     assert losses[dtype] == pytest.approx(losses["float32"], rel=0.05)
 
 
-def test_float16_skips_an_update_that_overflows_and_lowers_its_scale(tiny) -> None:
-    run = set_up(tiny(dtype="float16"), silent)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_float16_skips_an_update_that_overflows_and_lowers_its_scale(tiny, optimizer: str) -> None:
+    run = set_up(tiny(dtype="float16", optimizer=optimizer), silent)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [p.clone() for p in run.model.parameters()]
     result = train_step(run)

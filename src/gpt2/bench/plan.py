@@ -6,14 +6,15 @@ from typing import Any
 
 from gpt2 import accounting, device
 from gpt2.accounting import Memory, Sharing
-from gpt2.bench.gpus import ASSUMED_MFU, GPU
 from gpt2.bench.probe import guessed_speeds, is_short, probe
+from gpt2.bench.published import ASSUMED_MFU
 from gpt2.bench.workload import Speed, Time, Workload, workload
 from gpt2.checkpoint import TrainState
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import Dataset, find_dataset
 from gpt2.errors import Log, UserError
 from gpt2.formats.open import open_model
+from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
 from gpt2.training.budget import last_step
 from gpt2.training.config import TrainConfig

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.accounting import flops_per_token
-from gpt2.bench.gpus import ASSUMED_MFU, GPUS, PUBLISHED, find_gpu
 from gpt2.bench.plan import CHINCHILLA, Estimate, Plan
 from gpt2.bench.probe import CPU_MFU
+from gpt2.bench.published import ASSUMED_MFU, PUBLISHED
 from gpt2.files import free_bytes
+from gpt2.gpus import GPUS, find_gpu
 from gpt2.model import GPTConfig
 
 KINDS = {
@@ -135,9 +136,9 @@ def described_time(found: Plan, time: Estimate, price: float | None) -> str:
 
 def gpu_table() -> str:
     """Return the table of GPUs as lines of text."""
-    lines = [f"{'--gpu=':<12}{'memory':>9}{'TFLOP/s':>9}  {'dtype':<10}{'bandwidth':>11}"]
+    lines = [f"{'--gpu=':<18}{'memory':>9}{'TFLOP/s':>9}  {'dtype':<10}{'bandwidth':>11}"]
     for g in GPUS:
-        lines.append(f"{g.name:<12}{g.memory:>6g} GB{g.tflops:>9,g}  {g.dtype:<10}{g.bandwidth:>6,g} GB/s")
+        lines.append(f"{g.name:<18}{g.memory:>6g} GB{g.tflops:>9,g}  {g.dtype:<10}{g.bandwidth:>6,g} GB/s")
     return "\n".join([*lines, "", "Dense rates by the vendors' data sheets.", *_published()])
 
 

@@ -55,7 +55,7 @@ def plan(
         raise UserError("--gpus, --memory and --price describe a GPU; name it with --gpu, for example --gpu=H100")
     if gpu and nproc != 1:
         raise UserError("--nproc is the number of processes on this machine; with --gpu, give --gpus instead")
-    from gpt2.bench import gpus as known
+    from gpt2 import gpus as known
     from gpt2.bench import plan_text as text
     from gpt2.bench.plan import estimate, for_gpus, this_machine
     from gpt2.bench.plan import plan as make

@@ -108,7 +108,7 @@ class Staging:
             if (path := self.folder / name).exists():  # otherwise an earlier process has moved it, or there is none
                 path.replace(self.out / name)
         (self.folder / DESCRIPTION).replace(old)
-        shutil.rmtree(self.folder)
+        _remove(self.folder)
 
 
 def _sizes_in(journal: JsonObject) -> dict[str, int]:
@@ -170,7 +170,19 @@ def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Stag
             yield Staging(out, recipe)
         except BaseException:
             if not any((folder / name).exists() for name in (JOURNAL, DESCRIPTION)):
-                shutil.rmtree(folder)
+                _remove(folder)
                 with suppress(OSError):  # if it is not empty, or a mount point, it stays
                     out.rmdir()
             raise
+        is_lock_left = [path.name for path in folder.glob("*")] == [LOCK]  # by Windows, which deletes no open file
+    if is_lock_left:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a staging area; on Windows its lock stays as long as it is held."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with suppress(PermissionError):
+        shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from gpt2.doctor import files, hardware, software
 from gpt2.doctor.finding import Finding, guarded, ok
-from gpt2.errors import first_line
+from gpt2.errors import UserError, first_line
 from gpt2.files import free_bytes
 from gpt2.tokenizers import GPT2_VOCAB_FILES
 
@@ -81,12 +82,13 @@ def of_torch(environment: Mapping[str, str]) -> Iterator[Finding]:
 
     yield guarded("PyTorch", lambda: software.torch_version(torch.__version__))
     on_gpu = torch.cuda.is_available()
-    yield guarded("GPU", lambda: hardware.gpus(known_gpus(), environment))
+    gpus = known_gpus()
+    yield guarded("GPU", lambda: hardware.gpus(gpus, environment))
     yield guarded("CPU", lambda: hardware.processor(read_text(CPU_INFO), torch.backends.cpu.get_cpu_capability()))
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = hardware.cores_allowed(affinity)
     yield guarded("threads", lambda: hardware.threads(torch.get_num_threads(), cores, environment))
-    where = device.pick_device("auto")
+    where = device.pick_device("cpu" if gpus.too_old else "auto")
     dtype = device.pick_dtype("auto", where)
     flags = read_text(CPU_INFO)
     yield guarded("dtype", lambda: hardware.dtype(dtype, str(where), "amx_bf16" in flags))
@@ -99,13 +101,21 @@ def known_gpus() -> hardware.Gpus:
     """Return what PyTorch and the system know about GPUs."""
     import torch
 
+    from gpt2 import device
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    too_old = ""
+    try:
+        device.pick_device("auto")
+    except UserError as error:
+        too_old = str(error)
     return hardware.Gpus(
         built_for=torch.version.cuda,
         names=[torch.cuda.get_device_name(i) for i in range(count)],
         has_driver=hardware.has_nvidia_driver(),
         has_card=hardware.has_nvidia_card(),
         has_mps=torch.backends.mps.is_available(),
+        too_old=too_old,
     )
 
 
@@ -176,10 +186,9 @@ def import_errors(names: list[str]) -> dict[str, str]:
 def size_of(folder: Path) -> int | None:
     """Return the size in bytes of the file system of a folder; None where it does not exist."""
     try:
-        about = os.statvfs(folder)
+        return shutil.disk_usage(folder).total
     except OSError:
         return None
-    return about.f_frsize * about.f_blocks
 
 
 def read_text(path: Path) -> str:

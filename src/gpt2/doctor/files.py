@@ -1,7 +1,6 @@
 """Checks of folders, disks and the network."""
 
 import errno
-import fcntl
 import os
 import socket
 import tempfile
@@ -10,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from gpt2 import system
 from gpt2.doctor.finding import Finding, ok, problem, warning
 from gpt2.files import UNSUPPORTED
 
@@ -47,7 +47,7 @@ def try_folder(folder: Path) -> dict[str, OSError | None]:
             results["write"] = None
             operations: dict[str, Callable[[], object]] = {
                 "fsync": lambda: os.fsync(file.fileno()),
-                "lock": lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+                "lock": lambda: system.lock(file.fileno()),
             }
             for name, operation in operations.items():
                 try:

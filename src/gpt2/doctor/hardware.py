@@ -31,6 +31,8 @@ class Gpus:
     """Whether there is an NVIDIA card on the bus."""
     has_mps: bool = False
     """Whether PyTorch can use an Apple GPU."""
+    too_old: str = ""
+    """Why PyTorch cannot compute on the first GPU, and what to do about it, divided by a semicolon."""
 
 
 def has_nvidia_driver() -> bool:
@@ -49,6 +51,9 @@ def has_nvidia_card(bus: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def gpus(found: Gpus, environment: Mapping[str, str]) -> Finding:
     """Check that PyTorch can use the GPUs of this machine."""
+    if found.too_old:
+        text, _, fix = found.too_old.partition("; ")
+        return problem("GPU", text, fix)
     if found.names:
         return ok("GPU", f"{', '.join(found.names)} (CUDA {found.built_for})")
     if found.has_mps:

@@ -12,7 +12,7 @@ import torch
 
 from gpt2.data.batches import document_mask, evaluation_starts, gather
 from gpt2.data.shards import Tokens
-from gpt2.device import autocast
+from gpt2.device import autocast, exact_float32
 from gpt2.distributed.world import ALONE, World
 from gpt2.evaluation.scoring import token_losses
 from gpt2.model import GPT
@@ -88,11 +88,16 @@ class Loss:
 
 @contextmanager
 def evaluating(model: GPT) -> Iterator[None]:
-    """Put the model into evaluation mode inside the `with` block; restore its mode (train or eval) afterwards."""
+    """Put the model into evaluation mode inside the `with` block; restore its mode (train or eval) afterwards.
+
+    Matrix products in float32 do not use TF32 meanwhile, so that a checkpoint has the same loss wherever it is
+    measured.
+    """
     was_training = model.training
     model.eval()
     try:
-        yield
+        with exact_float32():
+            yield
     finally:
         model.train(was_training)
 

@@ -224,4 +224,4 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
 
 
 def _dump(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8", newline="\n")

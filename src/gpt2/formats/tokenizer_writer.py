@@ -91,7 +91,7 @@ def write_huggingface(tokenizer: Tokenizer, folder: Path, block_size: int) -> No
         config["add_prefix_space"] = False
         _dump(folder / "vocab.json", content["model"]["vocab"])
         lines = "".join(f"{left} {right}\n" for left, right in content["model"]["merges"])
-        (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8", newline="\n")
     _dump(folder / "tokenizer_config.json", config)
 
 
@@ -103,7 +103,7 @@ def write_tokenizer_json(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
 
 
 def _dump(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class Muon(Undecorated):
     decay is decoupled, as in AdamW. iterations: at most 5 iterations orthogonalize the matrices, in `dtype`.
     """
 
+    found_inf: Tensor | None = None
+    """A scalar; where it is set and not 0, the next step changes nothing."""
+
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
@@ -46,8 +49,6 @@ class Muon(Undecorated):
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "stacked": 1})
         self.iterations, self.dtype = iterations, dtype
-        self.found_inf: Tensor | None = None
-        """A scalar; where it is set and not 0, the next step changes nothing."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]

@@ -45,16 +45,19 @@ def update(optimizers: Sequence[Optimizer], scaler: torch.amp.GradScaler, lr_sca
     """Make one optimizer step and free the gradients; the device decides whether to skip it, so nothing waits.
 
     lr_scale: every learning rate as a share of its peak. skip: a scalar bool; where it is True, no weight and no
-    optimizer state changes. A gradient scaler that is enabled decides that by itself, as float16 overflows now and
-    then.
+    optimizer state changes. With a gradient scaler, which has unscaled the gradients, nothing changes either where
+    any of them overflowed.
     """
+    found_inf = skip.to(torch.float32)
+    if scaler.is_enabled():  # it would let an optimizer whose own gradients are finite make its step alone
+        flags = [flag for o in optimizers for flag in scaler._found_inf_per_device(o).values()]
+        found_inf = torch.stack([found_inf, *flags]).amax()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr_scale * group.setdefault("peak_lr", group["lr"])
-        if not scaler.is_enabled():
-            inner: Any = _local(optimizer)
-            inner.found_inf = skip.to(torch.float32)
-        scaler.step(optimizer)
+        inner: Any = _local(optimizer)
+        inner.found_inf = found_inf
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     scaler.update()
 

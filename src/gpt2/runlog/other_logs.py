@@ -187,7 +187,7 @@ class OtherLogWriter:
             return
         if event == "eval" and step == self.resumed_at:  # a resume does this evaluation again
             self._keep(lambda at, measured: at < step or not measured & values.keys())
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             for name, line in self.description.lines.items():
                 if name in values:
                     file.write(line.format(s=step - (name == "loss"), **values) + "\n")

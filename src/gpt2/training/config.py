@@ -233,7 +233,7 @@ class TrainConfig:
     compile: Annotated[bool, MACHINE] = True
     """Use torch.compile. Where it does not work, a warning is logged and training runs without it."""
     tf32: Annotated[bool, MACHINE] = True
-    """Allow TF32 in float32 matrix products on CUDA."""
+    """Allow TF32 in the float32 matrix products of training on CUDA. Evaluations always use float32."""
     activation_checkpointing: Annotated[bool, MACHINE] = False
     """Keep only the input of each transformer block for the backward pass and recompute the rest, which saves memory
     and costs time."""

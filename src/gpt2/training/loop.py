@@ -117,7 +117,7 @@ class Loop:
                     if task.due(ending):
                         reason = task.run()
                         ending = ending or reason
-                is_stopped = ending is None and self.session.stop.asked_in_any_process()
+                is_stopped = ending is None and self.session.stop.asked_between_steps()
             except Stopped:  # a resumed run does again what was due at this step
                 is_stopped = True
             if is_stopped:
@@ -141,7 +141,7 @@ class Loop:
             if (
                 state.step % config.log_interval == 0
                 or self.is_anything_due()
-                or self.session.stop.asked_in_any_process()
+                or self.session.stop.asked_between_steps()
             ):
                 break
         self.records.write()

@@ -141,8 +141,6 @@ def check_combinations(config: "TrainConfig") -> None:
             f"early_stopping_patience={config.early_stopping_patience} counts evaluations, and eval_interval=0 "
             "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
         )
-    if config.optimizer == "muon" and config.dtype == "float16":
-        raise UserError("optimizer=muon does not scale gradients; use --dtype=bfloat16 or float32")
     if config.optimizer == "muon" and config.cpu_offload:
         raise UserError("optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,9 +12,10 @@ from types import FrameType
 
 from gpt2.distributed.world import World
 from gpt2.errors import Log
+from gpt2.system import HANGUP, STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that stop a run: Ctrl-C, the request of a scheduler, a closed terminal."""
+ASK_SECONDS = 0.5
+"""Approximate number of seconds after which several processes ask each other again whether to stop."""
 
 
 class Stopped(Exception):
@@ -27,14 +29,44 @@ class Stop:
         self.world, self.must_stop = world, must_stop
         self.signal: int | None = None
         self.seconds = 0.0
-        """Seconds spent in `asked_in_any_process`, where the processes wait for each other."""
+        """Seconds in which the processes waited for each other's answers."""
+        self.is_agreed = False
+        """Whether the processes have agreed to stop."""
+        self.interval = self.remaining = 1
+        """Number of steps from one question between steps to the next, and those that remain until the next."""
+        self.asked_at = time.perf_counter()
 
     def asked_in_any_process(self) -> bool:
         """Ask all processes whether the run must stop. This communicates: all of them must call it, or none."""
         began = time.perf_counter()
-        answer = self.world.any(self.signal is not None or self.must_stop())
+        self.is_agreed |= self.world.any(self.is_asked)
         self.seconds += time.perf_counter() - began
-        return answer
+        return self.is_agreed
+
+    @property
+    def is_asked(self) -> bool:
+        """Return whether this process knows a reason to stop."""
+        return self.signal is not None or self.must_stop()
+
+    def asked_between_steps(self) -> bool:
+        """Return whether the run must stop, once for each step. All processes must call it, or none.
+
+        Several processes ask each other only every ASK_SECONDS or so: after a number of steps on which they agree,
+        which follows from the slowest one's time and at most doubles.
+        """
+        if self.world.size == 1:
+            return self.is_asked
+        self.remaining -= 1
+        if self.is_agreed or self.remaining > 0:
+            return self.is_agreed
+        began = time.perf_counter()
+        answers = self.world.gather((self.is_asked, (began - self.asked_at) / self.interval))
+        self.asked_at = time.perf_counter()
+        self.seconds += self.asked_at - began
+        self.is_agreed = any(is_asked for is_asked, _ in answers)
+        fitting = int(ASK_SECONDS / max(seconds for _, seconds in answers))
+        self.interval = self.remaining = max(1, min(fitting, 2 * self.interval))
+        return self.is_agreed
 
     def check_all_processes(self) -> None:
         """Raise Stopped if the run must stop. This communicates: all processes must call it, or none."""
@@ -44,8 +76,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
-    """Turn the first of SIGNALS into a request to `stop`, and let a second one end the process at once.
+    """Turn the first stop signal into a request to `stop`, and let a second one end the process at once.
 
+    They are Ctrl-C, the request of a scheduler (SIGTERM), and a closed terminal (SIGHUP, or SIGBREAK on Windows).
     A thread confirms the first signal with a line to `log`, because Python runs signal handlers only between two
     operations of the main thread, and an operation of PyTorch can take seconds. SIGHUP stays ignored if it was
     ignored, as nohup requires. Outside the main thread, where Python allows no handlers, this does nothing.
@@ -57,35 +90,35 @@ def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
     def request(number: int, frame: FrameType | None) -> None:
         stop.signal = stop.signal or number
 
-    handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    arrivals, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
+    handled = [n for n in STOP_SIGNALS if n != HANGUP or signal.getsignal(n) != signal.SIG_IGN]
+    arrivals, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
     listener = threading.Thread(target=_confirm, args=(arrivals, log), daemon=True)
     listener.start()
     before = {number: signal.signal(number, request) for number in handled}
-    previous = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    previous = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(wakeup)
+        wakeup.close()
         listener.join()
-        os.close(arrivals)
+        arrivals.close()
 
 
-def _confirm(arrivals: int, log: Log) -> None:
-    """Confirm the first signal whose number comes through the pipe `arrivals`; end the process at the second.
+def _confirm(arrivals: socket.socket, log: Log) -> None:
+    """Confirm the first signal whose number comes through the socket `arrivals`; end the process at the second.
 
     SIGHUP never counts as the second one: a terminal sends it twice when it closes, and systemd sends it after each
     SIGTERM.
     """
     confirmed, requests = False, 0
-    while number := os.read(arrivals, 1):
-        if number[0] not in SIGNALS:
+    while number := arrivals.recv(1):
+        if number[0] not in STOP_SIGNALS:
             continue
-        requests += number[0] != signal.SIGHUP
+        requests += number[0] != HANGUP
         if requests > 1:
             if sys.stderr is not None and sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h\n")  # show the cursor again, which the progress bar hides
