@@ -39,7 +39,8 @@ def test_without_a_dataset_the_model_keeps_its_size(tiny, tmp_path: Path) -> Non
 
 def test_a_corpus_is_not_prepared_for_a_benchmark(tiny, tmp_path: Path) -> None:
     lines: list[str] = []
-    train_bench.measure(tiny(dataset="fineweb-edu", data_dir=str(tmp_path / "data")), 2, lines.append)
+    asked = {"sample_interval": 1, "sample_start": "Hello", "hellaswag_interval": 1}  # of the recipe gpt2
+    train_bench.measure(tiny(dataset="fineweb-edu", data_dir=str(tmp_path / "data"), **asked), 2, lines.append)
     assert lines[0] == "measuring on random tokens: there is no prepared dataset"
     assert not (tmp_path / "data").exists()
 
