@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import gpt2
 from gpt2.data import corpora
 from gpt2.files import sha256
 
@@ -158,3 +157,17 @@ def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
                 assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
     unused = set(SKIPPED | INSTEAD | IN_PYTHON) - used
     assert unused == set(), "entries of the tables that no command of README needs"
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("npm install gpt2", "is no gpt2 command"),
+        ("gpt2 train gpt2-xl", "may take hours"),
+        ("gpt2 sweep tinystories --grid seed=1,2 --out=s", "may take hours"),
+    ],
+)
+def test_a_new_command_of_readme_needs_an_entry_if_it_cannot_run(line: str, wrong: str) -> None:
+    with pytest.raises(AssertionError, match=wrong):
+        small_command(line.split(), set())
+    assert small_command(["gpt2", "list"], set()) == ["gpt2", "list"]
