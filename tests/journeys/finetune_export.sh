@@ -42,7 +42,7 @@ END
 
 step "make a model" make_model
 step "prepare with its tokenizer" gpt2 prepare "$text" --tokenizer=their-model --out=data/notes
-step fine-tune gpt2 train --init_from=their-model --dataset=notes --out_dir=out-notes --learning_rate=1e-3 \
+step fine-tune gpt2 train --init_from=their-model --dataset=notes --out_dir=out-notes --learning_rate=1e-3 --block_size=128 \
   --batch_size=8 --max_iters=200 --warmup_iters=10 --eval_interval=100 --eval_iters=10 --compile=False --device=cpu
 step "loss before" gpt2 eval loss their-model notes --tokens=5000
 step "loss afterwards" gpt2 eval loss out-notes notes --tokens=5000

@@ -54,9 +54,10 @@ def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
     options and commands that have no equivalent.
     """
     given = list(words)
-    if {"--help", "--version"} & set(given) or given[-1:] == ["-h"]:
-        return given
+    is_question = bool({"--help", "--version"} & set(given)) or given[-1:] == ["-h"]
     match given:
+        case [("bench" | "train" | "plan" | "sample" | "prepare"), *_] if is_question:
+            return given
         case ["bench", name, *_] if name in BENCHMARKS:
             return _training(["bench", "train"], given[2:], TRAIN | BENCH, note) if name == "train" else given
         case ["bench", *rest]:
