@@ -8,7 +8,7 @@ import pytest
 
 from gpt2.cli import make_app
 from gpt2.cli.habits import BENCH, TRAIN
-from gpt2.cli.translate import translated
+from gpt2.cli.translate import BENCHMARKS, translated
 from gpt2.data.corpora import CORPORA
 from gpt2.errors import UserError
 from gpt2.training.loop import train
@@ -137,6 +137,8 @@ ANSWERED = [
         "torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=1.2.3.4 --master_port=1234 train.py",
         "torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=1.2.3.4 --master_port=1234 -m gpt2 train",
     ),
+    ("bench", "name what to measure (train, sample or data), as above"),
+    ("python bench.py", "gpt2 bench train"),
     ("python bench.py --profile=True", "gpt2 bench train --trace=trace.json"),
     (
         "bench --real_data=True",
@@ -261,6 +263,13 @@ def test_the_answers_to_scripts_of_llmc_train_the_same(
     assert found["dataset"] in CORPORA
 
 
+def test_bench_alone_shows_commands_for_every_benchmark(gpt2_command) -> None:
+    examples = gpt2_command("bench")[2].splitlines()[:-1]
+    app = make_app()
+    found = {app.parse_args(shlex.split(line, comments=True)[1:])[0] for line in examples}
+    assert found == {app["bench"][name].default_command for name in BENCHMARKS}
+
+
 def test_an_option_of_another_program_is_reported_once(folder: Path, dataset: Path, gpt2_command) -> None:
     line = f"train --num_iterations=1 --dataset={dataset} {SMALL}"
     status, _, err = gpt2_command(*line.split())
@@ -278,7 +287,7 @@ def test_an_option_of_another_program_is_reported_once(folder: Path, dataset: Pa
         ("train -e gpt2:d24 -h 0", "train --model=d24"),
         ("train --bf16 --do_train --overwrite_output_dir", "train --dtype=bfloat16 --overwrite=True"),
         ("plan --num_iterations 5", "plan --max_iters=5"),
-        ("bench", "bench train"),
+        ("bench --profile=False", "bench train"),
         ("bench data d", "bench data d"),
         ("sample --out_dir=r --init_from=resume --compile=False --top_k 5", "sample r --top_k 5"),
         ("sample --init_from=gpt2-xl --start=a", "sample gpt2-xl --start=a"),
