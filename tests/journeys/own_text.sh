@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
 # Own text on a laptop: prepare it, train a small model, and have a sample and a curve within 90 seconds; then stop the
-# training, look at it, and continue it. About two minutes on two cores.
+# training, look at it, and continue it. About two minutes on two cores with nothing else to do.
 #
 #   tests/journeys/own_text.sh [FILE or FOLDER]
 . "$(dirname "$0")/steps.sh"
 
-has_sample_and_curve() {  # a sample of a trained model, and two evaluations
-  [ "$(ls out-mine/samples 2>/dev/null | wc -l)" -ge 2 ] && [ "$(grep -c '"event": "eval"' out-mine/log.jsonl)" -ge 2 ]
+has_sample_and_curve() {  # what the model writes at its start, and the losses of some steps
+  [ -n "$(ls out-mine/samples 2>/dev/null)" ] && [ "$(grep -c '"event": "train"' out-mine/log.jsonl)" -ge 10 ]
 }
 
-train_for_90_seconds() {  # starts the training, and returns as soon as there is a sample and a curve
-  gpt2 train own_text --dataset=mine --out_dir=out-mine &
-  training=$!
-  for _ in $(seq 90); do
+has_trained() {  # a sample of the trained model, and a second evaluation
+  [ "$(ls out-mine/samples | wc -l)" -ge 2 ] && [ "$(grep -c '"event": "eval"' out-mine/log.jsonl)" -ge 2 ]
+}
+
+wait_until() {  # SECONDS COMMAND: waits for a command to succeed while the training goes on
+  for _ in $(seq "$1"); do
     sleep 1
-    if has_sample_and_curve; then return 0; fi
+    if $2; then return 0; fi
     kill -0 $training || return 1
   done
-  echo "no sample and no curve after 90 seconds"
-  kill $training
+  echo "after $1 seconds, $2 is still false"
   return 1
+}
+
+start() {
+  gpt2 train own_text --dataset=mine --out_dir=out-mine >"$work/training.log" 2>&1 &
+  training=$!
+  trap 'kill $training 2>/dev/null' EXIT
 }
 
 stop() {  # SIGTERM saves, and gives the exit status 75
@@ -36,8 +43,10 @@ continue_it() {
 
 step prepare gpt2 prepare "$text" --tokenizer=bpe --vocab_size=2048 --out=data/mine
 step inspect gpt2 inspect mine
-step "train until there is a sample and a curve" train_for_90_seconds
+step "start training" start
+step "a sample and a curve (within 90 s)" wait_until 90 has_sample_and_curve
 step plot gpt2 plot out-mine -o curves.png
+step "a sample of the trained model" wait_until 300 has_trained
 step stop stop
 step sample gpt2 sample out-mine --max_new_tokens=100
 step report gpt2 report out-mine
