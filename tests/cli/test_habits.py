@@ -168,6 +168,7 @@ ANSWERED = [
         "python export_hf.py --input m.bin --output=hf -d float32",
         "gpt2 export hf m.bin hf --dtype=float32",
     ),
+    ("python export_hf.py -i 'my model.bin' -o hf", "gpt2 export hf 'my model.bin' hf"),
     ("./dev/eval/run_eval.sh", "gpt2 eval harness MODEL --tasks=openllm --output_path=results"),
     ("./dev/eval/run_eval.sh folder", "gpt2 eval harness folder --tasks=openllm --output_path=results"),
     ("./dev/eval/run_eval.sh folder out", "gpt2 eval harness folder --tasks=openllm --output_path=out"),

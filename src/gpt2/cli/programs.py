@@ -40,21 +40,23 @@ def fineweb(options: Sequence[str]) -> str:
 
 def hellaswag(options: Sequence[str]) -> str:
     """Return the command for the hellaswag.py of llm.c and build-nanogpt."""
-    model, device = value_of(options, "-m", "--model_type") or "gpt2", value_of(options, "-d", "--device")
-    return f"eval hellaswag {model}{f' --device={device}' if device else ''}"
+    model, device = value_of(options, "-m", "--model_type"), value_of(options, "-d", "--device")
+    return shlex.join(["eval", "hellaswag", model or "gpt2", *([f"--device={device}"] if device else [])])
 
 
 def export_hf(options: Sequence[str]) -> str:
     """Return the command for llm.c's dev/eval/export_hf.py."""
     source, folder = value_of(options, "-i", "--input"), value_of(options, "-o", "--output")
     dtype = value_of(options, "-d", "--dtype")
-    return f"export hf {source or 'MODEL'} {folder or 'FOLDER'}{f' --dtype={dtype}' if dtype else ''}"
+    return shlex.join(
+        ["export", "hf", source or "MODEL", folder or "FOLDER", *([f"--dtype={dtype}"] if dtype else [])]
+    )
 
 
 def run_eval(options: Sequence[str]) -> str:
     """Return the command for llm.c's dev/eval/run_eval.sh, which evaluates the tasks of the first LLM leaderboard."""
     model, result = [*options, *("MODEL", "results")[len(options) :]][:2]
-    return f"eval harness {model} --tasks=openllm --output_path={result}"
+    return shlex.join(["eval", "harness", model, "--tasks=openllm", f"--output_path={result}"])
 
 
 SCRIPTS: tuple[tuple[str, Command], ...] = (
@@ -126,9 +128,9 @@ def refuse_programs(words: Sequence[str], rewrite: Callable[[list[str]], list[st
     if command == SEVERAL_MACHINES or any(word.partition("=")[0] in HOSTS for word in launcher):
         raise UserError(f"{program} is another program; {SEVERAL_MACHINES}")
     if "--nnodes" in " ".join(launcher) and command in WITH_OPTIONS:
-        new = [*environment, *launcher, "-m", "gpt2", *rewrite([*command.split(), *options])]
+        new = [*environment, *launcher, "-m", "gpt2", *rewrite([*shlex.split(command), *options])]
         raise UserError(f"this program is a module for torchrun: {shlex.join(new)}")
-    new = command.split()
+    new = shlex.split(command)
     if command in WITH_OPTIONS:
         new = rewrite([*new, *options, *_processes(launcher)])
     raise UserError(f"{program} is another program; here: {shlex.join([*environment, 'gpt2', *new])}")
