@@ -8,6 +8,7 @@ cores. The default text is some modules of Python's standard library, so that no
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -99,8 +100,8 @@ def journey(text: str) -> None:
 
 if __name__ == "__main__":
     chosen = Path(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(asyncio.__file__)).resolve()  # noqa: PTH120
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        journey(str(chosen))
-        os.chdir("/")
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    journey(str(chosen))
+    shutil.rmtree(folder)
     print("ok")
