@@ -13,9 +13,9 @@ wait_90_seconds() {  # for a sample and a curve, while the training goes on
   for _ in $(seq 90); do
     sleep 1
     if has_sample_and_curve; then return 0; fi
-    kill -0 $training || return 1
+    kill -0 $training || break
   done
-  echo "there is no sample and no curve after 90 seconds"
+  tail -n 5 "$work/training.log"
   return 1
 }
 
