@@ -47,7 +47,9 @@ def transformers_decoder(model: str, dtype: str) -> Decode:
     def decode(prompt: list[int], new: int) -> list[int]:
         with torch.inference_mode():
             idx = torch.tensor([prompt])
-            return network.generate(idx, max_new_tokens=new, min_new_tokens=new, **settings)[0, len(prompt) :].tolist()
+            return network.generate(idx, max_new_tokens=new, min_new_tokens=new, **settings)[
+                0, len(prompt) :
+            ].tolist()
 
     return decode
 
@@ -140,7 +142,12 @@ class Worker:
         command = [python, __file__, "--work", kind, str(model), option, str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
         self.rates: list[float] = []
         self.firsts: list[float] = []
@@ -174,7 +181,11 @@ def start_workers(given: argparse.Namespace, folder: Path) -> list[Worker]:
                 raise
         return folder / out
 
-    model = random_model(given.model.removeprefix("random:"), folder) if given.model.startswith("random:") else given.model
+    model = (
+        random_model(given.model.removeprefix("random:"), folder)
+        if given.model.startswith("random:")
+        else given.model
+    )
     here, threads, workers = sys.executable, given.threads, []
     hf = export("hf", "hf")
     for dtype in given.dtypes:
@@ -191,7 +202,13 @@ def start_workers(given: argparse.Namespace, folder: Path) -> list[Worker]:
             workers.append(Worker(f"llama.cpp {dtype}", python, "llamacpp", file, "-", threads))
     if given.ctranslate2:
         binaries = Path(given.ctranslate2) / "bin"
-        convert = [str(binaries / "ct2-transformers-converter"), "--model", str(hf), "--output_dir", str(folder / "ct2")]
+        convert = [
+            str(binaries / "ct2-transformers-converter"),
+            "--model",
+            str(hf),
+            "--output_dir",
+            str(folder / "ct2"),
+        ]
         subprocess.run(convert, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for dtype in ("float32", "int8"):
             python = str(binaries / "python")
@@ -243,7 +260,9 @@ def main() -> None:
                     worker.rates.append((new - 1) / (seconds - first))
         for worker in workers:
             worker.process.kill()
-    print(f"{given.model}: {given.prompt} + {given.new} tokens, {given.threads} threads, medians of {given.rounds} rounds")
+    print(
+        f"{given.model}: {given.prompt} + {given.new} tokens, {given.threads} threads, medians of {given.rounds} rounds"
+    )
     print(f"this machine reads {read_bandwidth(torch.device('cpu')) / 1e9:.1f} GB/s\n")
     print("| program | tokens/s | slowest to fastest | first token | tokens equal to the first program's |")
     print("|---|---|---|---|---|")

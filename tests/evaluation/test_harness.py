@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,98 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2.cli import main
-from gpt2.errors import UserError
-from gpt2.evaluation.choices import Question, scores
-from gpt2.formats import safetensors_file
 from gpt2.formats.export import export
 from gpt2.formats.open import load, open_model
-from gpt2.formats.source import Extras
 from gpt2.generation.engine import complete
 from gpt2.generation.sampling import Sampling
-from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe
+from gpt2.model import GPT
+from gpt2.tokenizers import Tokenizer, gpt2_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs EleutherAI's harness: pip install lm-eval")
 pytest.importorskip("accelerate", reason="the harness's hf model needs pip install transformers accelerate")
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from harness_tasks import BLOCK, both, requests, resps, save_model, write_lines, write_task  # noqa: E402
 
-from gpt2.evaluation.harness import NAME, ToolkitLM  # noqa: E402
-
-BLOCK = 64
-
-
-def save_model(path: Path, tokenizer: Tokenizer | None, **changes: Any) -> Path:
-    """Write a model with random weights and confident predictions, mostly plain letters, to one file."""
-    torch.manual_seed(0)
-    vocabulary = {"vocab_size": tokenizer.vocab_size} if tokenizer else {}
-    settings = {"block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, **vocabulary}
-    model = GPT(GPTConfig(**settings | changes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-        if tokenizer is not None:
-            plain = [tokenizer.decode_bytes([i]).isascii() for i in range(tokenizer.vocab_size)]
-            model.transformer.wte.weight[torch.tensor(plain)] += 0.2
-            model.transformer.ln_f.bias += 0.5
-    safetensors_file.write(model, Extras(tokenizer, path.stem, "float32", print), path)
-    return path
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def write_task(folder: Path, name: str, data: Path, **settings: Any) -> None:
-    """Write the description of a task over the JSON lines in `data` for the harness. JSON is valid YAML."""
-    files = {"data_files": {"validation": str(data)}, "cache_dir": str(folder / "cache")}
-    common = {"task": name, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files}
-    splits = {"validation_split": "validation", "training_split": None}
-    (folder / f"{name}.yaml").write_text(json.dumps(common | splits | settings), encoding="utf-8")
-
-
-def evaluate(folder: Path, task: str, model: str, **arguments: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the harness's figures for the tasks in a folder, and its samples in order."""
-    results = lm_eval.simple_evaluate(
-        model=model,
-        model_args={"device": "cpu", **arguments},
-        tasks=[task],
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        bootstrap_iters=0,
-        confirm_run_unsafe_code=True,
-    )
-    figures = {name.removesuffix(",none"): value for name, value in results["results"][task].items()}
-    return figures, sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
-
-
-@pytest.fixture(scope="module")
-def texts(text: str) -> list[str]:
-    return text.split("\n")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> tuple[str, str]:
-    """Write a model file and export it to Hugging Face's format. With 300 tokens, words have several."""
-    folder = tmp_path_factory.mktemp("models")
-    file = save_model(folder / "model.safetensors", train_bpe(texts, 300))
-    export(open_model(str(file)), "hf", folder / "hf", print)
-    return str(file), str(folder / "hf")
-
-
-def both(folder: Path, task: str, models: tuple[str, str]) -> tuple[Any, Any]:
-    """Return the figures and samples of our model, and those of `hf`."""
-    file, hf_folder = models
-    return (
-        evaluate(folder, task, NAME, pretrained=file),
-        evaluate(folder, task, "hf", pretrained=hf_folder, dtype="float32", batch_size=4),
-    )
-
-
-def resps(samples: list[dict[str, Any]]) -> list[Any]:
-    return [sample["filtered_resps"] for sample in samples]
+from gpt2.evaluation.harness import ToolkitLM  # noqa: E402
 
 
 def choices(samples: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
@@ -213,10 +133,6 @@ def test_rolling_likelihoods_are_those_of_hf(tmp_path: Path, texts: list[str], m
     assert ToolkitLM(models[0], device="cpu").loglikelihood_rolling(requests(("",)), disable_tqdm=True) == [0]
 
 
-def requests(*arguments: tuple) -> list[Instance]:
-    return [Instance("loglikelihood", {}, given, i) for i, given in enumerate(arguments)]
-
-
 def test_generated_answers_are_those_of_hf(tmp_path: Path, texts: list[str], models: tuple[str, str]) -> None:
     prompts = [" ".join(texts[i : i + 1 + 3 * (i % 3)])[: 10 + 9 * i] for i in range(21)]
     model, tokenizer = load(models[0])
@@ -235,168 +151,3 @@ def test_generated_answers_are_those_of_hf(tmp_path: Path, texts: list[str], mod
     assert not any(stop in answer for answer in answers)
     lengths = sorted(len(tokenizer.encode(answer)) for answer in answers)
     assert lengths[0] < 10 < 20 <= lengths[-1]
-
-
-def test_endings_of_a_context_share_a_sequence(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
-    seen, hidden = [], GPT.hidden
-    monkeypatch.setattr(
-        GPT, "hidden", lambda self, idx, *rest, **named: seen.append(idx.shape) or hidden(self, idx, *rest, **named)
-    )
-    asked = requests(("the cat", " sat"), ("the cat", " on a mat"), ("the cat", " saw"), ("two", " dogs"))
-    packed = ToolkitLM(models[0], device="cpu").loglikelihood(asked, disable_tqdm=True)
-    assert sum(shape[0] for shape in seen) == 2
-    alone = [ToolkitLM(models[0], device="cpu").loglikelihood([one], disable_tqdm=True)[0] for one in asked]
-    assert [value for value, _ in packed] == pytest.approx([value for value, _ in alone], rel=1e-5)
-
-
-def test_a_batch_has_the_requested_sequences(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
-    shapes, hidden = [], GPT.hidden
-    monkeypatch.setattr(
-        GPT, "hidden", lambda self, idx, *rest, **named: shapes.append(idx.shape) or hidden(self, idx, *rest, **named)
-    )
-    asked = requests(
-        *(("the cat sat on a mat and saw two dogs run " * 9, f" {word}") for word in ("over", "some", "hill", "cat"))
-    )
-    settings = {"max_gen_toks": 2, "until": []}
-    for batch_size, sequences in ((1, 1), ("3", 3), ("auto", 4)):
-        shapes.clear()
-        model = ToolkitLM(models[0], device="cpu", batch_size=batch_size)
-        model.loglikelihood(asked, disable_tqdm=True)
-        assert max(shape[0] for shape in shapes) == sequences
-        assert max(shape.numel() for shape in shapes) == sequences * BLOCK
-        shapes.clear()
-        model.generate_until(requests(*[("the cat", settings)] * 4), disable_tqdm=True)
-        assert max(shape[0] for shape in shapes) == sequences
-    assert ToolkitLM(models[0], device="cpu", max_batch_size=2).sequences_per_batch == 2
-    with pytest.raises(UserError, match="batch_size is 0; it must be a number of sequences"):
-        ToolkitLM(models[0], device="cpu", batch_size=0)
-
-
-def test_a_tokenizer_without_end_of_text_starts_from_a_newline(tmp_path: Path) -> None:
-    path = save_model(tmp_path / "m.safetensors", CharTokenizer("\nabc"))
-    model = ToolkitLM(str(path), device="cpu")
-    # lm-eval moves white space at the end of a context to the ending; here this leaves an empty context
-    empty, white = model.loglikelihood(requests(("", "abc"), ("\n\n", "abc")), disable_tqdm=True)
-    [rolled] = model.loglikelihood_rolling(requests(("abc",)), disable_tqdm=True)
-    [[expected, expected_white]] = scores(model.model, [Question([0], [[1, 2, 3], [0, 0, 1, 2, 3]])], dtype="float32")
-    assert empty[0] == pytest.approx(rolled, rel=1e-5) == pytest.approx(expected.log_likelihood, rel=1e-5)
-    assert white[0] == pytest.approx(expected_white.log_likelihood, rel=1e-5)
-    with pytest.raises(UserError, match="the text has the character 'd'"):
-        model.loglikelihood(requests(("a", "d")), disable_tqdm=True)
-    nameless = save_model(tmp_path / "n.safetensors", None, vocab_size=77)
-    with pytest.raises(UserError, match="tokenizer"):
-        ToolkitLM(str(nameless), device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_gen_toks": BLOCK}, f"up to {BLOCK} new tokens, and the model has {BLOCK} positions"),
-        ({}, "up to 256 new tokens"),
-        ({"max_gen_toks": 2, "num_beams": 3}, "generates with num_beams, which is not supported"),
-    ],
-)
-def test_settings_that_cannot_be_followed_are_refused(settings: dict, message: str, models: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match=message):
-        ToolkitLM(models[0], device="cpu").generate_until(requests(("the", settings)), disable_tqdm=True)
-
-
-def test_sampling_follows_the_seed_and_the_settings(models: tuple[str, str]) -> None:
-    model = ToolkitLM(models[0], device="cpu")
-
-    def draw(seed: int, **settings: Any) -> list[str]:
-        torch.manual_seed(seed)
-        asked = requests(*[("the cat", {"max_gen_toks": 20, "until": [], **settings})] * 5)
-        return model.generate_until(asked, disable_tqdm=True)
-
-    greedy = draw(0)
-    assert len(set(greedy)) == 1
-    assert draw(1, temperature=1.0) == draw(1, temperature=1.0) != draw(2, temperature=1.0)
-    assert len(set(draw(1, temperature=1.0))) > 1
-    assert draw(1, temperature=1.0, top_k=1) == draw(2, do_sample=True, temperature=1.0, top_p=1e-9) == greedy
-    assert draw(1, do_sample=False, temperature=1.0) == greedy
-
-
-def test_nothing_is_computed_after_the_last_stop(monkeypatch: pytest.MonkeyPatch, models: tuple[str, str]) -> None:
-    model, settings = ToolkitLM(models[0], device="cpu"), {"max_gen_toks": 20, "until": []}
-    [answer] = model.generate_until(requests(("the cat", settings)), disable_tqdm=True)
-    calls, hidden = [], GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda *arguments, **named: calls.append(0) or hidden(*arguments, **named))
-    asked = requests(("the cat", {**settings, "until": [answer[0]]}))
-    assert model.generate_until(asked, disable_tqdm=True) == [""]
-    assert len(calls) == 1
-
-
-@pytest.fixture
-def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the harness skip its own thousands of tasks, which take half a minute to read.
-
-    This also lets it log to the standard error of this test, not to that of the test before.
-    """
-    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])
-    read = TaskManager.__init__
-    monkeypatch.setattr(TaskManager, "__init__", lambda self, **rest: read(self, include_defaults=False, **rest))
-
-
-def test_the_command_passes_arguments_on(
-    tmp_path: Path, texts: list[str], models: tuple[str, str], own_tasks_alone: None, gpt2_command: Any
-) -> None:
-    records = [{"prompt": t, "target": " the cat"} for t in texts[:6]]
-    settings = {"output_type": "loglikelihood", "doc_to_text": "{{prompt}}", "doc_to_target": "{{target}}"}
-    data = write_lines(tmp_path / "ll.jsonl", records)
-    write_task(tmp_path, "ll", data, **settings, metric_list=[{"metric": "acc"}])
-    line = ["eval", "harness", models[0], "--tasks=ll", "--include_path", tmp_path, "--limit", "5"]
-    status, out, err = gpt2_command(*line, "--json", "--dtype=bfloat16")
-    assert status == 0, err
-    results = json.loads(out)
-    assert results["config"]["model"] == NAME
-    assert results["config"]["model_dtype"] == "bfloat16"
-    assert (results["config"]["batch_size"], results["config"]["device"]) == ("auto", "auto")
-    assert results["n-samples"]["ll"] == {"original": 6, "effective": 5}
-    assert 0 <= results["results"]["ll"]["acc,none"] <= 1
-    status, out, err = gpt2_command(*line, "--log_samples", "--output_path", tmp_path / "out", "-b", "2")
-    assert status == 0, err
-    assert "|ll |" in out
-    assert list((tmp_path / "out").rglob("samples_ll_*.jsonl"))
-    [written] = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(written.read_text())["config"]["batch_size"] == "2"
-    settings = {"tasks": ["ll"], "include_path": str(tmp_path), "batch_size": 3, "device": "cpu"}
-    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
-    status, out, err = gpt2_command("eval", "harness", models[0], f"--config={tmp_path / 'settings.yaml'}", "--json")
-    assert status == 0, err
-    results = json.loads(out)
-    assert (results["config"]["batch_size"], results["config"]["device"]) == (3, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{model}", "--tasks", "nonesuch"], "gpt2: lm-eval: Tasks not found: nonesuch"),
-        (["{model}"], "gpt2: lm-eval: No tasks specified"),
-        (["{model}", "--tasks", "ll", "--include_path", "{folder}", "--device", "cpux"], "gpt2: no device 'cpux'"),
-        (["{model}", "--tasks=ll", "--include_path={folder}", "--apply_chat_template"], "gpt2: GPT-2 has no chat"),
-        (["{folder}/none", "--tasks", "ll", "--include_path", "{folder}"], "gpt2: no model '{folder}/none'"),
-    ],
-)
-def test_what_is_wrong_is_one_line(
-    arguments: list[str], message: str, tmp_path: Path, models: Any, own_tasks_alone: None, gpt2_command: Any
-) -> None:
-    data = write_lines(tmp_path / "ll.jsonl", [{"text": "the"}])
-    write_task(tmp_path, "ll", data, output_type="loglikelihood", doc_to_text="", doc_to_target="{{text}}")
-    names = {"model": models[0], "folder": str(tmp_path)}
-    status, out, err = gpt2_command("eval", "harness", *(a.format(**names) for a in arguments))
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].startswith(message.format(**names))
-    assert "Traceback" not in err
-
-
-def test_a_fault_inside_the_harness_keeps_its_traceback(
-    models: Any, own_tasks_alone: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*arguments: object, **rest: object) -> None:
-        raise ValueError("an internal fault")
-
-    monkeypatch.setattr("lm_eval.simple_evaluate", broken, raising=False)
-    monkeypatch.setattr("lm_eval.config.evaluate_config.EvaluatorConfig.process_tasks", lambda self, metadata: None)
-    with pytest.raises(ValueError, match="an internal fault"):
-        main(["eval", "harness", models[0], "--tasks", "ll"])

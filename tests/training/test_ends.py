@@ -1,4 +1,4 @@
-"""Runs that end in ways drawn at random lose nothing; `ends.py` says in which."""
+"""Runs that end in ways drawn at random lose nothing; `ways_to_end.py` says in which."""
 
 import os
 import subprocess

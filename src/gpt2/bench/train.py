@@ -78,7 +78,8 @@ def measure(config: TrainConfig, steps: int, note: Log, trace: Path | None = Non
             config = replace(config, dataset=str(random_dataset(Path(folder), size)), vocab_size=size)
         began = time.perf_counter()
         init_from = "scratch" if config.init_from in ("resume", "auto") else config.init_from
-        config = replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=init_from)
+        unused = {"sample_interval": 0, "hellaswag_interval": 0}  # whose prompts may not be in the random letters
+        config = replace(config, out_dir=f"{folder}/run", overwrite=True, init_from=init_from, **unused)
         with device.out_of_memory_advice():
             return timed(set_up(config, note), steps, began, trace)
 

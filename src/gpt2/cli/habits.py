@@ -103,7 +103,7 @@ def hellaswag(value: str, typed: Typed) -> str:
 RECOMPUTE = "use --activation_checkpointing, which recomputes complete blocks"
 SKIP = "use --rollback_on_spike, which returns to the last checkpoint and skips the batches since then"
 SEVERAL_MACHINES = "torchrun starts processes on several machines: torchrun --nnodes=… -m gpt2 train … (launch/)"
-MACHINES = dict.fromkeys(("-pn", "-pr", "-pg", "-pm", "-ps", "-pp"), ("llm.c", SEVERAL_MACHINES))
+MACHINES = dict.fromkeys(("-pn", "-pr", "-pg", "-pi", "-pm", "-ps", "-pf", "-pp"), ("llm.c", SEVERAL_MACHINES))
 
 TRAIN: dict[str, tuple[str, Target]] = {
     "input_bin": ("llm.c", token_files),

@@ -16,6 +16,12 @@ from gpt2.training import recipes
 from gpt2.training.config import HINTS
 
 BENCHMARKS = ("train", "sample", "data")
+BENCH_EXAMPLES = """\
+  gpt2 bench train shakespeare_char_cpu      # tokens/s, time by phase and memory of training; seconds on a laptop
+  gpt2 bench train gpt2 --batch_size=4       # the same for the 124M model, which takes minutes without a GPU
+  gpt2 bench sample gpt2                     # tokens/s of generating text, and the time to the first token
+  gpt2 bench data mine                       # tokens/s of reading batches from a dataset"""
+"""What `gpt2 bench` can do, for users who do not say what to measure."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,13 @@ def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
     options and commands that have no equivalent.
     """
     given = list(words)
-    if {"--help", "--version"} & set(given) or given[-1:] == ["-h"]:
-        return given
+    is_question = bool({"--help", "--version"} & set(given)) or given[-1:] == ["-h"]
     match given:
+        case [("bench" | "train" | "plan" | "sample" | "prepare"), *_] if is_question:
+            return given
+        case ["bench"]:
+            note(BENCH_EXAMPLES)
+            raise UserError("name what to measure (train, sample or data), as above")
         case ["bench", name, *_] if name in BENCHMARKS:
             return _training(["bench", "train"], given[2:], TRAIN | BENCH, note) if name == "train" else given
         case ["bench", *rest]:

@@ -1,0 +1,173 @@
+"""README's commands and programs run in their order, as a new user types them, on small models and texts.
+
+Every block of README is read from the file, so that a command that is added or changed there is run here. A command
+that would take a network, a GPU or hours has an entry in `INSTEAD`, which makes it small. Any other runs unchanged.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2.data import corpora
+from gpt2.files import sha256
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+SKIPPED = {
+    "make": "sets up an environment and runs all tests",
+    "python3 -m venv": "makes an environment",
+    ".venv/bin/pip": "installs packages",
+    ".venv/bin/gpt2 demo": "trains for minutes; `gpt2 demo --smoke` has its own test",
+    "GPT2_TEST_KILLS=20": "runs tests",
+    "GPT2_TEST_ENDS=200": "runs tests",
+}
+"""The first words of commands that are not run here, and why."""
+QUICK = "--max_iters=2 --warmup_iters=0 --eval_iters=1 --sample_tokens=3 --batch_size=2 --device=cpu --compile=False"
+SMALL = f"--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 {QUICK}"
+INSTEAD = {
+    "gpt2 prepare shakespeare_char": "{line} --from=romeo.txt",
+    "gpt2 train shakespeare_char_cpu": f"{{line}} {SMALL}",
+    "gpt2 train shakespeare_char_cpu_fast": f"{{line}} {SMALL}",
+    "gpt2 train shakespeare_char_cpu --init_from=auto": "{line} --max_iters=3",
+    "gpt2 train gpt2 --model=d6 --print_config": "{line}",
+    "gpt2 train own_text": f"{{line}} {SMALL}",
+    "gpt2 train path/to/nanoGPT/config/train_shakespeare_char.py": f"{{line}} {SMALL}",
+    "gpt2 tokenizer train": "{line} --vocab_size=512",
+    "gpt2 sweep shakespeare_char_cpu": f"{{line}} {SMALL} --seeds=1 --max_iters=1",
+    "gpt2 eval hellaswag gpt2": "gpt2 eval hellaswag hub {rest} --data=tasks.jsonl",
+    "gpt2 plan gpt2": f"{{line}} {SMALL} --total_batch_size=64",
+    "gpt2 plan gpt2 --gpu=H100": "{line}",
+    "gpt2 plan": "{line}",
+    "gpt2 bench train gpt2": f"{{line}} {SMALL} --steps=2 --total_batch_size=64",
+    "gpt2 train --init_from=resume --out_dir=out-shakespeare-char": "{line}",
+    "gpt2 train gpt2 --nproc=auto": f"{{line}} {SMALL} --nproc=1 --dataset=mine --total_batch_size=64 "
+    "--hellaswag_interval=0",
+    "gpt2 sample gpt2": "gpt2 sample hub {rest} --max_new_tokens=3",
+    "gpt2 train --init_from=resume --out_dir=out-imported": f"{{line}} {QUICK}",
+    "gpt2 prepare notes.txt papers/ --tokenizer=gpt2": "gpt2 prepare notes.txt papers/ --tokenizer=hub {rest}",
+    "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
+}
+"""The first words of a command, and the small command that is run for it. The longest entry counts.
+
+{line} is the command in README, and {rest} are its words after the first ones. The folder `hub` stands for OpenAI's
+model on Hugging Face's hub.
+"""
+LONG = ("train", "sweep", "bench", "plan", "demo")
+"""Commands that can take hours, and need an entry in `INSTEAD`."""
+QUICK_PYTHON = 'max_iters=2, batch_size=2, eval_iters=1, device="cpu", compile=False'
+IN_PYTHON = {
+    "max_new_tokens=100": "max_new_tokens=3",
+    'model="d6", block_size=256, max_iters=1000': f"n_layer=1, n_head=1, n_embd=32, block_size=32, {QUICK_PYTHON}",
+    "max_iters=2000": "max_iters=3",
+    "n_layer=6, n_head=6, n_embd=384": "n_layer=1, n_head=1, n_embd=32",
+    'out_dir="out-relu", block_size=256, max_iters=1000': f'out_dir="out-relu", block_size=256, {QUICK_PYTHON}',
+}
+"""Pieces of README's Python programs, and what is run for them."""
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """Yield the language and the text of README's blocks in their order."""
+    for match in BLOCK.finditer(README.read_text(encoding="utf-8")):
+        yield match[1], match[2]
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a block, without comments."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def longest(words: list[str], table: dict[str, str]) -> str | None:
+    """Return the longest entry of a table with which a command begins."""
+    line = f"{shlex.join(words)} "
+    return max((entry for entry in table if line.startswith((f"{entry} ", f"{entry}/"))), key=len, default=None)
+
+
+def small_command(words: list[str], used: set[str]) -> list[str] | None:
+    """Return the command to run for one in README; None for one that is skipped. Adds the entry of the table."""
+    if skipped := longest(words, SKIPPED):
+        used.add(skipped)
+        return None
+    line = shlex.join(words)
+    assert words[0] == "gpt2", f"README's command is no gpt2 command and has no entry in SKIPPED: {line}"
+    entry = longest(words, INSTEAD)
+    assert entry or words[1] not in LONG, f"README's command may take hours and has no entry in INSTEAD: {line}"
+    if entry is None:
+        return words
+    used.add(entry)
+    return shlex.split(INSTEAD[entry].format(line=line, rest=line.removeprefix(entry)))
+
+
+def small_program(block: str, used: set[str]) -> str:
+    """Return the Python program to run for one in README. Adds the entries of the table."""
+    for piece, instead in IN_PYTHON.items():
+        if piece in block:
+            used.add(piece)
+            block = block.replace(piece, instead)
+    return block
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable) -> Path:
+    """Make the folder of a new user, with the texts, the nanoGPT checkout and the model that README presumes."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(README, "notes.txt")
+    shutil.copytree(ROOT / "docs", "papers", ignore=shutil.ignore_patterns("images"))
+    Path("romeo.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n\n" * 200)
+    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", sha256(Path("romeo.txt")))
+    task = {"ctx_a": "A cat", "ctx_b": "it", "ctx": "A cat it", "endings": ["runs", "sits", "is", "was"], "label": 1}
+    Path("tasks.jsonl").write_text(json.dumps(task | {"activity_label": "Cats"}) + "\n")
+    nanogpt = Path("path/to/nanoGPT")
+    (nanogpt / "config").mkdir(parents=True)
+    (nanogpt / "config/train_shakespeare_char.py").write_text(
+        "out_dir = 'out-shakespeare-char'\ndataset = 'shakespeare_char'\nalways_save_checkpoint = False\n"
+    )
+    chars = nanogpt / "data/shakespeare_char"
+    for line in (
+        f"prepare romeo.txt --tokenizer=char --format=nanogpt --out={chars}",
+        f"train {SMALL} --dataset={chars} --out_dir=of-nanogpt --max_iters=1",
+        f"export nanogpt of-nanogpt {nanogpt}/out-shakespeare-char",
+        "prepare notes.txt --tokenizer=bpe --vocab_size=300 --out=of-hub-data",
+        f"train {SMALL} --dataset=of-hub-data --out_dir=of-hub --max_iters=1",
+        "export hf of-hub hub",
+    ):
+        status, _, err = gpt2_command(*shlex.split(line))
+        assert status == 0, err
+    return tmp_path
+
+
+def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
+    used, namespace = set[str](), dict[str, object]()
+    for language, block in blocks():
+        if language == "python":
+            exec(compile(small_program(block, used), "README.md", "exec"), namespace)
+            continue
+        assert language == "sh", f"README has a block in {language}, which nothing runs"
+        for words in commands(block):
+            if small := small_command(words, used):
+                status, _, err = gpt2_command(*small[1:])
+                assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
+    unused = set(SKIPPED | INSTEAD | IN_PYTHON) - used
+    assert unused == set(), "entries of the tables that no command of README needs"
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("npm install gpt2", "is no gpt2 command"),
+        ("gpt2 train gpt2-xl", "may take hours"),
+        ("gpt2 sweep tinystories --grid seed=1,2 --out=s", "may take hours"),
+    ],
+)
+def test_a_new_command_of_readme_needs_an_entry_if_it_cannot_run(line: str, wrong: str) -> None:
+    with pytest.raises(AssertionError, match=wrong):
+        small_command(line.split(), set())
+    assert small_command(["gpt2", "list"], set()) == ["gpt2", "list"]
