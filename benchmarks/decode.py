@@ -1,6 +1,6 @@
 """Compare the speed of decoding one text with other programs: the same weights, the same prompt, in turns.
 
-    python benchmarks/decode.py random:gpt2 --nanogpt path/to/nanoGPT --llamacpp path/to/venv --ctranslate2 path/to/venv
+    python benchmarks/decode.py random:gpt2 --nanogpt NANOGPT --llamacpp VENV --ctranslate2 VENV
 
 Every program runs in a process of its own with the threads that it is given, and the processes take turns, so that a
 slower minute of the machine meets all of them. A program decodes `--new` tokens greedily after a prompt of random
@@ -260,16 +260,16 @@ def main() -> None:
                     worker.rates.append((new - 1) / (seconds - first))
         for worker in workers:
             worker.process.kill()
-    print(
-        f"{given.model}: {given.prompt} + {given.new} tokens, {given.threads} threads, medians of {given.rounds} rounds"
-    )
+    shape = f"{given.prompt} + {given.new} tokens, {given.threads} threads"
+    print(f"{given.model}: {shape}, medians of {given.rounds} rounds")
     print(f"this machine reads {read_bandwidth(torch.device('cpu')) / 1e9:.1f} GB/s\n")
     print("| program | tokens/s | slowest to fastest | first token | tokens equal to the first program's |")
     print("|---|---|---|---|---|")
     for worker in workers:
+        spread = f"{min(worker.rates):.1f} to {max(worker.rates):.1f}"
         same = sum(a == b for a, b in zip(worker.tokens, workers[0].tokens, strict=False))
         print(
-            f"| {worker.name} | {statistics.median(worker.rates):.1f} | {min(worker.rates):.1f} to {max(worker.rates):.1f} "
+            f"| {worker.name} | {statistics.median(worker.rates):.1f} | {spread} "
             f"| {1000 * statistics.median(worker.firsts):.0f} ms | {same} of {len(worker.tokens)} |"
         )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from gpt2.formats.export import export
 from gpt2.formats.open import load, open_model
