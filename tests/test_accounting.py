@@ -11,7 +11,7 @@ from gpt2 import accounting, chunked_loss
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.model import GPT, PRESETS, GPTConfig
 from gpt2.optim.optimizers import make_optimizers, named_state
-from gpt2.training.compile import save_fewer_activations
+from gpt2.training.compile import recompute_activations
 
 NANOGPT_DEFAULT = GPTConfig(vocab_size=50304, bias=False)
 
@@ -47,7 +47,7 @@ def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
     model = GPT(config)
     forward: Any = TrainingLoss(model)
     if compiled:
-        save_fewer_activations()
+        recompute_activations(True)
         torch._dynamo.reset()
         forward = torch.compile(forward, fullgraph=True, backend="aot_eager_decomp_partition")
     sizes = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}

@@ -104,9 +104,9 @@ def _add_chunk(
     h: (size, C). w: (width, C). t: (size, 1), targets. c: bool (size, 1), whether they count. The gradients are
     multiplied by `scale`. The logits of the chunk exist only during this call.
     """
-    logits = h @ w.T  # (size, width)
+    logits = (h @ w.T).to(dw.dtype)  # (size, width)
     logits[:, vocab_size:] = float("-inf")
-    log_probs = F.log_softmax(logits, dim=1, dtype=dw.dtype)
+    log_probs = F.log_softmax(logits, dim=1)
     del logits
     total -= (log_probs.gather(1, t) * c).sum()
     if torch.compiler.is_compiling():  # in the same pass over the logits; uncompiled code would need further passes
@@ -114,6 +114,7 @@ def _add_chunk(
     else:
         p = log_probs.exp_().scatter_add_(1, t, -torch.ones_like(t, dtype=dw.dtype))
         p = p if scale == 1 else p.mul_(scale)
+    del log_probs
     p = p.to(h.dtype)
     add = add_product_opaque if torch.compiler.is_compiling() else add_product
     add(dw, p.T, h * c)
