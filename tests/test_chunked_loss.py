@@ -4,9 +4,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
-
 from torch._dynamo.backends.common import aot_autograd
+from torch.nn import functional as F
 
 from gpt2 import chunked_loss as module
 from gpt2.chunked_loss import chunk_size, chunked_cross_entropy
