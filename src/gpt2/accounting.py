@@ -152,7 +152,7 @@ def memory(
     adamw = 8 * largest_zero_share([n for name, n in sizes.items() if name not in muon], share)
     C, L, BT = config.n_embd, config.n_layer, batch_size * config.block_size
     item = 2 if half else 4
-    inputs = 8 if compiled and recomputes else 17 if compiled and half else 14  # 17 with what GELU has in float32
+    inputs = 8 if compiled and recomputes else 14
     block_input, block_all = 4 * BT * C, (8 + inputs * item) * BT * C + 4 * BT * config.n_head
     activations = L * block_input + block_all if activation_checkpointing else L * block_all
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output

@@ -168,6 +168,6 @@ def test_a_gpu_recomputes_activations_only_where_they_do_not_fit() -> None:
     found = {size: training_memory(config, shape, Sharing(), "cuda", size * 10**9) for size in (80, 40, 24)}
     assert [recomputes for _, recomputes in found.values()] == [False, False, True]
     assert found[80][0] == found[40][0]
-    assert found[24][0].activations < 0.6 * found[40][0].activations
+    assert found[24][0].activations < 0.7 * found[40][0].activations
     assert found[40][0].total < 0.9 * 40e9
     assert training_memory(config, shape, Sharing(), "cpu", 10**12)[1]
