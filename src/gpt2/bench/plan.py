@@ -143,8 +143,11 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
     """Return the memory of a process that trains with micro-batches of `batch_size` sequences."""
     is_single = config.accumulation * config.batch_size == batch_size
     accumulation = 1 if is_single else 2  # memory depends only on whether there are several micro-batches
-    changes = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "total_batch_size": None}
-    config = replace(config, **changes, dtype=hardware.dtype)
+    changes: dict[str, Any] = {
+        "batch_size": batch_size, "gradient_accumulation_steps": accumulation, "total_batch_size": None,
+        "dtype": hardware.dtype,
+    }  # fmt: skip
+    config = replace(config, **changes)
     sharing = Sharing(hardware.processes, config.parallel, config.zero_stage)
     return training_memory(config, shape, sharing, hardware.device, hardware.available)[0]
 
