@@ -11,7 +11,7 @@ from gpt2 import accounting, chunked_loss
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.model import GPT, PRESETS, GPTConfig
 from gpt2.optim.optimizers import make_optimizers, named_state
-from gpt2.training.compile import save_fewer_activations
+from gpt2.training.compile import recompute_activations
 
 NANOGPT_DEFAULT = GPTConfig(vocab_size=50304, bias=False)
 
@@ -39,7 +39,7 @@ def test_nanogpts_flops_and_mfu() -> None:
     assert accounting.mfu(NANOGPT_DEFAULT, 240 * 1024 / 2.7, 312e11) == 1.0
 
 
-def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
+def kept_for_backward(config: GPTConfig, half: bool, compiled: bool, recomputes: bool) -> int:
     """Bytes of what autograd keeps from a forward pass of 4 sequences, without the weights; the model is one graph.
 
     `half` is float16: PyTorch's bfloat16 attention does not run on an AMX processor without AVX-512.
@@ -47,7 +47,7 @@ def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
     model = GPT(config)
     forward: Any = TrainingLoss(model)
     if compiled:
-        save_fewer_activations()
+        recompute_activations(recomputes)
         torch._dynamo.reset()
         forward = torch.compile(forward, fullgraph=True, backend="aot_eager_decomp_partition")
     sizes = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
@@ -64,15 +64,23 @@ def kept_for_backward(config: GPTConfig, half: bool, compiled: bool) -> int:
     return sum(sizes.values())
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("half", [False, True])
-def test_a_block_keeps_what_the_arithmetic_says(half: bool, compiled: bool) -> None:
+@pytest.mark.parametrize(
+    ("half", "compiled", "recomputes"),
+    [
+        (False, False, False),
+        (False, True, True),
+        (False, True, False),
+        (True, False, False),
+        (True, True, True),  # without recomputation, code compiled for a CPU keeps more than for a GPU
+    ],
+)
+def test_a_block_keeps_what_the_arithmetic_says(half: bool, compiled: bool, recomputes: bool) -> None:
     shape = {"block_size": 64, "vocab_size": 100, "n_head": 4, "n_embd": 64}
     shallow, deep = (GPTConfig(**shape, n_layer=n) for n in (2, 3))
-    kept = kept_for_backward(deep, half, compiled) - kept_for_backward(shallow, half, compiled)
-    alone = accounting.Sharing()
-    counted = [accounting.memory(c, alone, 4, half=half, compiled=compiled).activations for c in (deep, shallow)]
-    assert counted[0] - counted[1] == pytest.approx(kept, rel=0.02)
+    kept = [kept_for_backward(config, half, compiled, recomputes) for config in (deep, shallow)]
+    options: dict[str, Any] = {"half": half, "compiled": compiled, "recomputes": recomputes}
+    counted = [accounting.memory(c, accounting.Sharing(), 4, **options).activations for c in (deep, shallow)]
+    assert counted[0] - counted[1] == pytest.approx(kept[0] - kept[1], rel=0.02)
 
 
 def peak_of_tensors(config: GPTConfig, half: bool) -> int:

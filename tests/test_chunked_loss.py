@@ -1,10 +1,14 @@
+import math
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional as F
 
 from gpt2 import chunked_loss as module
-from gpt2.chunked_loss import chunked_cross_entropy
+from gpt2.chunked_loss import chunk_size, chunked_cross_entropy
 
 N, V, C = 23, 37, 8
 
@@ -82,3 +86,61 @@ def test_float16_holds_the_gradient_of_a_frequent_token() -> None:
     loss.backward()
     assert w.grad is not None
     torch.testing.assert_close(w.grad[0], torch.full((C,), -20 * 63 / 64), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("probability", [2e-5, 1e-8])
+def test_float16_keeps_the_gradient_of_tokens_that_are_absent(probability: float) -> None:
+    """Their probabilities are near the smallest number of float16, or below."""
+    x = torch.randn(4096, C, generator=torch.Generator().manual_seed(0)).abs_().requires_grad_()
+    w = torch.zeros(64, C)
+    x.data[:, 0], w[0, 0] = 1.0, -math.log(probability)
+    w.requires_grad_()
+    targets = torch.zeros(4096, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        loss = chunked_cross_entropy(x, w, targets)
+    loss.backward()
+    exact = w.detach().double().requires_grad_()
+    F.cross_entropy(x.detach().double() @ exact.T, targets).backward()
+    assert w.grad is not None and exact.grad is not None
+    torch.testing.assert_close(w.grad[1:].double(), exact.grad[1:], rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("positions", [1, 256, 1000, 1021, 8192, 16384, 65536, 131072])
+def test_chunks_are_equal(positions: int, device: str) -> None:
+    size = chunk_size(positions, 50304, device)
+    count, missing = -(-positions // size), -positions % size  # in the last chunk
+    assert count <= module.MAX_CHUNKS
+    assert size * 50304 <= module.MAX_CHUNK_LOGITS[device] or count == module.MAX_CHUNKS
+    assert missing < (1 if positions & (positions - 1) == 0 else count)
+
+
+def compiled_graph(x: Tensor, w: Tensor, targets: Tensor) -> fx.Graph:
+    """The operations of the compiled forward pass."""
+    graphs: list[fx.Graph] = []
+
+    def keep(module: fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(module.graph)
+        return module.forward
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=lambda module, inputs: module.forward)
+    torch.compile(chunked_cross_entropy, backend=backend, fullgraph=True)(x, w, targets, 16)
+    return graphs[0]
+
+
+def test_compiled_code_frees_the_logits_of_a_chunk_before_the_next(in_parts) -> None:
+    """All that reads a tensor as large as the logits is needed for the product that computes the next logits."""
+    x, w, targets = inputs()
+    graph = compiled_graph(x, w, targets)
+    needed: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        needed[node] = {node}.union(*(needed[n] for n in node.all_input_nodes))
+    large = [n for n in graph.nodes if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].numel() in (240, 144)]
+    logits = [n for n in large if n.target is torch.ops.aten.mm.default]
+    assert len(logits) == 5
+    for product in logits[1:]:
+        before = [n for n in large if product not in needed[n]]
+        assert before
+        for reader in (user for n in before for user in n.users):
+            assert reader in large or reader in needed[product]

@@ -120,6 +120,7 @@ def memory(
     half: bool,
     optimizer: Literal["adamw", "muon"] = "adamw",
     compiled: bool = False,
+    recomputes: bool = True,
     activation_checkpointing: bool = False,
     accumulates: bool = True,
     device: str = "cuda",
@@ -130,6 +131,7 @@ def memory(
     one state tensor for each matrix of a block; its temporary memory is not counted, because the activations are free
     then. With `half`, matrix products are in bfloat16 or float16, and their inputs are kept in that dtype.
     Activations are counted as in Korthikanti et al. 2022, section 4.1, for attention that keeps no scores.
+    recomputes: whether compiled code computes the outputs of GELU and LayerNorm again in the backward pass.
     accumulates: whether gradients exist during the forward pass, as with several micro-batches or processes. In a
     single one they take the place of the activations.
     """
@@ -150,32 +152,27 @@ def memory(
     adamw = 8 * largest_zero_share([n for name, n in sizes.items() if name not in muon], share)
     C, L, BT = config.n_embd, config.n_layer, batch_size * config.block_size
     item = 2 if half else 4
-    inputs = 8 if compiled else 14  # compiled code computes the results of GELU and the LayerNorms again
+    inputs = 8 if compiled and recomputes else 14
     block_input, block_all = 4 * BT * C, (8 + inputs * item) * BT * C + 4 * BT * config.n_head
     activations = L * block_input + block_all if activation_checkpointing else L * block_all
     activations += (8 + item) * BT * C  # the embeddings, and the last LayerNorm's input and output
     if half and not compiled:  # autocast keeps the matrices that it has converted
         activations += 2 * 12 * L * C * C
     positions = chunk_size(BT, config.vocab_size, device)
-    logits = _bytes_per_logit(half, compiled, device, has_chunks=positions < BT) * positions * config.vocab_size
+    logits = _bytes_per_logit(half, compiled) * positions * config.vocab_size
     logits += (4 + item) * config.vocab_size * C  # the head's gradient, and its converted weights
     process, allocator = _cpu_overhead(config, BT, half, compiled) if device == "cpu" else (0, 0)
     gradients = 4 * local if accumulates else max(0, 4 * local - activations - logits)
     return Memory(4 * local, gradients, momentum + adamw, gathered, activations, logits, process, allocator)
 
 
-def _bytes_per_logit(half: bool, compiled: bool, device: str, has_chunks: bool) -> int:
-    """Return the bytes for each logit of a chunk: logits, log-probabilities, probabilities in the dtype of products.
+def _bytes_per_logit(half: bool, compiled: bool) -> int:
+    """Return the bytes for each logit of a chunk while the largest two tensors of this size exist.
 
-    Uncompiled code still holds some of the chunk before. PyTorch's log_softmax converts its input on a CPU first.
+    Uncompiled code holds the logits and log-probabilities in float32. Compiled code holds the logits and their
+    gradient in the dtype of products, and computes everything between in one kernel.
     """
-    if compiled:
-        return 8
-    if not half:
-        return 12 if has_chunks else 8
-    if device == "cpu":
-        return 16 if has_chunks else 10
-    return 12 if has_chunks else 8
+    return 4 if compiled and half else 8
 
 
 def _cpu_overhead(config: GPTConfig, positions: int, half: bool, compiled: bool) -> tuple[int, int]:

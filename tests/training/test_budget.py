@@ -9,13 +9,15 @@ import pytest
 from runs import curve, final_weights
 
 import gpt2
+from gpt2.accounting import Sharing
 from gpt2.checkpoint import TrainState
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import best_step, saved_steps
+from gpt2.model import GPTConfig
 from gpt2.runlog.records import read_log
 from gpt2.training import loop, periodic
-from gpt2.training.budget import evaluations_since, last_step
+from gpt2.training.budget import evaluations_since, last_step, training_memory
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
 
@@ -158,3 +160,14 @@ def test_a_best_evaluation_without_a_checkpoint_is_not_noted(tiny, tmp_path: Pat
     assert best_step(tmp_path / "run") is None
     model, _ = gpt2.load(tmp_path / "run")
     assert model.get_num_params(non_embedding=False) > 0
+
+
+def test_a_gpu_recomputes_activations_only_where_they_do_not_fit() -> None:
+    """The 124M model on GPUs of 80, 40 and 24 GB, and on a CPU, with 64 sequences of 1,024 tokens."""
+    config, shape = TrainConfig(batch_size=64, block_size=1024, dtype="bfloat16").resolved(), GPTConfig()
+    found = {size: training_memory(config, shape, Sharing(), "cuda", size * 10**9) for size in (80, 40, 24)}
+    assert [recomputes for _, recomputes in found.values()] == [False, False, True]
+    assert found[80][0] == found[40][0]
+    assert found[24][0].activations < 0.7 * found[40][0].activations
+    assert found[40][0].total < 0.9 * 40e9
+    assert training_memory(config, shape, Sharing(), "cpu", 10**12)[1]

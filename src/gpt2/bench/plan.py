@@ -16,11 +16,9 @@ from gpt2.errors import Log, UserError
 from gpt2.formats.open import open_model
 from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
-from gpt2.training.budget import last_step
+from gpt2.training.budget import SPARE, last_step, training_memory
 from gpt2.training.config import TrainConfig
 
-SPARE = 0.1
-"""Share of the device's memory that stays free, for libraries and for what the estimate does not count."""
 CHINCHILLA = 20
 """Training tokens per parameter that use a given number of FLOPs best (Hoffmann et al. 2022, "Chinchilla")."""
 LAYER_LATENCY = 2e-4
@@ -144,18 +142,15 @@ def plan(config: TrainConfig, hardware: Hardware, log: Log) -> Plan:
 
 def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_size: int) -> Memory:
     """Return the memory of a process that trains with micro-batches of `batch_size` sequences."""
-    is_single = hardware.processes == 1 and config.accumulation * config.batch_size == batch_size
-    return accounting.memory(
-        shape,
-        Sharing(hardware.processes, config.parallel, config.zero_stage),
-        batch_size,
-        half=hardware.dtype != "float32",
-        optimizer=config.optimizer,
-        compiled=config.compile,
-        activation_checkpointing=config.activation_checkpointing,
-        accumulates=not is_single,
-        device=hardware.device,
-    )
+    is_single = config.accumulation * config.batch_size == batch_size
+    accumulation = 1 if is_single else 2  # memory depends only on whether there are several micro-batches
+    changes: dict[str, Any] = {
+        "batch_size": batch_size, "gradient_accumulation_steps": accumulation, "total_batch_size": None,
+        "dtype": hardware.dtype,
+    }  # fmt: skip
+    config = replace(config, **changes)
+    sharing = Sharing(hardware.processes, config.parallel, config.zero_stage)
+    return training_memory(config, shape, sharing, hardware.device, hardware.available)[0]
 
 
 def estimate(found: Plan, log: Log) -> Estimate:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from gpt2 import accounting
-from gpt2.accounting import Sharing
+from gpt2.accounting import Memory, Sharing
 from gpt2.checkpoint import TrainState
 from gpt2.device import free_memory, pick_device
 from gpt2.distributed.gradients import check_processes
@@ -13,6 +13,9 @@ from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
+
+SPARE = 0.1
+"""Share of the device's memory that stays free, for libraries and for what the estimate does not count."""
 
 
 def last_step(config: TrainConfig, train_tokens: int, state: TrainState, log: Log) -> int:
@@ -72,6 +75,36 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
         (0 if config.parallel == "fsdp" else state) + needs.activations // 2 + _square_bytes(config, shape),
         where,
     )
+
+
+def training_memory(
+    config: TrainConfig, shape: GPTConfig, sharing: Sharing, device: str, available: int
+) -> tuple[Memory, bool]:
+    """Return the memory of each process that trains, and whether compiled code recomputes GELU and LayerNorm.
+
+    Their outputs are recomputed in the backward pass on a CPU, where no cost was measured (docs/experiments.md). On a
+    GPU this costs about 2 % of the time, so it is done only where a process would need more than nine tenths of the
+    `available` bytes otherwise. config: resolved settings. device: kind of device.
+    """
+
+    def memory(recomputes: bool) -> Memory:
+        return accounting.memory(
+            shape,
+            sharing,
+            config.batch_size,
+            half=config.dtype in ("bfloat16", "float16"),
+            optimizer=config.optimizer,
+            compiled=config.compile,
+            recomputes=recomputes,
+            activation_checkpointing=config.activation_checkpointing,
+            accumulates=sharing.processes > 1 or config.accumulation > 1,
+            device=device,
+        )
+
+    kept = memory(False)
+    if device == "cuda" and kept.total <= (1 - SPARE) * available:
+        return kept, False
+    return memory(True), True
 
 
 def _square_bytes(config: TrainConfig, shape: GPTConfig) -> int:

@@ -9,9 +9,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2 import device
+from gpt2.accounting import Sharing
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.data.batches import Batches, document_mask, gather
 from gpt2.errors import Log, UserError, first_line
+from gpt2.model import GPTConfig
+from gpt2.training.budget import training_memory
 from gpt2.training.config import TrainConfig
 
 
@@ -67,12 +70,22 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def save_fewer_activations() -> None:
-    """Make compiled backward passes recompute the outputs of GELU and LayerNorm instead of keeping them, as llm.c.
+def recompute_activations(is_on: bool) -> None:
+    """Make compiled backward passes recompute the outputs of GELU and LayerNorm, as llm.c does, or keep them.
 
-    A block then keeps at most two thirds of what it keeps uncompiled, for a few more operations on data in cache.
+    With recomputation, a block keeps at most two thirds of what it keeps uncompiled, for a few more operations.
     """
     from torch._functorch import config
 
     if hasattr(config, "ban_recompute_materialized_backward"):  # an internal switch of PyTorch, and only saves memory
-        config.ban_recompute_materialized_backward = False
+        config.ban_recompute_materialized_backward = not is_on
+
+
+def choose_recomputation(config: TrainConfig, shape: GPTConfig, processes: int, where: torch.device) -> None:
+    """Recompute activations in compiled backward passes as far as `training_memory` says for this device.
+
+    Its total memory decides and not what is free, so that every start of a run computes alike.
+    """
+    available = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else 0
+    sharing = Sharing(processes, config.parallel, config.zero_stage)
+    recompute_activations(training_memory(config, shape, sharing, where.type, available)[1])

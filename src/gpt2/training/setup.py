@@ -25,7 +25,7 @@ from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step, shared
-from gpt2.training.compile import checkpoint_activations, compile_blocks, compiled_loss, save_fewer_activations
+from gpt2.training.compile import checkpoint_activations, choose_recomputation, compile_blocks, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
@@ -177,7 +177,7 @@ def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, 
     if config.activation_checkpointing:
         checkpoint_activations(blocks)
     if config.compile:
-        save_fewer_activations()
+        choose_recomputation(config, prepared.model.config, world.size, machine.device)
     if config.parallel == "fsdp" and world.size > 1:  # no process has all of the model, so nothing can be tried
         if config.compile:
             compile_blocks(blocks)
