@@ -53,7 +53,7 @@ def update(optimizers: Sequence[Optimizer], scaler: torch.amp.GradScaler, lr_sca
             group["lr"] = lr_scale * group.setdefault("peak_lr", group["lr"])
         if not scaler.is_enabled():
             inner: Any = _local(optimizer)
-            inner.found_inf = skip.to(torch.float32)
+            inner.found_inf = skip.to(optimizer.param_groups[0]["params"][0].device, torch.float32)
         scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     scaler.update()

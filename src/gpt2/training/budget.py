@@ -69,7 +69,7 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
     where = pick_device(config.device)
     _require(
         "a micro-batch and the state of the training",
-        (0 if config.parallel == "fsdp" else state) + needs.activations // 2 + _square_bytes(config, shape),
+        (state if config.parallel == "ddp" else 0) + needs.activations // 2 + _square_bytes(config, shape),
         where,
     )
 
@@ -103,6 +103,7 @@ def shared(config: TrainConfig, world: World, log: Log) -> TrainConfig:
         parallel=config.parallel,
         zero_stage=config.zero_stage,
         dtype=config.dtype,
+        hsdp_shards=config.hsdp_shards,
     )
     return config
 
