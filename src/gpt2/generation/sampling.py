@@ -20,7 +20,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     ordered, indices = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    likelier = probabilities.cumsum(dim=-1) - probabilities  # probability of all likelier tokens
+    # deterministic sums of floats exist on CUDA since PyTorch 2.14
+    summed = probabilities.cpu() if torch.are_deterministic_algorithms_enabled() else probabilities
+    likelier = summed.cumsum(dim=-1).to(logits.device) - probabilities  # probability of all likelier tokens
     ordered = ordered.masked_fill(likelier >= max(p, LEAST_P), float("-inf"))
     return torch.empty_like(logits).scatter(-1, indices, ordered)
 

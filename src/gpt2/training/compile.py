@@ -104,12 +104,3 @@ def save_fewer_activations() -> None:
 
     if hasattr(config, "ban_recompute_materialized_backward"):  # an internal switch of PyTorch, and only saves memory
         config.ban_recompute_materialized_backward = False
-
-
-def set_up_compiler(deterministic: bool) -> None:
-    """Set up torch.compile for this process; deterministic: for kernels that sum in the same order every time."""
-    save_fewer_activations()
-    from torch._inductor import config
-
-    if deterministic and hasattr(config, "deterministic"):  # since PyTorch 2.10; else it takes the fastest by a clock
-        config.deterministic = True

@@ -25,7 +25,7 @@ from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step, shared
-from gpt2.training.compile import checkpoint_activations, compile_pieces, compiled_loss, set_up_compiler
+from gpt2.training.compile import checkpoint_activations, compile_pieces, compiled_loss, save_fewer_activations
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
@@ -176,7 +176,7 @@ def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, 
     if config.activation_checkpointing:
         checkpoint_activations(prepared.model.transformer.h)
     if config.compile:
-        set_up_compiler(config.deterministic)
+        save_fewer_activations()
     if config.parallel != "ddp" and world.size > 1:  # the model may not fit into one process, so nothing is tried
         if config.compile:
             compile_pieces(loss_of)
