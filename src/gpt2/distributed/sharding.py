@@ -43,7 +43,7 @@ def shard_model(
     shape, names = ((shards,), ("shard",)) if replicas == 1 else ((replicas, shards), ("replicate", "shard"))
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, shape, mesh_dim_names=names),
-        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
     }
     blocks = list(model.get_submodule("transformer.h").children())
     for block in blocks:
@@ -113,6 +113,14 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     return DTensor.from_local(
         rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )
+
+
+def compute_device(parameter: Tensor) -> torch.device:
+    """Return the device that computes with a parameter, whose shards may be kept in CPU memory meanwhile."""
+    if not is_sharded(parameter):
+        return parameter.device
+    kind = cast("DTensor", parameter).device_mesh.device_type
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpt2.device import DTYPES, autocast
+from gpt2.distributed.sharding import compute_device
 from gpt2.errors import UserError
 from gpt2.generation.kv_cache import KVCache
 from gpt2.generation.sampling import next_token
@@ -86,7 +87,7 @@ def stream_text(
     prompt that the tokenizer cannot encode.
     """
     check_settings(max_new_tokens, temperature, top_k, top_p, seed)
-    device = next(model.parameters()).device
+    device = compute_device(next(model.parameters()))
     prompt_ids = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)
     generator = torch.Generator(device).manual_seed(seed)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
