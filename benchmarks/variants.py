@@ -2,7 +2,7 @@
 
     python benchmarks/variants.py --device=cuda --seconds=500 --kernels=kernels.txt
 
-Every variant trains the 124M model on random tokens, and is compared with `base`, the code and settings of the project.
+Every variant trains the 124M model on random tokens, and is compared with `base`, the project as it is.
 `base` runs again at the end: its difference from the first time is the noise. A variant that fails says so.
 """
 

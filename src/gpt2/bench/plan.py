@@ -22,6 +22,8 @@ SPARE = 0.1
 """Share of the device's memory that stays free, for libraries and for what the estimate does not count."""
 CHINCHILLA = 20
 """Training tokens per parameter that use a given number of FLOPs best (Hoffmann et al. 2022, "Chinchilla")."""
+GPUS_OF_A_MACHINE = 8
+"""Number of GPUs over which hsdp shards a model, unless a setting says otherwise."""
 LAYER_LATENCY = 2e-4
 """Seconds that a GPU takes for a layer when it decodes one token: the starts of about 20 kernels."""
 
@@ -146,7 +148,7 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
     is_single = hardware.processes == 1 and config.accumulation * config.batch_size == batch_size
     return accounting.memory(
         shape,
-        Sharing(hardware.processes, config.parallel, config.zero_stage),
+        sharing(config, hardware.processes),
         batch_size,
         half=hardware.dtype != "float32",
         optimizer=config.optimizer,
@@ -155,6 +157,13 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         accumulates=not is_single,
         device=hardware.device,
     )
+
+
+def sharing(config: TrainConfig, processes: int) -> Sharing:
+    """Return how processes share a model; with hsdp, those of one machine do, as with fsdp."""
+    if config.parallel == "hsdp":
+        return Sharing(config.hsdp_shards or min(processes, GPUS_OF_A_MACHINE), "fsdp")
+    return Sharing(processes, config.parallel, config.zero_stage)
 
 
 def estimate(found: Plan, log: Log) -> Estimate:
