@@ -41,7 +41,7 @@ gpt2() { local limit=$1; shift; within "$limit" "$PYTHON" -m gpt2 "$@"; }
 # bench MODEL BATCH_SIZE ACCUMULATION: the speed of a size on random tokens, as JSON.
 bench() {
   gpt2 200 bench train "$1" --device="$DEVICE" --vocab_size=50257 --dataset= --batch_size="$2" \
-    --total_batch_size=$((1024 * $2 * $3)) --steps=8 --json 2>>"$OUT/errors.txt" | tee "$OUT/bench_$1_$2.json"
+    --hellaswag_interval=0 --total_batch_size=$((1024 * $2 * $3)) --steps=8 --json 2>>"$OUT/errors.txt" | tee "$OUT/bench_$1_$2.json"
 }
 tiny="--n_layer=2 --n_head=2 --n_embd=64 --block_size=64 --batch_size=8 --eval_iters=2 --compile=False"
 
@@ -105,21 +105,23 @@ race() {
   theirs="--gradient_accumulation_steps=4 --min_lr=6e-5" ours="--total_batch_size=131072"
   if [ -n "$SMALL" ]; then
     small="--n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=4 --compile=False --eval_interval=5"
-    both="$small --warmup_iters=1 --eval_iters=2 --max_iters=15" ours="" theirs="--gradient_accumulation_steps=1"
-    theirs="$theirs --device=cpu"
+    both="$small --warmup_iters=1 --eval_iters=2 --max_iters=15" ours="--total_batch_size=128"
+    theirs="--gradient_accumulation_steps=1 --device=cpu"
   fi
-  run="gpt2 $both $ours --bias=False --device=$DEVICE --dataset=$dataset"
+  alone="--hellaswag_interval=0 --sample_interval=0"  # the recipe downloads HellaSwag otherwise
+  run="gpt2 $both $ours $alone --bias=False --device=$DEVICE --dataset=$dataset"
   within 500 "$PYTHON" "$root/benchmarks/equal_time.py" --minutes="$MINUTES" --nanogpt "$nanogpt" \
     --nanogpt_flags="$both $theirs --bias=False --dataset=race --lr_decay_iters=$steps" \
     --runs "$run --min_lr=6e-5" "$run --optimizer=muon --learning_rate=3e-3 --min_lr=0" \
     --json="$OUT/equal_time.json" | tee "$OUT/equal_time.md"
   [ $# -ge 3 ] || return
   say "HellaSwag with an untrained model: tasks per second"
-  flags="--max_iters=1 --warmup_iters=0 --batch_size=4 --total_batch_size= --eval_iters=1 --compile=False"
+  flags="$alone --max_iters=1 --warmup_iters=0 --batch_size=4 --total_batch_size=4096 --eval_iters=1 --compile=False"
   gpt2 60 train gpt2 ${SMALL:+--n_layer=2 --n_head=2 --n_embd=32} $flags --dataset="$dataset" --device="$DEVICE" \
     --out_dir="$work/untrained" --overwrite >/dev/null 2>>"$OUT/errors.txt"
+  limit=2000; [ -z "$SMALL" ] || limit=20
   for dtype in bfloat16 float32; do
-    gpt2 60 eval hellaswag "$work/untrained" --data="$3" --limit=${SMALL:+1}00 --device="$DEVICE" --dtype=$dtype 2>&1 | tail -1
+    gpt2 60 eval hellaswag "$work/untrained" --data="$3" --limit=$limit --device="$DEVICE" --dtype=$dtype 2>&1 | tail -1
   done
 }
 
