@@ -119,7 +119,7 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
     for number, (name, (tensors, metadata)) in enumerate(files.items()):
         layouts[name] = Layout({key: spec for specs in held for key, spec in specs[number].items()}, metadata)
         earlier = {key for specs in held[: world.rank] for key in specs[number]}  # written by a lower rank if full
-        shards[name] = {key: t for key, t in tensors.items() if key not in earlier or not t.is_full}
+        shards[name] = {k: t for k, t in tensors.items() if not t.is_copy and not (k in earlier and t.is_full)}
     needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
 
     def begin() -> None:

@@ -32,12 +32,13 @@ class TrainingLoss(nn.Module):
     def __init__(self, model: GPT) -> None:
         super().__init__()
         self.model = model
+        self.cross_entropy = chunked_cross_entropy
 
     def forward(self, idx: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the loss in nats, a scalar in float32 at least. Shapes and dtypes are those of `GPT.forward`."""
         x = self.model.hidden(idx, mask).flatten(0, 1)  # (B·T, C)
         weight = self.model.transformer.wte.weight
-        return chunked_cross_entropy(x, weight, targets.flatten(), self.model.config.pad_vocab)
+        return self.cross_entropy(x, weight, targets.flatten(), self.model.config.pad_vocab)
 
 
 def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, pad_vocab: int = 1) -> Tensor:

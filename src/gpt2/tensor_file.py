@@ -41,6 +41,8 @@ class TensorShard:
     """Shape of the full tensor."""
     first_row: int = 0
     """Index in the full tensor of the first row of the shard."""
+    is_copy: bool = False
+    """Whether a process of lower rank has the same rows."""
 
     @property
     def is_full(self) -> bool:

@@ -74,7 +74,10 @@ def test_a_run_that_does_not_fit_is_refused_with_remedies(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"fits with --zero_stage=1 \(1\d\.\d GB\) or --parallel=fsdp \(\d\.\d GB\)"):
         plan(config, for_gpus(config, gpu, 8), silent)
     sharded = replace(config, parallel="fsdp")
-    assert plan(sharded, for_gpus(sharded, gpu, 8), silent).fits
+    found = plan(sharded, for_gpus(sharded, gpu, 8), silent)
+    assert found.fits
+    hybrid = replace(config, parallel="hsdp", batch_size=16)
+    assert plan(hybrid, for_gpus(hybrid, gpu, 16), silent).memory == found.memory  # of two machines
 
 
 def test_the_command_prints_the_plan(gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:

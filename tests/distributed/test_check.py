@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2.distributed.gradients import check_processes
+from gpt2.distributed.world import World
 from gpt2.errors import UserError
 from gpt2.training.budget import shared
 from gpt2.training.config import TrainConfig
@@ -21,11 +22,14 @@ POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zer
         (4, {"deterministic": True, "parallel": "fsdp"}, "deterministic=True needs gradients that are not sharded"),
         (4, {"zero_stage": 1, "parallel": "fsdp"}, "leave --zero_stage out"),
         (4, {"dtype": "float16", "parallel": "fsdp"}, "use --dtype=bfloat16 or float32"),
+        (4, {"deterministic": True, "parallel": "hsdp"}, "deterministic=True needs gradients that are not sharded"),
+        (4, {"parallel": "hsdp"}, "cannot divide 4 processes into groups of 1 .* --hsdp_shards"),
+        (4, {"parallel": "hsdp", "hsdp_shards": 3}, "cannot divide 4 processes into groups of 3"),
     ],
 )
 def test_what_processes_cannot_share_is_refused(size: int, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_processes(SimpleNamespace(size=size), **POSSIBLE | changes)
+        check_processes(World(size=size), **POSSIBLE | changes)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +39,11 @@ def test_what_processes_cannot_share_is_refused(size: int, changes: dict, messag
         (4, {"deterministic": True, "zero_stage": 1}),
         (3, {"zero_stage": 1, "dtype": "float16"}),
         (6, {"parallel": "fsdp"}),
+        (6, {"parallel": "hsdp", "hsdp_shards": 3}),
     ],
 )
 def test_what_processes_can_share_is_not(size: int, changes: dict) -> None:
-    check_processes(SimpleNamespace(size=size), **POSSIBLE | changes)
+    check_processes(World(size=size), **POSSIBLE | changes)
 
 
 @pytest.mark.parametrize(

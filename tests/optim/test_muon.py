@@ -165,3 +165,11 @@ def test_state_that_is_not_there_to_load_is_begun_anew() -> None:
     train(model, optimizers)
     load_named_state(optimizers, {})
     assert named_state(optimizers) == {}
+
+
+def test_the_flag_to_skip_a_step_has_arrived_where_the_parameters_are() -> None:
+    """As with parameters in CPU memory, whose optimizer would read a copy that is still under way."""
+    parameter = torch.nn.Parameter(torch.zeros(4, 4, device="meta"))
+    optimizer = Muon([{"params": [("w", parameter)]}])
+    update([optimizer], torch.amp.GradScaler("cpu", enabled=False), 1.0, torch.tensor(True))
+    assert optimizer.found_inf is not None and optimizer.found_inf.device == parameter.device

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpt2 import accounting, device
-from gpt2.accounting import Memory, Sharing
+from gpt2.accounting import Memory
 from gpt2.bench.probe import guessed_speeds, is_short, probe
 from gpt2.bench.published import ASSUMED_MFU
 from gpt2.bench.workload import Speed, Time, Workload, workload
@@ -16,11 +16,13 @@ from gpt2.errors import Log, UserError
 from gpt2.formats.open import open_model
 from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
-from gpt2.training.budget import SPARE, last_step, training_memory
+from gpt2.training.budget import SPARE, last_step, shares, training_memory
 from gpt2.training.config import TrainConfig
 
 CHINCHILLA = 20
 """Training tokens per parameter that use a given number of FLOPs best (Hoffmann et al. 2022, "Chinchilla")."""
+GPUS_OF_A_MACHINE = 8
+"""Number of GPUs over which hsdp shards a model, unless a setting says otherwise."""
 LAYER_LATENCY = 2e-4
 """Seconds that a GPU takes for a layer when it decodes one token: the starts of about 20 kernels."""
 
@@ -149,8 +151,9 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         "dtype": hardware.dtype,
     }  # fmt: skip
     config = replace(config, **changes)
-    sharing = Sharing(hardware.processes, config.parallel, config.zero_stage)
-    return training_memory(config, shape, sharing, hardware.device, hardware.available)[0]
+    return training_memory(
+        config, shape, shares(config, hardware.processes, GPUS_OF_A_MACHINE), hardware.device, hardware.available
+    )[0]
 
 
 def estimate(found: Plan, log: Log) -> Estimate:

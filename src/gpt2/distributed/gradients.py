@@ -4,7 +4,8 @@ Each class has the same three things: `loss_of`, the module that computes the lo
 the context of its forward and backward pass; and `finish`, after which every parameter's `grad` is the sum.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from gpt2.distributed.sharding import shard_model
 from gpt2.distributed.world import World
 from gpt2.errors import UserError
+
+BUCKET_BYTES = 25 * 2**20
+"""Number of bytes of gradients that are summed together at least; DistributedDataParallel has the same default."""
+EVERY = "every parameter takes part in every loss"
 
 
 class GradientSync(Protocol):
@@ -48,25 +53,78 @@ class SingleProcess:
 
 
 class DataParallel:
-    """Several processes add up their gradients while the last backward pass runs: PyTorch's DDP."""
+    """Several processes sum their gradients while the last backward pass runs, a bucket as soon as it is complete.
 
-    def __init__(self, loss_of: nn.Module, device: torch.device) -> None:
-        devices = [device] if device.type == "cuda" else None
-        ddp = nn.parallel.DistributedDataParallel(loss_of, device_ids=devices, gradient_as_bucket_view=True)
-        ddp.register_comm_hook(None, _sum)
-        self.loss_of = ddp
+    PyTorch's DistributedDataParallel waits for the sums inside the backward pass, which hides their time, and cannot
+    split a compiled model with an autograd function in it (torch/_dynamo/backends/distributed.py).
+    """
 
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if is_last else self.loss_of.no_sync()
+    def __init__(self, loss_of: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.loss_of = loss_of
+        parameters = [p for p in loss_of.parameters() if p.requires_grad]
+        for parameter in parameters:  # a model of the caller's may begin differently in each process
+            dist.broadcast(parameter.detach(), 0)
+        self.buckets = in_buckets(reversed(parameters), bucket_bytes)
+        self.missing = [len(bucket) for bucket in self.buckets]
+        """Number of gradients that each bucket lacks in the last backward pass."""
+        self.is_last = False
+        self.sums: list[Any] = []
+        """Sums that have begun, one for each of the first buckets."""
+        for number, bucket in enumerate(self.buckets):
+            for parameter in bucket:
+                parameter.register_post_accumulate_grad_hook(functools.partial(self._add, number))
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        self.is_last = is_last
+        try:
+            yield
+        finally:
+            self.is_last = False
+
+    def _add(self, number: int, parameter: Tensor) -> None:
+        """Count a complete gradient of a bucket. All processes send the buckets in the same order."""
+        if not self.is_last:
+            return
+        self.missing[number] -= 1
+        while len(self.sums) < len(self.buckets) and self.missing[len(self.sums)] == 0:
+            bucket = self.buckets[len(self.sums)]
+            flat, views = flattened([_gradient(p) for p in bucket])
+            for p, view in zip(bucket, views, strict=True):
+                p.grad = view
+            self.sums.append(dist.all_reduce(flat, async_op=True))
 
     def finish(self) -> None:
-        pass
+        assert len(self.sums) == len(self.buckets), EVERY
+        for begun in self.sums:
+            begun.wait()
+        self.sums = []
+        self.missing = [len(bucket) for bucket in self.buckets]
 
 
-def _sum(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Sum a bucket over the processes, where DDP by default takes the mean."""
-    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return future.then(lambda done: done.value()[0])
+def in_buckets(parameters: Iterable[Tensor], size: int) -> list[list[Tensor]]:
+    """Return consecutive parameters in lists of at least `size` bytes each, except for the last."""
+    found: list[list[Tensor]] = []
+    filled = size
+    for parameter in parameters:
+        if filled >= size:
+            found.append([])
+            filled = 0
+        found[-1].append(parameter)
+        filled += parameter.numel() * parameter.element_size()
+    return found
+
+
+def flattened(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return a copy of tensors of one dtype in one dimension, and views of it with their shapes."""
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    views = flat.split([t.numel() for t in tensors])
+    return flat, [view.view(t.shape) for view, t in zip(views, tensors, strict=True)]
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, EVERY
+    return parameter.grad
 
 
 class FixedOrder:
@@ -104,30 +162,35 @@ class FixedOrder:
         self.begun = 0
         taken = []
         for parameter in self.parameters:
-            assert parameter.grad is not None, "every parameter takes part in every loss"
-            taken.append(parameter.grad)
+            taken.append(_gradient(parameter))
             parameter.grad = None
         return taken
 
     def finish(self) -> None:
         [(_, total)] = self.sums
         self.sums = []
-        distance = 1
-        while distance < self.world.size:
-            partner = self.world.rank ^ distance
-            for gradient in total:  # one by one, so that memory holds only one more
-                received = torch.empty_like(gradient)
-                exchange = [dist.P2POp(dist.isend, gradient, partner), dist.P2POp(dist.irecv, received, partner)]
-                for request in dist.batch_isend_irecv(exchange):
-                    request.wait()
-                gradient += received  # the same on both sides: a + b is b + a
-            distance *= 2
+        if self.world.size > 1:
+            flat, total = flattened(total)  # one message for each level of the tree
+            distance = 1
+            while distance < self.world.size:
+                flat += self._exchanged(flat, self.world.rank ^ distance)  # equal on both sides: a + b is b + a
+                distance *= 2
         for parameter, gradient in zip(self.parameters, total, strict=True):
             parameter.grad = gradient
 
+    def _exchanged(self, sent: Tensor, partner: int) -> Tensor:
+        received = torch.empty_like(sent)
+        exchange = [dist.P2POp(dist.isend, sent, partner), dist.P2POp(dist.irecv, received, partner)]
+        for request in dist.batch_isend_irecv(exchange):
+            request.wait()
+        return received
+
 
 class FullySharded:
-    """Every process keeps a shard of each parameter, gradient and optimizer state: PyTorch's fully_shard (FSDP2)."""
+    """Every process keeps a shard of each parameter, gradient and optimizer state: PyTorch's fully_shard (FSDP2).
+
+    With hsdp, several groups of processes each have a complete set of shards.
+    """
 
     def __init__(self, model: Any, loss_of: Callable[..., Any]) -> None:
         self.model = model
@@ -142,7 +205,14 @@ class FullySharded:
 
 
 def check_processes(
-    world: World, *, micro_batches: int, deterministic: bool, parallel: str, zero_stage: int, dtype: str
+    world: World,
+    *,
+    micro_batches: int,
+    deterministic: bool,
+    parallel: str,
+    zero_stage: int,
+    dtype: str,
+    hsdp_shards: int | None = None,
 ) -> None:
     """Raise UserError where the processes of the world cannot share the work with these settings."""
     if micro_batches % world.size:
@@ -154,15 +224,28 @@ def check_processes(
         )
     if deterministic and world.size & (world.size - 1):
         raise UserError(f"deterministic=True needs 1, 2, 4, 8, … processes, and there are {world.size}")
-    if parallel == "fsdp" and deterministic:
+    if parallel == "ddp":
+        return
+    if deterministic:
         raise UserError(
             "deterministic=True needs gradients that are not sharded; use it with parallel=ddp, with or without "
             "zero_stage"
         )
-    if parallel == "fsdp" and zero_stage:
-        raise UserError("parallel=fsdp shards the optimizer state too; leave --zero_stage out")
-    if parallel == "fsdp" and dtype == "float16":
-        raise UserError("parallel=fsdp does not scale gradients; use --dtype=bfloat16 or float32")
+    if zero_stage:
+        raise UserError(f"parallel={parallel} shards the optimizer state too; leave --zero_stage out")
+    if dtype == "float16":
+        raise UserError(f"parallel={parallel} does not scale gradients; use --dtype=bfloat16 or float32")
+    shards = number_of_shards(world, parallel, hsdp_shards)
+    if world.size > 1 and (shards < 2 or world.size % shards):
+        raise UserError(
+            f"parallel=hsdp cannot divide {world.size} processes into groups of {shards} that share a model; set "
+            "--hsdp_shards to a divisor of the number of processes, at least 2, or use --parallel=ddp"
+        )
+
+
+def number_of_shards(world: World, parallel: str, hsdp_shards: int | None) -> int:
+    """Return the number of processes over which fsdp or hsdp shards a model; for hsdp, by default, of a machine."""
+    return world.size if parallel == "fsdp" else hsdp_shards or world.local_size
 
 
 def synchronize_gradients(
@@ -173,17 +256,20 @@ def synchronize_gradients(
     micro_batches: int,
     deterministic: bool,
     parallel: str,
-    cpu_offload: bool,
+    hsdp_shards: int | None = None,
+    cpu_offload: bool = False,
+    dtype: str = "float32",
 ) -> GradientSync:
     """Return the gradient synchronization of a run. The optimizer must be made after this call.
 
     loss_of: the module that computes the loss, compiled or not. micro_batches: number in an optimizer step, over all
-    processes. Sharding replaces the model's parameters.
+    processes. dtype: name of the dtype of matrix products. Sharding replaces the model's parameters.
     """
-    if world.size > 1 and parallel == "fsdp":
+    if world.size > 1 and parallel != "ddp":
         model = loss_of.get_submodule("model")
-        shard_model(model, device, world.size, cpu_offload)
+        shards = number_of_shards(world, parallel, hsdp_shards)
+        shard_model(model, device, world.size // shards, shards, cpu_offload, half=dtype == "bfloat16")
         return FullySharded(model, loss_of)
     if deterministic:
         return FixedOrder(loss_of, world, micro_batches)
-    return DataParallel(loss_of, device) if world.size > 1 else SingleProcess(loss_of)
+    return DataParallel(loss_of) if world.size > 1 else SingleProcess(loss_of)

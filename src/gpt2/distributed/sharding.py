@@ -1,10 +1,13 @@
 """Sharding: how FSDP shards a model over processes, and which shard of a tensor this process has."""
 
+import itertools
 import logging
 import warnings
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpt2.tensor_file import TensorShard
@@ -14,15 +17,20 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def shard_model(model: nn.Module, device: torch.device, processes: int, cpu_offload: bool) -> None:
-    """Shard the parameters of a GPT over all processes, block by block, with PyTorch's fully_shard, in place.
+def shard_model(
+    model: nn.Module, device: torch.device, replicas: int, shards: int, cpu_offload: bool, half: bool
+) -> None:
+    """Shard the parameters of a GPT over processes, block by block, with PyTorch's fully_shard, in place.
 
-    The gradients become sums over processes, as everywhere else here, where fully_shard takes the mean.
+    Each of `replicas` groups of `shards` consecutive processes has all of the model (HSDP; with one group, FSDP). The
+    gradients become sums over processes, as everywhere else here, where fully_shard takes the mean. half: gather and
+    compute the blocks in bfloat16, also in evaluations. Their gradients are summed in float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
         FSDPModule,
+        MixedPrecisionPolicy,
         OffloadPolicy,
         fully_shard,
         register_fsdp_forward_method,
@@ -32,17 +40,38 @@ def shard_model(model: nn.Module, device: torch.device, processes: int, cpu_offl
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     # It warns of what it does in place of an all-to-all, which gloo does not have.
     logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
-    mesh = init_device_mesh(device.type, (processes,))
-    policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
-    for block in model.get_submodule("transformer.h").children():
-        fully_shard(block, mesh=mesh, offload_policy=policy)
+    shape, names = ((shards,), ("shard",)) if replicas == 1 else ((replicas, shards), ("replicate", "shard"))
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, shape, mesh_dim_names=names),
+        "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy(),
+    }
+    blocks = list(model.get_submodule("transformer.h").children())
+    for block in blocks:
+        if half:  # the residual stream stays in float32, as it does under autocast
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+            block.forward = _under_autocast(block.forward, device.type)
+            fully_shard(block, mp_policy=policy, **settings)
+        else:
+            fully_shard(block, **settings)
     # The embeddings stay gathered after a forward pass, because the head needs them outside it.
-    fully_shard(model, mesh=mesh, offload_policy=policy, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    fully_shard(model, reshard_after_forward=False, **settings)
+    for module in (model, *blocks):
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    for module, following in itertools.pairwise((model, *blocks)):  # its parameters travel during the computation
+        cast("FSDPModule", module).set_modules_to_forward_prefetch([cast("FSDPModule", following)])
     register_fsdp_forward_method(model, "hidden")
+
+
+def _under_autocast(forward: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """Return a function that computes in bfloat16 where the caller does not, because the parameters are in it."""
+
+    def computed(*inputs: Any) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return forward(*inputs)
+
+    return computed
 
 
 def is_sharded(sharded: object) -> bool:
@@ -66,9 +95,10 @@ def shard_of(tensor: Tensor) -> TensorShard:
     if not is_sharded(tensor):
         return TensorShard(tensor, tuple(tensor.shape))
     sharded = cast("DTensor", tensor)
-    rows = sharded.to_local()
-    first = min(sharded.device_mesh.get_local_rank() * -(-len(sharded) // sharded.device_mesh.size()), len(sharded))
-    return TensorShard(rows, tuple(sharded.shape), first)
+    mesh, rows = sharded.device_mesh, sharded.to_local()
+    first = min(mesh.get_local_rank(mesh.ndim - 1) * -(-len(sharded) // mesh.size(mesh.ndim - 1)), len(sharded))
+    is_copy = mesh.ndim > 1 and mesh.get_local_rank(0) > 0
+    return TensorShard(rows, tuple(sharded.shape), first, is_copy)
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -85,36 +115,68 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     )
 
 
+def compute_device(parameter: Tensor) -> torch.device:
+    """Return the device that computes with a parameter, whose shards may be kept in CPU memory meanwhile."""
+    if not is_sharded(parameter):
+        return parameter.device
+    kind = cast("DTensor", parameter).device_mesh.device_type
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor, gathered from the processes where it is sharded. All processes must call this."""
     return cast("DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 def shard_count(tensor: Tensor) -> int:
-    """Return the number of processes that have a shard of a tensor; 1 for a tensor that is not sharded."""
-    return cast("DTensor", tensor).device_mesh.size() if is_sharded(tensor) else 1
+    """Return the number of processes over which a tensor is sharded; 1 for a tensor that is not."""
+    if not is_sharded(tensor):
+        return 1
+    mesh = cast("DTensor", tensor).device_mesh
+    return mesh.size(mesh.ndim - 1)
 
 
-def distribute_stack(stack: Tensor) -> Tensor:
-    """Return this process's share of stacked tensors, each of them complete; all of a stack that is not sharded.
+def distribute_stack(stack: Tensor, processes: int) -> Tensor:
+    """Return this process's share of stacked tensors, each of them complete.
 
-    stack: (n, …), sharded by any dimension. All processes must call this.
+    stack: (n, …), sharded by any dimension, or complete in each of `processes` processes. All processes must call
+    this.
     """
-    if not is_sharded(stack):
-        return stack
-    from torch.distributed.tensor import Shard
+    if is_sharded(stack):
+        return cast("DTensor", stack).redistribute(placements=_by_first_dimension(stack)).to_local()
+    each = -(-len(stack) // processes)
+    return stack[each * dist.get_rank() :][:each] if processes > 1 else stack
 
-    return cast("DTensor", stack).redistribute(placements=[Shard(0)]).to_local()
 
+def collect_stack(share: Tensor, stack: Tensor, processes: int) -> Tensor:
+    """Return a stack, sharded or complete as `stack` is, of the shares that `distribute_stack` gave the processes.
 
-def collect_stack(share: Tensor, stack: Tensor) -> Tensor:
-    """Return a stack, sharded as `stack` is, of the shares that `distribute_stack` gave the processes."""
-    if not is_sharded(stack):
+    Its dtype is that of the shares.
+    """
+    if is_sharded(stack):
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(stack, DTensor)
+        made = DTensor.from_local(
+            share.contiguous(),
+            stack.device_mesh,
+            _by_first_dimension(stack),
+            shape=stack.shape,
+            stride=stack.stride(),
+        )
+        return made.redistribute(placements=stack.placements)
+    if processes == 1:
         return share
-    from torch.distributed.tensor import DTensor, Shard
+    each = -(-len(stack) // processes)
+    sent = share.new_zeros(each, *stack.shape[1:])
+    sent[: len(share)] = share
+    found = sent.new_empty(each * processes, *stack.shape[1:])
+    dist.all_gather_into_tensor(found, sent)
+    return found[: len(stack)]
 
-    assert isinstance(stack, DTensor)
-    made = DTensor.from_local(
-        share.contiguous(), stack.device_mesh, [Shard(0)], shape=stack.shape, stride=stack.stride()
-    )
-    return made.redistribute(placements=stack.placements)
+
+def _by_first_dimension(stack: Tensor) -> list[Any]:
+    """Return the placements of a tensor like `stack` that is sharded by its first dimension."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [*[Replicate()] * (cast("DTensor", stack).device_mesh.ndim - 1), Shard(0)]

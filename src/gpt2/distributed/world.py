@@ -35,6 +35,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Rank among the processes of this machine."""
+    local_size: int = 1
+    """Number of processes of this machine."""
     control: Any = None
     """The process group for small messages, which do not wait for a GPU; None is the default group."""
 
@@ -167,14 +169,16 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl":
+        backend = "cpu:gloo,cuda:nccl"  # small messages, and what is offloaded to the CPU, are in its memory
     timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog ends the process earlier and says more
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     store = unused_namespace(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     watchdog = Watchdog(store, rank, size, timeout_seconds)
     try:
-        control = dist.new_group(backend="gloo") if backend == "nccl" else None
-        yield World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), control, watchdog)
+        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        yield World(rank, size, local_rank, local_size, watchdog=watchdog)
     finally:
         watchdog.done.set()
         watchdog.join()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpt2.device import autocast
+from gpt2.distributed.sharding import compute_device
 from gpt2.distributed.world import ALONE, World
 from gpt2.errors import UserError
 from gpt2.evaluation.loss import evaluating
@@ -168,7 +169,7 @@ def scores(
     requires. All of them return the same scores, which do not depend on the number of processes. The model keeps its
     mode (train or eval). Raises UserError if an ending does not fit the model, or the model gives no finite numbers.
     """
-    device = next(model.parameters()).device
+    device = compute_device(next(model.parameters()))
     check_fits(tasks, model.config)
     sequences = [s for i, task in enumerate(tasks) for s in sequences_of(i, task, model.config.block_size)]
     batches = batches_of(sequences, batch_tokens or BATCH_TOKENS.get(device.type, OTHER_BATCH_TOKENS))

@@ -13,6 +13,7 @@ import torch
 from gpt2.data.batches import document_mask, evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast, exact_float32
+from gpt2.distributed.sharding import compute_device
 from gpt2.distributed.world import ALONE, World
 from gpt2.evaluation.scoring import token_losses
 from gpt2.model import GPT
@@ -121,7 +122,7 @@ def measure(
     document. The processes of a `world` share the batches, and all of them return the same losses, whatever their
     number. Sums are float64. The model keeps its mode (train or eval).
     """
-    device = next(model.parameters()).device
+    device = compute_device(next(model.parameters()))
     sums: list[tuple[int, np.ndarray]] = []
     ids = np.zeros(model.config.vocab_size, dtype=np.int64)
     windows_at_a_time = world.size * batch_size

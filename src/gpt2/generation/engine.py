@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpt2.distributed.sharding import compute_device
 from gpt2.errors import UserError
 from gpt2.generation.kv_cache import KVCache, KVMemory
 from gpt2.generation.prefixes import Prefixes, common_length
@@ -57,7 +58,8 @@ class Engine:
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of texts that ended.
         """
         weights = model.transformer.wpe.weight
-        self.model, self.device, self.vocab_size = model, weights.device, vocab_size or model.config.vocab_size
+        self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
+        self.device = compute_device(weights)
         self.cache = KVMemory(model.config, slots, self.device, weights.dtype, capacity)
         self.slots = Slots(self.cache)
         self.prefill_tokens = prefill_tokens

@@ -104,7 +104,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
 
 def keep_top_p(ordered: Tensor, p: float) -> Tensor:
     """Return descending probabilities (B, K) with all set to 0 except the fewest whose sum reaches `p`."""
-    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
+    before = running_sums(ordered) - ordered  # probability of all likelier tokens
     return ordered.masked_fill(before >= p, 0.0) if p < 1 else ordered
 
 
@@ -117,9 +117,16 @@ def keep_min_p(probabilities: Tensor, p: float) -> Tensor:
 
 def draw(probabilities: Tensor, ids: Tensor | None, noise: Tensor) -> Tensor:
     """Draw an id for each row of relative probabilities (B, K), where the running sum passes `noise`: int64 (B,)."""
-    sums = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    sums = running_sums(probabilities.double())
     index = torch.searchsorted(sums, noise[:, None] * sums[:, -1:], right=True).clamp_(max=sums.size(-1) - 1)
     return (index if ids is None else ids.gather(-1, index))[:, 0]
+
+
+def running_sums(numbers: Tensor) -> Tensor:
+    """Return the sums of each number and those before it, along the last axis of numbers (B, K)."""
+    if torch.are_deterministic_algorithms_enabled():  # deterministic sums of floats exist on CUDA since PyTorch 2.14
+        return numbers.cpu().cumsum(dim=-1).to(numbers.device)
+    return numbers.cumsum(dim=-1)
 
 
 def biased(logits: Tensor, sampling: Sampling) -> Tensor:

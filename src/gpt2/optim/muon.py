@@ -33,6 +33,7 @@ class Muon(Undecorated):
 
     Momentum is Nesterov's. The update of a (rows, columns) matrix is scaled by sqrt(max(1, rows / columns)); weight
     decay is decoupled, as in AdamW. iterations: at most 5 iterations orthogonalize the matrices, in `dtype`.
+    processes: number of processes that have the same parameters and gradients, and share the work.
     """
 
     found_inf: Tensor | None = None
@@ -46,23 +47,25 @@ class Muon(Undecorated):
         weight_decay: float = 0.0,
         iterations: int = 5,
         dtype: torch.dtype = torch.float32,
+        processes: int = 1,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "stacked": 1})
-        self.iterations, self.dtype = iterations, dtype
+        self.iterations, self.dtype, self.processes = iterations, dtype, processes
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyrefly: ignore[bad-override]
         """Update every parameter that has a gradient."""
         proceed = 1.0 if self.found_inf is None else 1 - self.found_inf
         for group in self.param_groups:
-            for parameters in same_shape([p for p in group["params"] if p.grad is not None]):
+            for parameters in same_shape([p for p in group["params"] if p.grad is not None], self.processes):
                 momenta = torch.stack([self._advanced(p, group["momentum"]) for p in parameters])
-                share = distribute_stack(momenta)  # of sharded matrices, each process computes some for all
+                share = distribute_stack(momenta, self.processes)  # each process computes some matrices for all
                 rows, columns = share.size(1) // group["stacked"], share.size(2)
                 matrices = share.reshape(len(share) * group["stacked"], rows, columns)
                 steps = orthogonalized(matrices, self.iterations, self.dtype).reshape(share.shape)
-                steps = steps.to(momenta.dtype) * (proceed * group["lr"] * max(1, rows / columns) ** 0.5)
-                for parameter, step in zip(parameters, collect_stack(steps, momenta).unbind(), strict=True):
+                steps = collect_stack(steps, momenta, self.processes).to(momenta.dtype)
+                steps *= proceed * group["lr"] * max(1, rows / columns) ** 0.5
+                for parameter, step in zip(parameters, steps.unbind(), strict=True):
                     parameter.mul_(1 - proceed * (group["lr"] * group["weight_decay"]))
                     parameter.sub_(step)
 
@@ -79,13 +82,13 @@ class Muon(Undecorated):
         return gradient.lerp(mean, momentum)
 
 
-def same_shape(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+def same_shape(parameters: list[Tensor], processes: int) -> Iterator[list[Tensor]]:
     """Yield lists of parameters of one shape, of which no process computes with more than MAX_STACK elements."""
     shapes: dict[torch.Size, list[Tensor]] = {}
     for parameter in parameters:
         shapes.setdefault(parameter.shape, []).append(parameter)
     for shape, same in shapes.items():
-        count = max(1, MAX_STACK // shape.numel()) * shard_count(same[0])
+        count = max(1, MAX_STACK // shape.numel()) * max(processes, shard_count(same[0]))
         yield from (same[first : first + count] for first in range(0, len(same), count))
 
 

@@ -56,7 +56,7 @@ def update(optimizers: Sequence[Optimizer], scaler: torch.amp.GradScaler, lr_sca
         for group in optimizer.param_groups:
             group["lr"] = lr_scale * group.setdefault("peak_lr", group["lr"])
         inner: Any = _local(optimizer)
-        inner.found_inf = found_inf
+        inner.found_inf = found_inf.to(optimizer.param_groups[0]["params"][0].device)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     scaler.update()

@@ -72,9 +72,16 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
     where = pick_device(config.device)
     _require(
         "a micro-batch and the state of the training",
-        (0 if config.parallel == "fsdp" else state) + needs.activations // 2 + _square_bytes(config, shape),
+        (state if config.parallel == "ddp" else 0) + needs.activations // 2 + _square_bytes(config, shape),
         where,
     )
+
+
+def shares(config: TrainConfig, processes: int, of_a_machine: int) -> Sharing:
+    """Return how processes share a model. With hsdp, those of a machine share it as with fsdp."""
+    if config.parallel == "hsdp":
+        return Sharing(config.hsdp_shards or min(processes, of_a_machine), "fsdp")
+    return Sharing(processes, config.parallel, config.zero_stage)
 
 
 def training_memory(
@@ -136,6 +143,7 @@ def shared(config: TrainConfig, world: World, log: Log) -> TrainConfig:
         parallel=config.parallel,
         zero_stage=config.zero_stage,
         dtype=config.dtype,
+        hsdp_shards=config.hsdp_shards,
     )
     return config
 

@@ -5,23 +5,25 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2 import device
-from gpt2.accounting import Sharing
-from gpt2.chunked_loss import TrainingLoss
+from gpt2.chunked_loss import TrainingLoss, chunked_cross_entropy
 from gpt2.data.batches import Batches, document_mask, gather
+from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError, first_line
 from gpt2.model import GPTConfig
-from gpt2.training.budget import training_memory
+from gpt2.training.budget import shares, training_memory
 from gpt2.training.config import TrainConfig
 
 
-def compiled_loss(loss_of: TrainingLoss, batches: Batches, config: TrainConfig, log: Log) -> nn.Module:
+def compiled_loss(
+    loss_of: TrainingLoss, batches: Batches, config: TrainConfig, log: Log, *, in_pieces: bool
+) -> nn.Module:
     """Return the training loss, compiled where the settings ask for it and it works, and tried on one micro-batch.
 
-    Raises UserError where a micro-batch does not fit the device's memory.
+    in_pieces: see `compile_pieces`. Raises UserError where a micro-batch does not fit the device's memory.
     """
     where = next(loss_of.parameters()).device
     x, y = gather(batches.tokens, [0] * config.batch_size, config.block_size, where)
@@ -36,8 +38,9 @@ def compiled_loss(loss_of: TrainingLoss, batches: Batches, config: TrainConfig, 
     try:
         if config.compile:
             log("compiling the model; the first time takes a minute")
+            undo = compile_pieces(loss_of) if in_pieces else lambda: None
             try:
-                compiled = cast(nn.Module, torch.compile(loss_of, fullgraph=True))
+                compiled = loss_of if in_pieces else cast(nn.Module, torch.compile(loss_of, fullgraph=True))
                 attempt(compiled)
                 return compiled
             except torch.OutOfMemoryError:
@@ -45,6 +48,7 @@ def compiled_loss(loss_of: TrainingLoss, batches: Batches, config: TrainConfig, 
             except Exception as error:  # a missing compiler, an unsupported GPU: inductor raises many kinds
                 log(f"torch.compile cannot work here ({first_line(error)}); training without it")
                 torch._dynamo.reset()
+                undo()
                 loss_of.zero_grad(set_to_none=True)
         if where.type == "cuda":
             attempt(loss_of)
@@ -56,10 +60,34 @@ def compiled_loss(loss_of: TrainingLoss, batches: Batches, config: TrainConfig, 
         ) from None
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Compile each block for itself, in place, as sharding needs it: no process ever has the whole model."""
+def compile_pieces(loss_of: TrainingLoss) -> Callable[[], None]:
+    """Compile each block and the head by itself, in place; return a function that undoes it.
+
+    The backward pass is then one of pieces too, between which gradients of several processes begin to travel: that of
+    a single graph returns all of them at its end. Sharding needs it as well, as no process ever has all of the model.
+    """
+    blocks = list(loss_of.model.transformer.h)
+    plain = [block.forward for block in blocks]
     for block in blocks:
-        block.compile()
+        block.forward = compiled_for_training(block.forward)
+    loss_of.cross_entropy = compiled_for_training(loss_of.cross_entropy)
+
+    def undo() -> None:
+        for block, forward in zip(blocks, plain, strict=True):
+            block.forward = forward
+        loss_of.cross_entropy = chunked_cross_entropy
+
+    return undo
+
+
+def compiled_for_training(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a function that is compiled where gradients are needed; other shapes of evaluations compile nothing."""
+    compiled = torch.compile(function, fullgraph=True)
+
+    def either(*inputs: Any) -> Tensor:
+        return (compiled if torch.is_grad_enabled() else function)(*inputs)
+
+    return either
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
@@ -81,11 +109,11 @@ def recompute_activations(is_on: bool) -> None:
         config.ban_recompute_materialized_backward = not is_on
 
 
-def choose_recomputation(config: TrainConfig, shape: GPTConfig, processes: int, where: torch.device) -> None:
+def choose_recomputation(config: TrainConfig, shape: GPTConfig, world: World, where: torch.device) -> None:
     """Recompute activations in compiled backward passes as far as `training_memory` says for this device.
 
     Its total memory decides and not what is free, so that every start of a run computes alike.
     """
     available = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else 0
-    sharing = Sharing(processes, config.parallel, config.zero_stage)
+    sharing = shares(config, world.size, world.local_size)
     recompute_activations(training_memory(config, shape, sharing, where.type, available)[1])

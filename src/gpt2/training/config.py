@@ -240,14 +240,17 @@ class TrainConfig:
 
     backend: Annotated[Literal["auto", "nccl", "gloo"], PROCESSES] = "auto"
     """Communication library between processes: nccl for GPUs, gloo for CPUs. auto takes the one for the device."""
-    parallel: Annotated[Literal["ddp", "fsdp"], PROCESSES] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp", "hsdp"], PROCESSES] = "ddp"
     """How the processes hold the model. `ddp` (data parallel) keeps the full model in every process. `fsdp` (fully
-    sharded data parallel) shards every parameter, gradient and optimizer state over the processes."""
+    sharded data parallel) shards every parameter, gradient and optimizer state over the processes. `hsdp` (hybrid
+    sharded) shards them over the processes of a machine, so that every machine has all of the model."""
+    hsdp_shards: Annotated[int | None, PROCESSES, within(2, 10**6)] = None
+    """Number of processes over which hsdp shards the model. Default: those of a machine."""
     zero_stage: Annotated[Literal[0, 1], PROCESSES] = 0
     """`1` shards the optimizer state over the processes of ddp (ZeRO stage 1). `0` keeps all of it in every
     process."""
     cpu_offload: Annotated[bool, PROCESSES] = False
-    """Keep the shards of fsdp in CPU memory while they are not in use."""
+    """Keep the shards of fsdp or hsdp in CPU memory while they are not in use."""
     deterministic: Annotated[bool, PROCESSES] = False
     """Sum gradients in an order that does not depend on the number of processes, so that the weights are
     bit-identical with 1, 2, 4, … processes. On a CPU, each process then uses OMP_NUM_THREADS threads, by default

@@ -38,7 +38,7 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
     problem = saver.settle()
     if problem is None and last_made <= (run.saved_step or 0):
         return ""
-    shared = run.world.size > 1 and (run.config.parallel == "fsdp" or run.config.zero_stage > 0)
+    shared = run.world.size > 1 and (run.config.parallel != "ddp" or run.config.zero_stage > 0)
     if shared or not run.world.is_main:
         return ""
     step = run.state.step

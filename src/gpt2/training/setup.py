@@ -25,7 +25,7 @@ from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step, shared
-from gpt2.training.compile import checkpoint_activations, choose_recomputation, compile_blocks, compiled_loss
+from gpt2.training.compile import checkpoint_activations, choose_recomputation, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
@@ -172,19 +172,19 @@ def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> 
 
 def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, log: Log) -> nn.Module:
     """Step 5: make the module that computes the training loss; compile it, and try it where it could fail."""
-    config, blocks = prepared.config, prepared.model.transformer.h
-    loss_of = TrainingLoss(prepared.model)
+    config, loss_of = prepared.config, TrainingLoss(prepared.model)
     if config.activation_checkpointing:
-        checkpoint_activations(blocks)
+        checkpoint_activations(prepared.model.transformer.h)
     if config.compile:
-        choose_recomputation(config, prepared.model.config, world.size, machine.device)
-    if config.parallel == "fsdp" and world.size > 1:  # no process has all of the model, so nothing can be tried
+        choose_recomputation(config, prepared.model.config, world, machine.device)
+    if config.parallel != "ddp" and world.size > 1:  # the model may not fit into one process, so nothing is tried
         if config.compile:
-            compile_blocks(blocks)
+            compile_pieces(loss_of)
         return loss_of
     if config.eval_only or (not config.compile and machine.device.type == "cpu"):
         return loss_of
-    return compiled_loss(loss_of, _batches(config, data), config, log)
+    sums_during_backward = world.size > 1 and not config.deterministic
+    return compiled_loss(loss_of, _batches(config, data), config, log, in_pieces=sums_during_backward)
 
 
 def make_run(
@@ -250,7 +250,9 @@ def _gradient_sync(config: TrainConfig, where: torch.device, loss_of: nn.Module,
         micro_batches=config.accumulation,
         deterministic=config.deterministic,
         parallel=config.parallel,
+        hsdp_shards=config.hsdp_shards,
         cpu_offload=config.cpu_offload,
+        dtype=config.dtype,
     )
 
 
@@ -285,7 +287,7 @@ def _optimizers(prepared: Prepared, restored: Path | None, world: World) -> list
         config.learning_rate,
         (config.beta1, config.beta2),
         config.weight_decay,
-        muon=muon_settings(config) if config.optimizer == "muon" else None,
+        muon=muon_settings(config, world) if config.optimizer == "muon" else None,
         zero_stage=config.zero_stage if world.size > 1 else 0,
     )
     if restored is not None:
@@ -295,14 +297,17 @@ def _optimizers(prepared: Prepared, restored: Path | None, world: World) -> list
     return optimizers
 
 
-def muon_settings(config: TrainConfig) -> dict[str, Any]:
+def muon_settings(config: TrainConfig, world: World) -> dict[str, Any]:
     """Return the arguments of `Muon` except for the parameters."""
+    # a batched product may round differently with another number of matrices
+    is_shared = config.parallel == "ddp" and not config.zero_stage and not config.deterministic
     return {
         "lr": config.muon_learning_rate,
         "momentum": config.muon_momentum,
         "weight_decay": config.muon_weight_decay,
         "iterations": config.muon_iterations,
         "dtype": torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
+        "processes": world.size if is_shared else 1,
     }
 
 
