@@ -58,19 +58,21 @@ def chunks(logits: int, count: int) -> None:
     chunked_loss.MAX_CHUNK_LOGITS["cuda"], chunked_loss.MAX_CHUNKS = logits, count
 
 
-def kept_activations() -> None:
-    """Keep the outputs of GELU and LayerNorm for the backward pass."""
+def activations(recomputes: bool) -> None:
+    """Recompute the outputs of GELU and LayerNorm in the backward pass, or keep them."""
     from gpt2.training import setup
+    from gpt2.training.compile import recompute_activations
 
-    assert hasattr(setup, "save_fewer_activations")
-    setup.save_fewer_activations = lambda: None
+    assert hasattr(setup, "choose_recomputation")
+    setup.choose_recomputation = lambda *_: recompute_activations(recomputes)
 
 
 VARIANTS = {
     "base": Variant(),
     "flash attention only": Variant(prepare=lambda: attention(flash=True, cudnn=False)),
     "cuDNN attention only": Variant(prepare=lambda: attention(flash=False, cudnn=True)),
-    "activations kept": Variant(prepare=kept_activations),
+    "activations kept": Variant(prepare=lambda: activations(recomputes=False)),
+    "activations recomputed": Variant(prepare=lambda: activations(recomputes=True)),
     "all logits at once": Variant(prepare=lambda: chunks(2**40, 1)),
     "half the chunk": Variant(prepare=lambda: chunks(2**27, 32)),
     "expandable segments": Variant(environment={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),

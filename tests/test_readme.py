@@ -4,6 +4,7 @@ Every block of README is read from the file, so that a command that is added or 
 that would take a network, a GPU or hours has an entry in `INSTEAD`, which makes it small. Any other runs unchanged.
 """
 
+import io
 import json
 import re
 import shlex
@@ -49,7 +50,9 @@ INSTEAD = {
     "gpt2 train --init_from=resume --out_dir=out-shakespeare-char": "{line}",
     "gpt2 train gpt2 --nproc=auto": f"{{line}} {SMALL} --nproc=1 --dataset=mine --total_batch_size=64 "
     "--hellaswag_interval=0",
+    "gpt2 bench sample random:gpt2": "gpt2 bench sample hub {rest} --prompt_tokens=2 --new_tokens=3 --rounds=1",
     "gpt2 sample gpt2": "gpt2 sample hub {rest} --max_new_tokens=3",
+    "gpt2 sample out-shakespeare-char --interactive": "{line} --max_new_tokens=3",
     "gpt2 train --init_from=resume --out_dir=out-imported": f"{{line}} {QUICK}",
     "gpt2 prepare notes.txt papers/ --tokenizer=gpt2": "gpt2 prepare notes.txt papers/ --tokenizer=hub {rest}",
     "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
@@ -119,6 +122,7 @@ def small_program(block: str, used: set[str]) -> str:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable) -> Path:
     """Make the folder of a new user, with the texts, the nanoGPT checkout and the model that README presumes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("ROMEO:\n"))  # what the user says to --interactive
     shutil.copy(README, "notes.txt")
     shutil.copytree(ROOT / "docs", "papers", ignore=shutil.ignore_patterns("images"))
     Path("romeo.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks?\n\n" * 200)

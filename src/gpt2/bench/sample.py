@@ -12,12 +12,12 @@ from gpt2.formats.open import build, open_model
 from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request
 from gpt2.generation.sampling import Sampling
-from gpt2.generation.weights import stored_bytes
+from gpt2.generation.weights import stored_bytes, use_large_pages
 from gpt2.model import GPT, GPTConfig
 from gpt2.training.setting import CONTEXT, SAMPLES, at_least
 
-READ_BYTES = 2**28
-"""Size of the tensor whose reading is timed; it fits into no cache."""
+READ_BYTES = 2**29
+"""Size of the matrix whose reading is timed; it fits into no cache."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,15 @@ def _decode(engine: Engine, prompts: list[list[int]], new_tokens: int) -> tuple[
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Return the bytes per second at which a device reads memory, as the best of ten sums of a float32 tensor."""
-    numbers = torch.ones(READ_BYTES // 4, device=device)
+    """Return the bytes per second at which a device reads memory, as the best of twenty products with a vector."""
+    vector = torch.ones(1024, device=device)
+    matrix = torch.ones(READ_BYTES // 4 // len(vector), len(vector), device=device)
+    use_large_pages(matrix)
     seconds = []
-    for _ in range(10):
+    for _ in range(20):
         synchronize(device)
         began = time.perf_counter()
-        numbers.sum()
+        torch.mv(matrix, vector)
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     return READ_BYTES / min(seconds)

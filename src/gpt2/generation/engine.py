@@ -13,6 +13,7 @@ from torch import Tensor
 from gpt2.distributed.sharding import compute_device
 from gpt2.errors import UserError
 from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.native import native_step
 from gpt2.generation.prefixes import Prefixes, common_length
 from gpt2.generation.request import LogProbs, Request, Token
 from gpt2.generation.sampling import Sampling, biased, choose, penalized, uniform
@@ -53,14 +54,17 @@ class Engine:
         vocab_size: int | None = None,
         prefix_bytes: int = 0,
         prefill_tokens: int = PREFILL_TOKENS,
+        native: bool = True,
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of texts that ended.
+        native: decode with compiled C code where that is possible.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
         self.device = compute_device(weights)
         self.cache = KVMemory(model.config, slots, self.device, weights.dtype, capacity)
+        self.native = native_step(model, self.cache) if native else None
         self.slots = Slots(self.cache)
         self.prefill_tokens = prefill_tokens
         self.waiting: deque[Text] = deque()
@@ -128,7 +132,7 @@ class Engine:
             self.slots.n_ready += len(group)
             rows = torch.arange(len(group), device=self.device)
             ends = torch.tensor([len(tokens) - 1 for tokens in pending], device=self.device)
-            self._draw(group, first, x[rows, ends])
+            self._draw(group, first, self.model.head(x[rows, ends]))
 
     def _prefill_group(self) -> list[Text]:
         """Return the texts to prefill together: the first one, and those whose pending tokens fit with it."""
@@ -168,19 +172,23 @@ class Engine:
         """Draw the next token of every text whose prompt is complete."""
         texts = self.slots.texts[: self.slots.n_ready]
         if texts:
-            x = self._hidden(self.slots.last[: len(texts), None], 0, [text.cached for text in texts])
+            ids, positions = self.slots.last[: len(texts)], [text.cached for text in texts]
+            if self.native is not None and len(texts) <= self.native.max_texts:
+                logits = self.native.logits(ids, positions)
+            else:
+                logits = self.model.head(self._hidden(ids[:, None], 0, positions)[:, -1])
             for text in texts:
                 text.cached += 1
-            self._draw(texts, 0, x[:, -1])
+            self._draw(texts, 0, logits)
 
     def _hidden(self, idx: Tensor, first: int, starts: list[int]) -> Tensor:
         """Return hidden states (B, T, C) of tokens (B, T) in consecutive slots, and keep their keys and values."""
         window = KVCache(self.cache, first, starts, idx.size(1))
         return self.model.hidden(idx, window.mask, window, window.positions)
 
-    def _draw(self, texts: list[Text], first: int, x: Tensor) -> None:
-        """Draw the next token of texts in consecutive slots from their last hidden states (B, C)."""
-        logits = self.model.head(x)[:, : self.vocab_size].float()
+    def _draw(self, texts: list[Text], first: int, logits: Tensor) -> None:
+        """Draw the next token of texts in consecutive slots from logits (B, V)."""
+        logits = logits[:, : self.vocab_size].float()
         is_finite = logits.amax().isfinite()
         noise = [uniform(text.request.seed, text.n_drawn) for text in texts]
         u = torch.tensor(noise, dtype=torch.float64, device=self.device)

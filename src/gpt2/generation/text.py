@@ -89,10 +89,10 @@ def decode(
         yield Piece(number, text, token, "stop" if stream.is_stopped else token.ending)
 
 
-def engine_for(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], **settings: Any) -> Engine:
-    """Return an engine with memory for these requests. settings: those of `Engine`."""
+def engine_for(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], **changes: Any) -> Engine:
+    """Return an engine with memory for these requests. changes: settings of `Engine`."""
     longest = max((len(request.prompt) + request.max_new_tokens for request in requests), default=1)
-    settings = {"slots": max(1, min(len(requests), MAX_SLOTS)), "capacity": longest} | settings
+    settings: dict[str, Any] = {"slots": max(1, min(len(requests), MAX_SLOTS)), "capacity": longest} | changes
     return Engine(model, vocab_size=min(tokenizer.vocab_size, model.config.vocab_size), **settings)
 
 

@@ -1,0 +1,250 @@
+// One decoding step of GPT-2 on a CPU: one new token of each of B texts, from embeddings to logits.
+//
+// native.py compiles this file when a model is prepared for decoding. It computes what model.py computes, in float32,
+// from matrices in the dtype WEIGHT. The time of a step is that of reading them once, so a team of threads goes through
+// the step together, without PyTorch's cost of starting each operation.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16 };  // numbers of a vector
+#define FROM_BFLOAT16(w) _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(w))), 16)
+#define FROM_FLOAT16(w) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(w)))
+#define FROM_INT8(w) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(w))))
+#elif defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+enum { LANES = 8 };
+#define FROM_BFLOAT16(w) _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(w))), 16)
+#define FROM_FLOAT16(w) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(w)))
+#define FROM_INT8(w) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(w))))
+#else  // other processors, as well as the compiler can; GCC 12 converts float16 and int8 slowly in this way
+enum { LANES = 4 };
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+#define FROM_BFLOAT16(w) (__builtin_convertvector(*(const Packed *)(w), Bits) << 16)
+#define FROM_FLOAT16(w) __builtin_convertvector(*(const Packed *)(w), Vector)
+#define FROM_INT8(w) __builtin_convertvector(*(const Packed *)(w), Vector)
+#endif
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// value: a weight as float32. vector: LANES weights as float32.
+#if defined(WEIGHT_bfloat16)
+typedef uint16_t Weight;
+#define VECTOR FROM_BFLOAT16
+static inline float value(Weight w) {
+    const uint32_t bits = (uint32_t)w << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+#else
+#if defined(WEIGHT_float16)
+typedef _Float16 Weight;
+#define VECTOR FROM_FLOAT16
+#elif defined(WEIGHT_int8)
+typedef int8_t Weight;
+#define VECTOR FROM_INT8
+#else
+typedef float Weight;
+#define VECTOR(w) (*(const Vector *)(w))
+#endif
+static inline float value(Weight w) { return (float)w; }
+#endif
+typedef Weight Packed __attribute__((vector_size(sizeof(Weight) * LANES), aligned(1), may_alias));
+static inline Vector vector(const Weight *w) { return (Vector)VECTOR(w); }
+
+typedef struct {
+    const Weight *weight;  // (rows, columns)
+    const float *scales;   // (rows), or NULL
+    const float *bias;     // (rows), or NULL
+} Matrix;
+
+typedef struct {
+    const float *ln_1_weight, *ln_1_bias, *ln_2_weight, *ln_2_bias;  // (C); a bias may be NULL
+    Matrix c_attn, attn_c_proj, c_fc, mlp_c_proj;
+} Block;
+
+typedef struct {
+    int n_layer, n_head, n_embd, vocab_size, tanh_gelu;
+    const float *ln_f_weight, *ln_f_bias;
+    Matrix wte;
+    const Block *blocks;
+} Model;
+
+typedef struct {
+    float *k, *v;                         // keys and values of the first slot, in the first layer
+    ptrdiff_t layer, slot, head;          // distances between layers, slots and heads, in floats
+    const int64_t *positions;             // (B): position of the new token of each text
+} Cache;
+
+enum { TILE = 4 };      // rows of a matrix, and texts, whose products are summed at the same time
+enum { AHEAD = 4096 };  // bytes by which reading runs ahead of computing
+
+// y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_texts texts. Both are constants where this is inlined,
+// and so are `steps`, the number of vectors of a row that are computed in turn, each into a sum of its own, and `is_first`,
+// which tells whether the rows are read from memory.
+static inline __attribute__((always_inline)) void tile(
+    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_texts, int steps,
+    int is_first) {
+    const Weight *w = m.weight + (size_t)row * columns;
+    const float *in = x + (size_t)b * columns;
+    Vector vectors[TILE][TILE] = {{{0}}};  // by row, and by text or step
+    int i = 0;
+    for (; i + steps * LANES <= columns; i += steps * LANES)
+        for (int r = 0; r < n_rows; r++) {
+            const Weight *from = w + (size_t)r * columns + i;
+            for (size_t byte = 0; is_first && byte < steps * LANES * sizeof(Weight); byte += 64)
+                __builtin_prefetch((const char *)from + byte + AHEAD);
+            for (int s = 0; s < steps; s++) {
+                const Vector weights = vector(from + s * LANES);
+                for (int t = 0; t < n_texts; t++)
+                    vectors[r][t + s] += weights * *(const Vector *)(in + (size_t)t * columns + i + s * LANES);
+            }
+        }
+    for (int r = 0; r < n_rows; r++)
+        for (int t = 0; t < n_texts; t++) {
+            float sum = 0;
+            for (int s = 0; s < steps; s++)
+                for (int lane = 0; lane < LANES; lane++) sum += vectors[r][t + s][lane];
+            for (int j = i; j < columns; j++) sum += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
+            if (m.scales) sum *= m.scales[row + r];
+            y[(size_t)(b + t) * stride + row + r] = m.bias ? sum + m.bias[row + r] : sum;
+        }
+}
+
+// The products of rows begin … end - 1 with all B texts.
+static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
+    int row = begin;
+    for (; row + TILE <= end; row += TILE) {
+        int b = 0;
+        if (B >= TILE) tile(m, columns, x, y, stride, row, 0, TILE, TILE, 1, 1), b = TILE;
+        for (; b + TILE <= B; b += TILE) tile(m, columns, x, y, stride, row, b, TILE, TILE, 1, 0);
+        for (; b < B; b++)
+            for (int r = 0; r < TILE; r += 2) tile(m, columns, x, y, stride, row + r, b, 2, 1, 2, 1);
+    }
+    for (; row < end; row++)
+        for (int b = 0; b < B; b++) tile(m, columns, x, y, stride, row, b, 1, 1, 1, 1);
+}
+
+static void layer_norm(const float *x, const float *weight, const float *bias, int size, float *y) {
+    float mean = 0, variance = 0;
+#pragma omp simd reduction(+ : mean)
+    for (int i = 0; i < size; i++) mean += x[i];
+    mean /= size;
+#pragma omp simd reduction(+ : variance)
+    for (int i = 0; i < size; i++) variance += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1.0f / sqrtf(variance / size + 1e-5f);
+    for (int i = 0; i < size; i++) y[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f);
+}
+
+static void gelu(float *x, int size, int is_tanh) {
+    if (is_tanh) {  // 0.5 · (1 + tanh(u)) = 1 / (1 + exp(-2u)); fast division cannot divide by infinity
+#pragma omp simd
+        for (int i = 0; i < size; i++) {
+            const float u = -1.5957691216057308f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+            x[i] /= 1.0f + expf(u < 80.0f ? u : 80.0f);
+        }
+    } else {
+        for (int i = 0; i < size; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.7071067811865476f));
+    }
+}
+
+// One head of one text: q attends to the keys of positions 0 … length - 1. scores holds `length` floats.
+static void attend(const float *q, const float *k, const float *v, int length, int size, float *scores, float *y) {
+    const float scale = 1.0f / sqrtf((float)size);
+    float largest = -INFINITY, total = 0;
+    for (int t = 0; t < length; t++) {
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int i = 0; i < size; i++) dot += q[i] * k[(size_t)t * size + i];
+        scores[t] = dot * scale;
+        largest = scores[t] > largest ? scores[t] : largest;
+    }
+#pragma omp simd reduction(+ : total)
+    for (int t = 0; t < length; t++) {
+        scores[t] = expf(scores[t] - largest);
+        total += scores[t];
+    }
+    for (int i = 0; i < size; i++) y[i] = 0;
+    for (int t = 0; t < length; t++) {
+        const float weight = scores[t] / total;
+#pragma omp simd
+        for (int i = 0; i < size; i++) y[i] += weight * v[(size_t)t * size + i];
+    }
+}
+
+// Rows of a matrix for thread `number` of `count`: complete tiles, so that no two threads write next to each other.
+static void share(int rows, int number, int count, int *begin, int *end) {
+    const int groups = (rows + TILE - 1) / TILE;
+    *begin = (int)((long)groups * number / count) * TILE;
+    *end = (int)((long)groups * (number + 1) / count) * TILE;
+    if (*end > rows) *end = rows;
+}
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+// x: (B, C), token and position embeddings; it is overwritten. logits: (B, V). memory: B · 9 · C + n_threads · max_length
+// floats. max_length: number of positions of the longest text, with its new token.
+void decode(const Model *model, const Cache *cache, int B, float *x, float *logits, float *memory, int max_length, int n_threads) {
+    const int C = model->n_embd, nh = model->n_head, hs = C / nh;
+    float *normed = memory, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
+    float *hidden = y + (size_t)B * C, *scores = hidden + (size_t)B * 4 * C;
+#pragma omp parallel num_threads(n_threads)
+    {
+        const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        float *own_scores = scores + (size_t)thread * max_length;
+        int begin, end;
+        for (int layer = 0; layer < model->n_layer; layer++) {
+            const Block *block = &model->blocks[layer];
+#pragma omp for
+            for (int b = 0; b < B; b++)
+                layer_norm(x + (size_t)b * C, block->ln_1_weight, block->ln_1_bias, C, normed + (size_t)b * C);
+            share(3 * C, thread, threads, &begin, &end);
+            product(block->c_attn, C, normed, B, qkv, 3 * C, begin, end);
+#pragma omp barrier
+#pragma omp for collapse(2)
+            for (int b = 0; b < B; b++) {
+                for (int h = 0; h < nh; h++) {
+                    const ptrdiff_t offset = layer * cache->layer + b * cache->slot + h * cache->head;
+                    const int position = (int)cache->positions[b];
+                    float *k = cache->k + offset, *v = cache->v + offset;
+                    const float *q = qkv + (size_t)b * 3 * C + h * hs;
+                    memcpy(k + (size_t)position * hs, q + C, hs * sizeof *k);
+                    memcpy(v + (size_t)position * hs, q + 2 * C, hs * sizeof *v);
+                    attend(q, k, v, position + 1, hs, own_scores, y + (size_t)b * C + h * hs);
+                }
+            }
+            share(C, thread, threads, &begin, &end);
+            product(block->attn_c_proj, C, y, B, normed, C, begin, end);
+#pragma omp barrier
+#pragma omp for
+            for (int b = 0; b < B; b++) {
+                float *row = x + (size_t)b * C, *out = normed + (size_t)b * C;
+                for (int i = 0; i < C; i++) row[i] += out[i];
+                layer_norm(row, block->ln_2_weight, block->ln_2_bias, C, out);
+            }
+            share(4 * C, thread, threads, &begin, &end);
+            product(block->c_fc, C, normed, B, hidden, 4 * C, begin, end);
+            for (int b = 0; b < B; b++) gelu(hidden + (size_t)b * 4 * C + begin, end - begin, model->tanh_gelu);
+#pragma omp barrier
+            share(C, thread, threads, &begin, &end);
+            product(block->mlp_c_proj, 4 * C, hidden, B, normed, C, begin, end);
+            for (int b = 0; b < B; b++)
+                for (int i = begin; i < end; i++) x[(size_t)b * C + i] += normed[(size_t)b * C + i];
+#pragma omp barrier
+        }
+#pragma omp for
+        for (int b = 0; b < B; b++)
+            layer_norm(x + (size_t)b * C, model->ln_f_weight, model->ln_f_bias, C, normed + (size_t)b * C);
+        share(model->vocab_size, thread, threads, &begin, &end);
+        product(model->wte, C, normed, B, logits, model->vocab_size, begin, end);
+    }
+}

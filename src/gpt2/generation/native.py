@@ -1,0 +1,198 @@
+"""Compiles `decode.c` with the system's C compiler and calls it, for the decoding steps of plain models on a CPU.
+
+PyTorch takes 2 to 3 ms to start the operations of a step of the 124M model, and its products with few rows read
+memory at half the speed that they could. Where there is no compiler, or a model has layers of other kinds, the engine
+computes its steps with PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.generation.kv_cache import KVMemory
+from gpt2.generation.weights import Matrix
+from gpt2.model import GPT, MLP, Block, CausalSelfAttention, LayerNorm
+
+SOURCE = Path(__file__).with_name("decode.c")
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
+"""The compiler may reorder sums. Linking is without -ffast-math, which would change the arithmetic of the process."""
+MAX_TEXTS = {"float32": 32, "bfloat16": 16, "float16": 32, "int8": 64}
+"""Largest number of texts in a step, by the dtype of the matrices; PyTorch's products are faster for more."""
+COMPILE_SECONDS = 60
+"""Maximum time of the compiler."""
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scales", "bias")]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("ln_1_weight", "ln_1_bias", "ln_2_weight", "ln_2_bias")),
+        *((name, _Matrix) for name in ("c_attn", "attn_c_proj", "c_fc", "mlp_c_proj")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("n_layer", "n_head", "n_embd", "vocab_size", "tanh_gelu")),
+        ("ln_f_weight", ctypes.c_void_p),
+        ("ln_f_bias", ctypes.c_void_p),
+        ("wte", _Matrix),
+        ("blocks", ctypes.POINTER(_Block)),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        *((name, ctypes.c_ssize_t) for name in ("layer", "slot", "head")),
+        ("positions", ctypes.c_void_p),
+    ]
+
+
+class NativeStep:
+    """Computes the logits of one new token of each of several texts, as `GPT.hidden` and `GPT.head` do.
+
+    It keeps pointers to the model's parameters, which therefore must stay where they are.
+    """
+
+    def __init__(self, model: GPT, memory: KVMemory, dtype: str, library: Any) -> None:
+        config, transformer = model.config, model.transformer
+        self.model, self.memory, self.decode = model, memory, library.decode
+        self.max_texts = MAX_TEXTS[dtype]
+        blocks = (_Block * config.n_layer)(*(_block(block) for block in transformer.h))
+        self.described = _Model(
+            config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.gelu == "tanh",
+            _pointer(transformer.ln_f.weight), _pointer(transformer.ln_f.bias), _matrix(transformer.wte), blocks,
+        )  # fmt: skip
+        self.cache = _Cache(memory.k.data_ptr(), memory.v.data_ptr(), *memory.k.stride()[:3], None)
+
+    def logits(self, ids: Tensor, positions: list[int]) -> Tensor:
+        """Return the logits, float32 (B, V), after tokens int64 (B,) at `positions` of the slots 0 … B - 1.
+
+        The keys and values of the tokens are added to the memory.
+        """
+        config, count, threads = self.model.config, len(ids), torch.get_num_threads()
+        at = torch.tensor(positions)
+        x = self.model.transformer.wte(ids) + self.model.transformer.wpe(at)
+        logits = torch.empty(count, config.vocab_size)
+        longest = max(positions) + 1
+        work = torch.empty(count * 9 * config.n_embd + threads * longest)
+        self.cache.positions = at.data_ptr()
+        tensors = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, logits, work))
+        described = ctypes.byref(self.described), ctypes.byref(self.cache)
+        self.decode(*described, count, *tensors, longest, threads)
+        return logits
+
+
+def native_step(model: GPT, memory: KVMemory) -> NativeStep | None:
+    """Return the native step of a model, or None if it has other layers than GPT-2's or there is no compiler."""
+    dtype = _dtype(model)
+    if memory.k.dtype != torch.float32 or memory.k.device.type != "cpu" or dtype is None:
+        return None
+    library = compiled(dtype)
+    return None if library is None else NativeStep(model, memory, dtype, library)
+
+
+def _dtype(model: GPT) -> str | None:
+    """Return the name of the dtype of all matrices of a model, or None if it is no plain GPT-2 in memory of a CPU."""
+    config, transformer = model.config, model.transformer
+    C = config.n_embd
+    matrices: list[tuple[nn.Module, tuple[int, int]]] = [(transformer.wte, (config.vocab_size, C))]
+    norms: list[nn.Module] = [transformer.ln_f]
+    for block in transformer.h:
+        if type(block) is not Block or type(block.attn) is not CausalSelfAttention or type(block.mlp) is not MLP:
+            return None
+        shapes = ((3 * C, C), (C, C), (4 * C, C), (C, 4 * C))
+        layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        matrices += zip(layers, shapes, strict=True)
+        norms += [block.ln_1, block.ln_2]
+    kinds = {type(layer) for layer, _ in matrices}
+    is_plain = kinds == {Matrix} or kinds == {nn.Linear, type(transformer.wte)}
+    if type(model).hidden is not GPT.hidden or type(model).head is not GPT.head or not is_plain:
+        return None
+    if any(layer.weight.shape != shape for layer, shape in matrices) or any(type(n) is not LayerNorm for n in norms):
+        return None
+    if any(type(p.data) is not Tensor or not p.is_contiguous() for p in model.parameters()):
+        return None
+    others = {p.dtype for p in model.parameters() if p.dim() == 1}
+    dtypes = {layer.weight.dtype for layer, _ in matrices}
+    if others != {torch.float32} or len(dtypes) != 1 or any(hooks(module) for module in model.modules()):
+        return None
+    return str(dtypes.pop()).removeprefix("torch.")
+
+
+def hooks(module: nn.Module) -> bool:
+    """Return whether something else happens when a module is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+@functools.cache
+def compiled(dtype: str) -> Any | None:
+    """Return the library for matrices of a dtype, compiled once per machine; None if that is not possible."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    try:
+        file = _compile(compiler, dtype)
+        library = ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    library.decode.restype = None
+    return library
+
+
+def _compile(compiler: str, dtype: str) -> Path:
+    """Return the compiled file in the cache of this user. The name depends on the source and the processor."""
+    key = hashlib.sha256(SOURCE.read_bytes())
+    key.update(" ".join((compiler, dtype, *FLAGS, torch.backends.cpu.get_cpu_capability(), _processor())).encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2"
+    file = folder / f"decode-{dtype}-{key.hexdigest()[:16]}.so"
+    if file.exists():
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        unlinked, linked = Path(temporary) / "decode.o", Path(temporary) / "decode.so"
+        for command in (
+            [compiler, "-c", *FLAGS, f"-DWEIGHT_{dtype}", "-o", unlinked, SOURCE],
+            [compiler, "-shared", "-fopenmp", "-o", linked, unlinked, "-lm"],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        linked.replace(file)
+    return file
+
+
+def _processor() -> str:
+    """Return what the processor supports, as far as the system lists it."""
+    from gpt2.device import CPU_INFO
+
+    try:
+        return next(line for line in CPU_INFO.read_text().splitlines() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return ""
+
+
+def _block(block: Any) -> _Block:
+    norms = (block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias)
+    layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+    return _Block(*map(_pointer, norms), *map(_matrix, layers))
+
+
+def _matrix(layer: Any) -> _Matrix:
+    tensors = (layer.weight, getattr(layer, "scales", None), getattr(layer, "bias", None))
+    return _Matrix(*map(_pointer, tensors))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

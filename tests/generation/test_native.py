@@ -1,0 +1,149 @@
+"""The compiled decoding step computes what the model computes, and is used only where it does."""
+
+import pytest
+import torch
+from generation.models import random_model
+from torch import nn
+
+from gpt2.generation import native
+from gpt2.generation.engine import Engine
+from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.native import compiled, native_step
+from gpt2.generation.request import Request
+from gpt2.generation.sampling import Sampling
+from gpt2.generation.weights import for_decoding
+from gpt2.model import GPT, GPTConfig
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(compiled("float32") is None, reason="there is no C compiler with OpenMP")
+
+
+def model_and_memory(**changes) -> tuple[GPT, KVMemory]:
+    torch.manual_seed(0)
+    shape = {"block_size": 24, "vocab_size": 301, "n_layer": 2, "n_head": 3, "n_embd": 54, **changes}
+    model = GPT(GPTConfig(**shape)).eval()
+    for parameter in model.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.1
+    return model, KVMemory(model.config, 7, CPU, torch.float32)
+
+
+@needs_compiler
+@pytest.mark.parametrize("n_texts", [1, 2, 4, 7])
+@pytest.mark.parametrize("changes", [{}, {"bias": False, "gelu": "erf"}, {"n_embd": 96, "vocab_size": 50}])
+def test_logits_and_cache_equal_those_of_the_model(changes: dict, n_texts: int) -> None:
+    model, memory = model_and_memory(**changes)
+    memory.k.normal_()
+    memory.v.normal_()
+    starts = [0, 23, 5, 11, 17, 2, 8][:n_texts]
+    ids = torch.randint(model.config.vocab_size, (n_texts,))
+    expected_memory = KVMemory(model.config, 7, CPU, torch.float32)
+    expected_memory.k.copy_(memory.k)
+    expected_memory.v.copy_(memory.v)
+    step = native_step(model, memory)
+    assert step is not None
+    with torch.no_grad():
+        window = KVCache(expected_memory, 0, starts, 1)
+        expected = model.head(model.hidden(ids[:, None], window.mask, window, window.positions))[:, 0]
+        found = step.logits(ids, starts)
+    assert torch.allclose(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    assert torch.allclose(memory.k, expected_memory.k, rtol=0, atol=1e-5)
+    assert torch.allclose(memory.v, expected_memory.v, rtol=0, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", "none"), ("float16", "none"), ("float32", "int8")])
+def test_small_dtypes_are_read_exactly(dtype: str, quantize) -> None:
+    model, memory = model_and_memory()
+    prepared = for_decoding(model, dtype, quantize)
+    step = native_step(prepared, memory)
+    assert step is not None
+    exact = GPT(model.config).eval()  # the same values in float32
+    for name, p in exact.named_parameters():
+        q, module = prepared.get_parameter(name), prepared.get_submodule(name.rpartition(".")[0])
+        scales = getattr(module, "scales", None)
+        p.data = q.float() if scales is None or p.dim() == 1 else q.float() * scales[:, None]
+    ids = torch.tensor([3, 200])
+    with torch.no_grad():
+        expected = exact.head(exact.hidden(ids[:, None]))[:, 0]
+    found = step.logits(ids, [0, 0])
+    assert torch.allclose(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+@needs_compiler
+def test_large_numbers_stay_finite() -> None:
+    model, memory = model_and_memory()
+    for parameter in model.parameters():
+        parameter.data *= 30
+    step = native_step(model, memory)
+    assert step is not None
+    ids = torch.arange(4)
+    with torch.no_grad():
+        expected = model.head(model.hidden(ids[:, None]))[:, 0]
+    assert torch.allclose(step.logits(ids, [0] * 4), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@needs_compiler
+def test_a_row_does_not_depend_on_the_other_texts_or_the_threads() -> None:
+    model, memory = model_and_memory(n_embd=96)
+    step = native_step(model, memory)
+    assert step is not None
+    ids = torch.arange(7)
+    threads = torch.get_num_threads()
+    together = step.logits(ids, [0] * 7)
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(step.logits(ids, [0] * 7), together)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Squared(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+
+def other_mlp(model: GPT) -> None:
+    model.transformer.h[1].mlp = Squared()
+
+
+def hooked(model: GPT) -> None:
+    model.transformer.h[0].attn.register_forward_hook(lambda *_: None)
+
+
+def other_forward(model: GPT) -> None:
+    model.transformer.h[0].forward = model.transformer.h[0].forward
+
+
+def wide_mlp(model: GPT) -> None:
+    model.transformer.h[0].mlp.c_fc = nn.Linear(54, 2 * 54)
+
+
+def in_double(model: GPT) -> None:
+    model.double()
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [other_mlp, hooked, other_forward, wide_mlp, in_double])
+def test_other_models_are_computed_by_pytorch(change) -> None:
+    model, memory = model_and_memory()
+    assert native_step(model, memory) is not None
+    change(model)
+    assert native_step(model, memory) is None
+
+
+def test_without_a_compiler_the_texts_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    model = random_model()
+    requests = [Request([i, 7], 12, Sampling(), i) for i in range(5)]
+
+    def ids() -> list[int]:
+        engine = Engine(model)
+        for request in requests:
+            engine.submit(request)
+        return [token.id for token in engine.run()]
+
+    with_it = ids()
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "compiled", native.compiled.__wrapped__)
+    assert Engine(model).native is None
+    assert ids() == with_it
