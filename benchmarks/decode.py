@@ -25,7 +25,7 @@ Decode = Callable[[list[int], int], list[int]]
 
 
 def gpt2_decoder(model: str, dtype: str) -> Decode:
-    """This program, from a Hugging Face folder. dtype: float32, bfloat16, float16 or int8."""
+    """Return this program, from a Hugging Face folder. dtype: float32, bfloat16, float16 or int8."""
     from gpt2 import load
     from gpt2.generation.engine import complete
     from gpt2.generation.sampling import Sampling
@@ -55,13 +55,13 @@ def transformers_decoder(model: str, dtype: str) -> Decode:
 
 
 def nanogpt_decoder(model: str, folder: str) -> Decode:
-    """nanoGPT's model from a checkpoint in its file format: the complete sequence is computed for every token."""
+    """Return nanoGPT, from a folder with its checkpoint. It computes the complete sequence for every token."""
     import torch
 
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
-    saved = torch.load(model, weights_only=True)
+    saved = torch.load(Path(model) / "ckpt.pt", weights_only=True)
     network = GPT(GPTConfig(**saved["model_args"])).eval()
     network.load_state_dict(saved["model"])
 
@@ -194,7 +194,9 @@ def start_workers(given: argparse.Namespace, folder: Path) -> list[Worker]:
         for dtype in ("float32", "bfloat16"):
             workers.append(Worker(f"transformers {dtype}", here, "transformers", hf, dtype, threads))
     if given.nanogpt:
-        workers.append(Worker("nanoGPT float32", here, "nanogpt", export("nanogpt", "n.pt"), given.nanogpt, threads))
+        workers.append(
+            Worker("nanoGPT float32", here, "nanogpt", export("nanogpt", "nanogpt"), given.nanogpt, threads)
+        )
     if given.llamacpp:
         for dtype in ("float32", "float16", "q8_0"):
             file = export("gguf", f"{dtype}.gguf", f"--dtype={dtype}")
