@@ -92,3 +92,17 @@ def test_the_prompt_may_come_from_a_file(model: str, gpt2_command, tmp_path: Pat
     (tmp_path / "prompt.txt").write_text("ab")
     from_file = gpt2_command("sample", model, f"--start=FILE:{tmp_path / 'prompt.txt'}", "--max_new_tokens=6")
     assert from_file == gpt2_command("sample", model, "--start=ab", "--max_new_tokens=6")
+
+
+def test_the_cost_of_int8_can_be_measured(tiny, gpt2_command, tmp_path: Path, monkeypatch) -> None:
+    from gpt2.training.loop import train
+
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="run", max_iters=1))
+    losses = []
+    for quantize in ("none", "int8"):
+        line = ["eval", "loss", "run", tiny().dataset, f"--quantize={quantize}", "--device=cpu", "--dtype=float32"]
+        status, out, err = gpt2_command(*line, "--json")
+        assert status == 0, err
+        losses.append(json.loads(out)["loss"])
+    assert 0 < abs(losses[1] - losses[0]) < 0.01

@@ -4,7 +4,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, SplitArg
+from gpt2.cli.arguments import (
+    DataDirArg,
+    DatasetArg,
+    DeviceArg,
+    DTypeArg,
+    JsonFlag,
+    ModelArg,
+    NprocArg,
+    QuantizeArg,
+    SplitArg,
+)
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
 from gpt2.training.setting import CONTEXT, OUTPUT, SEQUENCES, within
@@ -26,6 +36,7 @@ def eval_loss(
     data_dir: DataDirArg = "data",
     device: DeviceArg = "auto",
     dtype: DTypeArg = "auto",
+    quantize: QuantizeArg = "none",
     nproc: NprocArg = "1",
     json_: JsonFlag = False,
 ) -> int | None:
@@ -56,7 +67,7 @@ def eval_loss(
 
     if plot is not None:
         check_name(plot)
-    where = {"data_dir": data_dir, "device": device, "dtype": dtype}
+    where = {"data_dir": data_dir, "device": device, "dtype": dtype, "quantize": quantize}
     found = measure_split(
         model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, log=note
     )

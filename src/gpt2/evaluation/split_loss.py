@@ -12,6 +12,7 @@ from gpt2.errors import Log, UserError
 from gpt2.evaluation.loss import measure, sliding
 from gpt2.formats.open import build, open_model
 from gpt2.formats.source import Source
+from gpt2.generation.weights import Quantize, for_decoding
 from gpt2.model import GPT
 
 DIST_TIMEOUT = 600.0
@@ -70,14 +71,16 @@ def measure_split(
     data_dir: str = "data",
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Quantize = "none",
     log: Log = lambda line: None,
 ) -> SplitLoss | None:
     """Measure the loss of a model over the first `tokens` predictions of a split, or all of them.
 
     `model` is a GPT, or the path or name of any MODEL. `stride` is the number of tokens by which a window of the
-    model's context moves on, by default the context length. `log` receives what the user should know about the
-    dataset. The processes of torchrun share the work, and all except the main one return None. Raises UserError if
-    there is no such model or dataset, if they do not fit together, and for a stride above the context length.
+    model's context moves on, by default the context length. quantize: store the matrices as int8, as for decoding.
+    `log` receives what the user should know about the dataset. The processes of torchrun share the work, and all
+    except the main one return None. Raises UserError if there is no such model or dataset, if they do not fit
+    together, and for a stride above the context length.
     """
     with joined(pick_device(device), "auto", DIST_TIMEOUT) as world:
         source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, log))
@@ -88,6 +91,7 @@ def measure_split(
         windows = sliding(length, block_size, min(stride or block_size, block_size))
         options = {"block_size": block_size, "batch_size": batch_size, "dtype": pick_dtype(dtype, where)}
         network = (model if isinstance(model, GPT) else build(source)).to(where)
+        network = for_decoding(network, quantize=quantize)
         result = measure(network, ids, windows, **options, world=world)
         if not world.is_main:
             return None
