@@ -118,12 +118,16 @@ def wide_mlp(model: GPT) -> None:
     model.transformer.h[0].mlp.c_fc = nn.Linear(54, 2 * 54)
 
 
+def other_embedding(model: GPT) -> None:
+    model.transformer.wte.__class__ = type("Other", (type(model.transformer.wte),), {})
+
+
 def in_double(model: GPT) -> None:
     model.double()
 
 
 @needs_compiler
-@pytest.mark.parametrize("change", [other_mlp, hooked, other_forward, wide_mlp, in_double])
+@pytest.mark.parametrize("change", [other_mlp, hooked, other_forward, wide_mlp, other_embedding, in_double])
 def test_other_models_are_computed_by_pytorch(change) -> None:
     model, memory = model_and_memory()
     assert native_step(model, memory) is not None

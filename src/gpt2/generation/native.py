@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.weights import Matrix
-from gpt2.model import GPT, MLP, Block, CausalSelfAttention, LayerNorm
+from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, LayerNorm
 
 SOURCE = Path(__file__).with_name("decode.c")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
@@ -119,7 +119,7 @@ def _dtype(model: GPT) -> str | None:
         matrices += zip(layers, shapes, strict=True)
         norms += [block.ln_1, block.ln_2]
     kinds = {type(layer) for layer, _ in matrices}
-    is_plain = kinds == {Matrix} or kinds == {nn.Linear, type(transformer.wte)}
+    is_plain = kinds == {Matrix} or kinds == {nn.Linear, Embedding}
     if type(model).hidden is not GPT.hidden or type(model).head is not GPT.head or not is_plain:
         return None
     if any(layer.weight.shape != shape for layer, shape in matrices) or any(type(n) is not LayerNorm for n in norms):
@@ -147,7 +147,7 @@ def compiled(dtype: str) -> Any | None:
     try:
         file = _compile(compiler, dtype)
         library = ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home folder
         return None
     library.decode.restype = None
     return library
