@@ -46,7 +46,7 @@ class NanoGPTMethods(nn.Module):
         seeds = torch.randint(1 << 62, (len(idx),), device=idx.device).tolist()
         sampling = Sampling(temperature=temperature, top_k=top_k)
         new = complete(cast("GPT", self), idx.tolist(), max_new_tokens, sampling, seeds)
-        return torch.cat([idx, torch.tensor(new, device=idx.device)], dim=1)
+        return torch.cat([idx, torch.tensor(new, dtype=idx.dtype, device=idx.device)], dim=1)
 
     def configure_optimizers(
         self, weight_decay: float, learning_rate: float, betas: tuple[float, float], device_type: str = ""

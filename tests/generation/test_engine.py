@@ -194,3 +194,9 @@ def test_a_model_without_finite_numbers_is_reported() -> None:
 
 def test_a_model_in_bfloat16_decodes_too() -> None:
     assert len(complete(random_model().to(torch.bfloat16), [[0, 0, 0]], 20, GREEDY)[0]) == 20
+
+
+def test_no_new_tokens_are_no_error() -> None:
+    idx = torch.tensor([[1, 2], [3, 4]])
+    assert torch.equal(random_model().generate(idx, 0), idx)
+    assert random_model().generate(idx, 3).shape == (2, 5)

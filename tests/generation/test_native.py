@@ -1,5 +1,7 @@
 """The compiled decoding step computes what the model computes, and is used only where it does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from generation.models import random_model
@@ -118,6 +120,11 @@ def wide_mlp(model: GPT) -> None:
     model.transformer.h[0].mlp.c_fc = nn.Linear(54, 2 * 54)
 
 
+def with_dropout(model: GPT) -> None:
+    model.config = replace(model.config, dropout=0.1)
+    model.train()
+
+
 def other_embedding(model: GPT) -> None:
     model.transformer.wte.__class__ = type("Other", (type(model.transformer.wte),), {})
 
@@ -127,7 +134,9 @@ def in_double(model: GPT) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("change", [other_mlp, hooked, other_forward, wide_mlp, other_embedding, in_double])
+@pytest.mark.parametrize(
+    "change", [other_mlp, hooked, other_forward, wide_mlp, with_dropout, other_embedding, in_double]
+)
 def test_other_models_are_computed_by_pytorch(change) -> None:
     model, memory = model_and_memory()
     assert native_step(model, memory) is not None

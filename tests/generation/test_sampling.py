@@ -113,8 +113,8 @@ def test_limits_are_those_of_transformers() -> None:
     sampling = Sampling(0.7, 40, 0.8, 0.1, 1.3)
     for row, ids, target in zip(logits, tokens, expected.softmax(-1), strict=True):
         seen = torch.zeros(300, dtype=torch.bool).index_fill_(0, ids, True)
-        probabilities, places = candidates(penalized(row, sampling, seen, torch.zeros(300))[None], sampling)
-        full = torch.zeros(1, 300).scatter(1, places, probabilities / probabilities.sum())
+        probabilities, kept_ids = candidates(penalized(row, sampling, seen, torch.zeros(300))[None], sampling)
+        full = torch.zeros(1, 300).scatter(1, kept_ids, probabilities / probabilities.sum())
         assert torch.allclose(full[0], target, atol=1e-6)
 
 

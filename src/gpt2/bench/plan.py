@@ -151,9 +151,8 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         "dtype": hardware.dtype,
     }  # fmt: skip
     config = replace(config, **changes)
-    return training_memory(
-        config, shape, shares(config, hardware.processes, GPUS_OF_A_MACHINE), hardware.device, hardware.available
-    )[0]
+    sharing = shares(config, hardware.processes, GPUS_OF_A_MACHINE)
+    return training_memory(config, shape, sharing, hardware.device, hardware.available)[0]
 
 
 def estimate(found: Plan, log: Log) -> Estimate:

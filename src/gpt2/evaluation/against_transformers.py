@@ -89,7 +89,7 @@ def compare(model: GPT, log: Log) -> Comparison:
         logit_scale=reference_logits.abs().max().item(),
         loss=_loss(logits, ids),
         transformers_loss=_loss(reference_logits, ids),
-        greedy=complete(model, prompt.tolist(), count, Sampling(temperature=0))[0] if count else [],
+        greedy=complete(model, prompt.tolist(), count, Sampling(temperature=0))[0],
         transformers_greedy=_generated(reference, prompt, count),
     )
 

@@ -308,10 +308,12 @@ def _on_host(chosen: Tensor, top: Tensor, top_ids: Tensor) -> LogProbs:
 def complete(
     model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, seeds: Sequence[int] = ()
 ) -> list[list[int]]:
-    """Return the `max_new_tokens` tokens that follow each prompt of token ids. seeds: one for each prompt.
+    """Return the `max_new_tokens` tokens that follow each prompt of token ids, or none for 0.
 
-    Raises UserError if the model gives no finite numbers.
+    seeds: one for each prompt. Raises UserError if the model gives no finite numbers.
     """
+    if not max_new_tokens:
+        return [[] for _ in prompts]
     pairs = zip(prompts, seeds or [0] * len(prompts), strict=True)
     requests = [Request(prompt, max_new_tokens, sampling, seed) for prompt, seed in pairs]
     engine = Engine(model, slots=max(1, len(requests)), capacity=max(map(len, prompts), default=0) + max_new_tokens)

@@ -120,6 +120,8 @@ def _dtype(model: GPT) -> str | None:
         norms += [block.ln_1, block.ln_2]
     kinds = {type(layer) for layer, _ in matrices}
     is_plain = kinds == {Matrix} or kinds == {nn.Linear, Embedding}
+    if model.training and config.dropout:
+        return None
     if type(model).hidden is not GPT.hidden or type(model).head is not GPT.head or not is_plain:
         return None
     if any(layer.weight.shape != shape for layer, shape in matrices) or any(type(n) is not LayerNorm for n in norms):
