@@ -23,7 +23,7 @@ LAYERS = [
         "distributed",
         "tensor_file",
     },
-    {"data", "optim", "formats", "generation", "runlog", "reporting", "inside"},
+    {"data", "optim", "formats", "generation", "runlog", "reporting", "inside", "serve"},
     {"evaluation", "checkpoint"},
     {"training"},
     {"bench", "doctor"},

@@ -34,6 +34,7 @@ from gpt2.cli.prepare import prepare
 from gpt2.cli.prune import prune
 from gpt2.cli.report import report
 from gpt2.cli.sample import sample
+from gpt2.cli.serve import serve
 from gpt2.cli.show import show
 from gpt2.cli.sweep import sweep
 from gpt2.cli.tokenizer_decode import tokenizer_decode
@@ -64,6 +65,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prune": prune,
     "sweep": sweep,
     "sample": sample,
+    "serve": serve,
     "plot": plot,
     "report": report,
     "export": export,
@@ -87,7 +89,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Data": ("prepare", "inspect", "tokenizer"),
     "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
     "Look": ("plot", "report"),
-    "Use": ("sample", "export", "import"),
+    "Use": ("sample", "serve", "export", "import"),
     "Check": ("eval", "validate", "bench"),
     "Other": ("completion", "--help", "--version"),
 }

@@ -1,0 +1,235 @@
+"""The HTTP application: which path does what."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gpt2 import __version__
+from gpt2.errors import Log, UserError
+from gpt2.serve.completions import Ask, Completion, chat_completion, completion
+from gpt2.serve.errors import ApiError
+from gpt2.serve.events import ClientGone, EventStream, unless_gone
+from gpt2.serve.guard import LOCAL_NAMES, Guard, read_body
+from gpt2.serve.metrics import Metrics
+from gpt2.serve.openapi import document
+from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Settings, TokenizeBody, parse
+from gpt2.serve.served import Served
+
+CLIENT_GONE = 499
+"""Status under which requests are counted whose client left, as in nginx."""
+
+
+class Api:
+    """Answers the requests to some models."""
+
+    def __init__(self, models: Sequence[Served], seconds: float, log: Log, logs_prompts: bool = False) -> None:
+        """seconds: the longest time of a request. log: receives a line for each completion, without its prompt unless
+        `logs_prompts`.
+        """
+        self.models = {model.name: model for model in models}
+        self.seconds, self.log, self.logs_prompts = seconds, log, logs_prompts
+        self.metrics = Metrics(models)
+
+    def routes(self) -> list[Route]:
+        """Return the routes of the application."""
+        return [
+            Route("/v1/completions", self._counted(self.completions), methods=["POST"]),
+            Route("/v1/chat/completions", self._counted(self.chat), methods=["POST"]),
+            Route("/v1/models", self._counted(self.list_models)),
+            Route("/v1/models/{name:path}", self._counted(self.show_model)),
+            Route("/tokenize", self._counted(self.tokenize), methods=["POST"]),
+            Route("/detokenize", self._counted(self.detokenize), methods=["POST"]),
+            Route("/health", self.health),
+            Route("/metrics", self.show_metrics),
+            Route("/openapi.json", self.describe),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Run the decoders while the server runs."""
+        for model in self.models.values():
+            model.decoder.start()
+        yield
+        for model in self.models.values():
+            model.decoder.stop()
+
+    def fail(self) -> None:
+        """End all completions with an error, because the server stops."""
+        for model in self.models.values():
+            model.decoder.fail(ApiError(503, "the server stops; send the request again later", code="server_stops"))
+
+    # completions
+
+    async def completions(self, request: Request) -> Response:
+        """Answer /v1/completions."""
+        return await self._complete(request, CompletionBody, completion)
+
+    async def chat(self, request: Request) -> Response:
+        """Answer /v1/chat/completions."""
+        return await self._complete(request, ChatBody, chat_completion)
+
+    async def _complete(self, request: Request, kind: type[Settings], ask: Ask) -> Response:
+        began = time.monotonic()
+        body = parse(kind, await read_body(request))
+        asked = await asyncio.to_thread(ask, self._named(body.model), body)  # a long prompt takes long to encode
+        stream = asked.start()
+        if body.stream:
+            return EventStream(self._watched(asked, asked.events(stream), began), self.seconds)
+        try:
+            answer = await unless_gone(request.receive, asked.collect(stream), self.seconds)
+        finally:
+            stream.close()
+            self._record(asked, began)
+        return JSONResponse(answer)
+
+    async def _watched(
+        self, asked: Completion, events: AsyncIterator[dict[str, Any]], began: float
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events of a stream, and record the completion when it ends."""
+        try:
+            async with contextlib.aclosing(events):  # pyrefly: ignore[bad-specialization]
+                async for event in events:
+                    yield event
+        finally:
+            self._record(asked, began)
+
+    def _record(self, asked: Completion, began: float) -> None:
+        """Count a completion, and log it."""
+        name, usage, seconds = asked.model.name, asked.usage(), time.monotonic() - began
+        self.metrics.prompt_tokens.labels(name).inc(usage["prompt_tokens"])
+        self.metrics.new_tokens.labels(name).inc(usage["completion_tokens"])
+        self.metrics.whole.labels(name).observe(seconds)
+        if asked.first_token_at is not None:
+            self.metrics.first.labels(name).observe(asked.first_token_at - began)
+        reasons = ",".join(sorted({choice.finish_reason or "cancelled" for choice in asked.choices}))
+        line = (
+            f"{name}: {usage['prompt_tokens']} + {usage['completion_tokens']} tokens in {seconds:.2f} s ({reasons})"
+        )
+        if self.logs_prompts:
+            line += f" {[choice.prompt for choice in asked.choices[:: max(1, asked.settings.n)]]!r}"
+        self.log(line)
+
+    # models and tokens
+
+    def _named(self, name: str | None) -> Served:
+        """Return a model by name; without a name, the only one. Raises ApiError."""
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name is None:
+            raise ApiError(400, f"the field 'model' is missing; it is one of {', '.join(self.models)}", param="model")
+        if name not in self.models:
+            raise ApiError(
+                404,
+                f"the model {name[:100]!r} is not served here; there is {', '.join(self.models)}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    async def list_models(self, request: Request) -> Response:
+        """Answer /v1/models."""
+        return JSONResponse({"object": "list", "data": [_described(model) for model in self.models.values()]})
+
+    async def show_model(self, request: Request) -> Response:
+        """Answer /v1/models/NAME."""
+        return JSONResponse(_described(self._named(request.path_params["name"])))
+
+    async def tokenize(self, request: Request) -> Response:
+        """Answer /tokenize, in the form of vLLM's server."""
+        body = parse(TokenizeBody, await read_body(request))
+        model = self._named(body.model)
+        try:
+            ids = await asyncio.to_thread(model.tokenizer.encode, body.prompt, True)
+        except UserError as error:
+            raise ApiError(400, f"prompt: {error}", param="prompt") from None
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": model.config.block_size})
+
+    async def detokenize(self, request: Request) -> Response:
+        """Answer /detokenize, in the form of vLLM's server."""
+        body = parse(DetokenizeBody, await read_body(request))
+        model = self._named(body.model)
+        if body.tokens and (largest := max(body.tokens)) >= model.vocab_size:
+            message = f"tokens: there is no token {largest}; ids end at {model.vocab_size - 1}"
+            raise ApiError(400, message, param="tokens")
+        return JSONResponse({"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)})
+
+    # the server
+
+    async def health(self, request: Request) -> Response:
+        """Answer /health."""
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self, request: Request) -> Response:
+        """Answer /metrics."""
+        return Response(self.metrics.text(), headers={"Content-Type": self.metrics.content_type})
+
+    async def describe(self, request: Request) -> Response:
+        """Answer /openapi.json."""
+        return JSONResponse(document(__version__))
+
+    def _counted(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler that turns errors into responses and counts all of them."""
+
+        async def handler(request: Request) -> Response:
+            try:
+                response = await answer(request)
+            except ApiError as error:
+                response = error.response()
+            except (ClientGone, ClientDisconnect):
+                response = Response(status_code=CLIENT_GONE)
+            endpoint = getattr(request.scope.get("route"), "path", "")
+            self.metrics.requests.labels(endpoint, str(response.status_code)).inc()
+            return response
+
+        return handler
+
+
+def _described(model: Served) -> dict[str, Any]:
+    """Return a model in the form of OpenAI's API, with its context length as in vLLM's server."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "gpt2",
+        "max_model_len": model.config.block_size,
+    }
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    """Answer a request for a path or a method that does not exist."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer a request that met a fault of this program."""
+    return ApiError(500, f"the server failed ({type(error).__name__}); its log says more").response()
+
+
+def make_app(
+    routes: Sequence[Route],
+    lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None,
+    *,
+    hosts: Sequence[str] | None = LOCAL_NAMES,
+    origins: Sequence[str] = (),
+    api_key: str | None = None,
+) -> Starlette:
+    """Return the application. hosts, origins, api_key: see `Guard`."""
+    guards = [Middleware(Guard, hosts=hosts, origins=origins, api_key=api_key)]  # type: ignore[arg-type]
+    if origins:
+        headers = ["Authorization", "Content-Type"]
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+        guards.insert(0, cors)
+    handlers: Mapping[Any, Any] = {HTTPException: _not_found, Exception: _failed}
+    return Starlette(routes=list(routes), middleware=guards, lifespan=lifespan, exception_handlers=handlers)

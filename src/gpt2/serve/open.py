@@ -1,0 +1,65 @@
+"""Opens the models that a server is started with."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gpt2.errors import Log, UserError
+from gpt2.formats.open import build, open_model
+from gpt2.generation.engine import Engine
+from gpt2.generation.weights import Quantize, for_decoding
+from gpt2.serve.decoder import Decoder
+from gpt2.serve.served import Served
+
+PREFILL_TOKENS = 64
+"""Maximum number of tokens of prompts in a step: a longer step would delay all texts, and the end of a cancelled one."""
+
+
+def named_models(given: Sequence[str]) -> dict[str, str]:
+    """Return the models of a command line, each `NAME=MODEL` or `MODEL`, by name; a path's name is its last part.
+
+    Raises UserError where two have the same name.
+    """
+    models: dict[str, str] = {}
+    for one in given:
+        name, equals, model = one.partition("=")
+        if not equals or Path(one).exists():
+            name, model = Path(one).resolve().name if Path(one).exists() else one, one
+        if not name or not model:
+            raise UserError(f"{one!r} names no model; write MODEL, or NAME=MODEL")
+        if name in models:
+            raise UserError(f"two models have the name {name!r}; name one of them differently: NAME={model}")
+        models[name] = model
+    return models
+
+
+def open_served(
+    name: str,
+    model: str,
+    *,
+    tokenizer: str | None,
+    device: torch.device,
+    dtype: str,
+    quantize: Quantize,
+    slots: int,
+    queue: int,
+    prefix_bytes: int,
+    log: Log,
+) -> Served:
+    """Open a model to be served. The settings are those of the command. Raises UserError."""
+    source = open_model(model, tokenizer)
+    found = source.tokenizer
+    for line in (f"{name}: {source.origin}", *source.notes):
+        log(line)
+    network = for_decoding(build(source).to(device), dtype, quantize).eval()
+    make_engine = functools.partial(
+        Engine,
+        network,
+        slots=slots,
+        vocab_size=min(network.config.vocab_size, found.vocab_size),
+        prefix_bytes=prefix_bytes,
+        prefill_tokens=PREFILL_TOKENS,
+    )
+    return Served(name, source.origin, network.config, found, Decoder(make_engine, slots, queue, log))

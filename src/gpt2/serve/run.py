@@ -1,0 +1,123 @@
+"""Runs an application on uvicorn, with limits on connections and an orderly end."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from h11 import IDLE
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gpt2.errors import UserError
+
+HEAD_BYTES = 32 << 10
+"""Maximum size of the headers of a request."""
+HEAD_SECONDS = 10.0
+"""Seconds for the headers of a request to arrive."""
+WRITE_SECONDS = 60.0
+"""Seconds after which a connection is cut whose client reads nothing of what waits for it."""
+IDLE_SECONDS = 5
+"""Seconds that a connection stays open for a further request."""
+MOST_CONNECTIONS = 900
+"""Number of connections open at a time; a further one is closed at once. Systems often allow 1,024 descriptors."""
+
+
+class Connection(H11Protocol):
+    """A connection that its client cannot keep open without using it."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Start the time limit for the first request, or close the connection where there are too many."""
+        super().connection_made(transport)
+        self.limit: asyncio.TimerHandle | None = None
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+        else:
+            self._cut_after(HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the time limit."""
+        self._cut_after(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Receive a part of a request; its headers must be complete in time."""
+        is_first_part = self.limit is None
+        super().data_received(data)
+        if self.conn.their_state is not IDLE:
+            self._cut_after(None)
+        elif is_first_part:
+            self._cut_after(HEAD_SECONDS)
+
+    def pause_writing(self) -> None:
+        """Start the time limit for a client to read what was sent."""
+        super().pause_writing()
+        self._cut_after(WRITE_SECONDS)
+
+    def resume_writing(self) -> None:
+        """End the time limit, since the client reads."""
+        super().resume_writing()
+        self._cut_after(None)
+
+    def _cut_after(self, seconds: float | None) -> None:
+        if self.limit is not None:
+            self.limit.cancel()
+        self.limit = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+class Server(uvicorn.Server):
+    """A server that ends in an orderly way: running requests have `grace` seconds, and a second signal ends it at once."""
+
+    def __init__(self, app: Starlette, grace: float, fail: Callable[[], None]) -> None:
+        """fail: ends all requests with an error."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Connection,
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=HEAD_BYTES,
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=max(1, round(grace + WRITE_SECONDS)),
+            )
+        )
+        self.grace, self.fail = grace, fail
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new requests, and wait for those that run."""
+        timer = asyncio.get_running_loop().call_later(self.grace, self.fail)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End in an orderly way at the first signal, and at once at the second one."""
+        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            os._exit(128 + number)
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises UserError where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"{host}, port {port}, cannot be served: {why}; choose another, or port 0 for any free"
+        ) from None
