@@ -158,9 +158,7 @@ class Api:
         """Answer /detokenize, in the form of vLLM's server."""
         body = parse(DetokenizeBody, await read_body(request))
         model = self._named(body.model)
-        if body.tokens and (largest := max(body.tokens)) >= model.vocab_size:
-            message = f"tokens: there is no token {largest}; ids end at {model.vocab_size - 1}"
-            raise ApiError(400, message, param="tokens")
+        model.require_known(max(body.tokens, default=0), "tokens")
         return JSONResponse({"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)})
 
     # the server

@@ -37,8 +37,7 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> Any:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    return environment.from_string(template)
+    return environment.from_string(template, globals={"raise_exception": _refuse})
 
 
 def _refuse(message: str) -> None:

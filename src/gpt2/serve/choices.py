@@ -73,9 +73,8 @@ class Choice:
         text = ""
         if token.index == 0 and self.request.echo:
             text = self.prompt
-            for i, logprobs in zip(
-                self.request.prompt, token.prompt_logprobs or [None] * len(self.prompt), strict=False
-            ):
+            of_prompt = token.prompt_logprobs or [None] * len(self.request.prompt)
+            for i, logprobs in zip(self.request.prompt, of_prompt, strict=True):
                 self._hold(i, logprobs)
             self.offset = self.start
         if self.n_new:

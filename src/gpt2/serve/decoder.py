@@ -78,11 +78,11 @@ class Decoder:
         return min(len(self.streams), self.slots)
 
     def submit(self, requests: Sequence[Request]) -> Stream:
-        """Add requests and return the stream of their tokens. Raises ApiError, status 429, where the queue is full."""
+        """Add requests and return the stream of their tokens. Raises ApiError (429) where the queue is full."""
         room = self.slots + self.queue
         if len(requests) > room:
             raise ApiError(
-                400, f"the request asks for {len(requests)} choices; at most {room} are decoded or wait here"
+                400, f"the request asks for {len(requests)} choices; at most {room} fit into the queue"
             )
         if len(self.streams) + len(requests) > room:
             seconds = max(1, min(60, round(self.seconds_per_request * self.n_waiting / self.slots)))

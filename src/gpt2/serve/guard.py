@@ -68,7 +68,7 @@ class Guard:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request. Raises ApiError for one that is too large, and for one that arrives too slowly."""
+    """Return the body of a request. Raises ApiError for one that is too large or arrives too slowly."""
     too_large = ApiError(413, f"the body is larger than {MOST_BYTES:,} bytes", headers={"Connection": "close"})
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > MOST_BYTES:

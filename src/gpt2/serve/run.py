@@ -71,7 +71,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that ends in an orderly way: running requests have `grace` seconds, and a second signal ends it at once."""
+    """A server whose running requests have `grace` seconds when it ends; a second signal ends it at once."""
 
     def __init__(self, app: Starlette, grace: float, fail: Callable[[], None]) -> None:
         """fail: ends all requests with an error."""
@@ -119,5 +119,5 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"{host}, port {port}, cannot be served: {why}; choose another, or port 0 for any free"
+            f"port {port} of {host} cannot be served: {why}; choose another, or 0 for any free"
         ) from None

@@ -1,6 +1,6 @@
 """The bodies of requests: their fields, and what is said about a wrong one."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,7 +21,7 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides the text."""
+    """Says what a stream reports besides the text."""
 
     include_usage: bool = False
     """Whether the last event counts the tokens."""
@@ -41,16 +41,16 @@ class Settings(Strict):
         0,
         ge=0,
         le=10**9,
-        description="Choose from this number of most likely tokens; 0 means all. (Not in OpenAI's.)",
+        description="Choose from this number of most likely tokens; 0 means all (not OpenAI's).",
     )
     min_p: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Choose from tokens this many times as likely as the likeliest. (Not in OpenAI's.)",
+        description="Choose from tokens this many times as likely as the likeliest (not OpenAI's).",
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=1000, description="Above 1, tokens of the text become less likely. (Not in OpenAI's.)"
+        1.0, gt=0, le=1000, description="Above 1, tokens of the text become less likely (not OpenAI's)."
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Is subtracted from the logits of tokens in the text."
@@ -94,7 +94,7 @@ class CompletionBody(Settings):
 
 
 class Message(Strict):
-    """What somebody says in a conversation."""
+    """A message is what somebody says in a conversation."""
 
     role: str = Field(min_length=1, max_length=100)
     content: str
@@ -157,6 +157,3 @@ def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
         return ApiError(400, f"{field} has the wrong type. {described}", param=field)
     place = ".".join(str(part)[:100] for part in first["loc"])
     return ApiError(400, f"{place}: {first['msg']}", param=field)
-
-
-Endpoint = Literal["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]

@@ -36,11 +36,17 @@ class Served:
         return min(self.config.vocab_size, self.tokenizer.vocab_size)
 
     def encode(self, text: str, param: str) -> list[int]:
-        """Return the token ids of a prompt, at least one. Raises ApiError for text that the tokenizer cannot encode."""
+        """Return the token ids of a prompt, at least one. Raises ApiError for text that cannot be encoded."""
         try:
             return encode_prompt(self.tokenizer, text)
         except UserError as error:
             raise ApiError(400, f"{param}: {error}", param=param) from None
+
+    def require_known(self, token_id: int, param: str) -> None:
+        """Raise ApiError for a token id that the model or its tokenizer does not know."""
+        if token_id >= self.vocab_size:
+            message = f"{param}: there is no token {token_id}; ids end at {self.vocab_size - 1}"
+            raise ApiError(400, message, param=param)
 
     def room(self, ids: Sequence[int], n_new: int | None, default: int | None, param: str) -> int:
         """Return the number of new tokens for a prompt, which is `n_new`, or else at most `default`.
@@ -68,13 +74,19 @@ class Served:
         return n_new
 
     def choices(
-        self, settings: Settings, prompts: Sequence[tuple[Sequence[int], int]], per_prompt: int, n_logprobs: int | None,
-        *, echo: bool = False, is_ranked: bool = False,
-    ) -> list[Choice]:  # fmt: skip
+        self,
+        settings: Settings,
+        prompts: Sequence[tuple[Sequence[int], int]],
+        per_prompt: int,
+        n_logprobs: int | None,
+        *,
+        echo: bool = False,
+        is_ranked: bool = False,
+    ) -> list[Choice]:
         """Return choices for prompts, pairs of token ids and a number of new tokens, `per_prompt` for each.
 
-        n_logprobs: see `Request`. echo: a choice begins with its prompt. is_ranked: the log-probability of a choice is
-        wanted, also where n_logprobs is None. Raises ApiError for wrong settings.
+        n_logprobs: see `Request`. echo: a choice begins with its prompt. is_ranked: the log-probability of a choice
+        is wanted, also where n_logprobs is None. Raises ApiError for wrong settings.
         """
         seed = random.getrandbits(62) if settings.seed is None else settings.seed
         sampling = self._sampling(settings)
@@ -94,12 +106,8 @@ class Served:
 
     def _sampling(self, settings: Settings) -> Sampling:
         bias = sorted((settings.logit_bias or {}).items())
-        if bias and bias[-1][0] >= self.vocab_size:
-            raise ApiError(
-                400,
-                f"logit_bias: there is no token {bias[-1][0]}; ids end at {self.vocab_size - 1}",
-                param="logit_bias",
-            )
+        if bias:
+            self.require_known(bias[-1][0], "logit_bias")
         try:
             return Sampling(
                 settings.temperature,
