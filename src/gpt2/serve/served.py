@@ -56,10 +56,7 @@ class Served:
         context = self.config.block_size
         if not ids:
             raise ApiError(400, f"{param} has no tokens; give at least one", param=param)
-        if (largest := max(ids)) >= self.vocab_size:
-            raise ApiError(
-                400, f"{param}: there is no token {largest}; ids end at {self.vocab_size - 1}", param=param
-            )
+        self.require_known(max(ids), param)
         left = context - len(ids)
         if n_new is None:
             n_new = max(1, left if default is None else min(default, left))
