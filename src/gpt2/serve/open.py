@@ -14,7 +14,7 @@ from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
 
 PREFILL_TOKENS = 64
-"""Maximum number of tokens of prompts in a step. Longer steps would delay all texts, and the end of cancelled ones."""
+"""Maximum number of tokens of prompts in a step. Longer steps would delay all texts, and cancelling one."""
 
 
 def named_models(given: Sequence[str]) -> dict[str, str]:

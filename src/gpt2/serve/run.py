@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -100,6 +101,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """End in an orderly way at the first signal, and at once at the second one."""
+        if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+            yield
+            return
         before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
         yield
         for number, handler in before.items():
@@ -118,6 +122,4 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(
-            f"port {port} of {host} cannot be served: {why}; choose another, or 0 for any free"
-        ) from None
+        raise UserError(f"port {port} of {host} cannot be served: {why}; choose another, or 0 for any free") from None
