@@ -49,6 +49,7 @@ class Api:
             Route("/v1/models/{name:path}", self._counted(self.show_model)),
             Route("/tokenize", self._counted(self.tokenize), methods=["POST"]),
             Route("/detokenize", self._counted(self.detokenize), methods=["POST"]),
+            Route("/tokenizer_info", self._counted(self.show_tokenizer)),
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
             Route("/openapi.json", self.describe),
@@ -160,6 +161,12 @@ class Api:
         model = self._named(body.model)
         model.require_known(max(body.tokens, default=0), "tokens")
         return JSONResponse({"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)})
+
+    async def show_tokenizer(self, request: Request) -> Response:
+        """Answer /tokenizer_info, in the form of vLLM's server, which lm-eval reads with `tokenizer_backend=remote`."""
+        special = self._named(request.query_params.get("model")).tokenizer.special
+        names = {f"{role}_token": special.named(i) for role, i in special.roles.items()}
+        return JSONResponse(names | {"chat_template": special.chat_template})
 
     # the server
 

@@ -73,9 +73,9 @@ class Choice:
         text = ""
         if token.index == 0 and self.request.echo:
             text = self.prompt
-            of_prompt = token.prompt_logprobs or [None] * len(self.request.prompt)
-            for i, logprobs in zip(self.request.prompt, of_prompt, strict=True):
-                self._hold(i, logprobs)
+            if self.n_logprobs is not None and token.prompt_logprobs is not None:
+                for i, logprobs in zip(self.request.prompt, token.prompt_logprobs, strict=True):
+                    self._hold(i, logprobs)
             self.offset = self.start
         if self.n_new:
             self.n_tokens += 1

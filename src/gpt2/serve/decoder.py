@@ -81,7 +81,8 @@ class Decoder:
         """Add requests and return the stream of their tokens. Raises ApiError (429) where the queue is full."""
         room = self.slots + self.queue
         if len(requests) > room:
-            raise ApiError(400, f"the request asks for {len(requests)} choices; at most {room} fit into the queue")
+            message = f"the request asks for {len(requests)} choices; at most {room} fit into the queue"
+            raise ApiError(400, message, param="n")
         if len(self.streams) + len(requests) > room:
             seconds = max(1, min(60, round(self.seconds_per_request * self.n_waiting / self.slots)))
             message = f"{self.n_waiting} requests wait already; try again in {seconds} s"

@@ -15,6 +15,7 @@ BODIES: dict[str, tuple[type[Strict], str]] = {
 READS = {
     "/v1/models": "List the served models.",
     "/v1/models/{name}": "Describe a served model.",
+    "/tokenizer_info": "Return the special tokens and the chat template of a model.",
     "/health": "Say that the server runs.",
     "/metrics": "Return figures for Prometheus.",
     "/openapi.json": "Return this description.",

@@ -120,6 +120,7 @@ class TokenizeBody(Strict):
 
     model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
     prompt: str
+    add_special_tokens: bool = Field(False, description="Is ignored: GPT-2's tokenizers add no tokens to a text.")
 
 
 class DetokenizeBody(Strict):
@@ -149,7 +150,7 @@ def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
         close = nearest(field, kind.model_fields)
         hint = f"did you mean {close!r}?" if close else "remove it"
         return ApiError(400, f"unknown field {field[:100]!r}; {hint}", param=field[:100])
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         return ApiError(400, f"the field {field!r} is missing", param=field)
     alternatives = {error["loc"][1] for error in errors if error["loc"][0] == field and len(error["loc"]) > 1}
     described = kind.model_fields[field].description if field in kind.model_fields else None

@@ -1,0 +1,117 @@
+"""A server with a tiny model, in a thread of the test's process."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import pytest
+
+from gpt2.generation.engine import Engine
+from gpt2.model import GPT
+from gpt2.serve.app import Api, make_app
+from gpt2.serve.decoder import Decoder
+from gpt2.serve.run import Server, listen
+from gpt2.serve.served import Served
+from gpt2.special_tokens import SpecialTokens
+from gpt2.tokenizers import ByteTokenizer, Tokenizer
+from tests.generation.models import random_model
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no role ' + m.role) }}"
+    "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+class SlowEngine(Engine):
+    """An engine whose steps take at least some time, so that a test can act between them."""
+
+    seconds = 0.005
+
+    def step(self) -> list[Any]:
+        time.sleep(self.seconds)
+        return super().step()
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    address: str
+    served: Served
+    network: GPT
+    server: Server
+    lines: list[str]
+    """The lines of its log."""
+
+    def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
+        """Send a JSON object, with the name of the model."""
+        return httpx.post(self.address + path, json={"model": "tiny"} | fields, timeout=60)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request is decoded or waits."""
+        return not self.served.decoder.streams and self.served.decoder.engine.is_idle
+
+    def becomes(self, condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+        """Wait until a condition holds; returns whether it does."""
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.005)
+        return condition()
+
+
+def chat_tokenizer() -> Tokenizer:
+    """A byte tokenizer with a chat template."""
+    tokenizer = ByteTokenizer()
+    tokenizer.special = replace(tokenizer.special, chat_template=TEMPLATE)
+    return tokenizer
+
+
+@contextmanager
+def running(
+    *,
+    engine: type[Engine] = Engine,
+    tokenizer: Tokenizer | None = None,
+    block_size: int = 128,
+    slots: int = 4,
+    queue: int = 64,
+    seconds: float = 60.0,
+    grace: float = 0.5,
+    api_key: str | None = None,
+    prefix_bytes: int = 1 << 20,
+    **guard: Any,
+) -> Iterator[Running]:
+    """Run a server with a tiny model until the end of the block."""
+    network, tokenizer, lines = random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
+    ids = min(network.config.vocab_size, tokenizer.vocab_size)
+
+    def make_engine() -> Engine:
+        return engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
+
+    decoder = Decoder(make_engine, slots, queue, lines.append)
+    served = Served("tiny", "a random model", network.config, tokenizer, decoder)
+    api = Api([served], seconds, lines.append)
+    server = Server(make_app(api.routes(), api.lifespan, api_key=api_key, **guard), grace, api.fail)
+    listener = listen("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    one = Running(address, served, network, server, lines)
+    assert one.becomes(lambda: server.started)
+    try:
+        yield one
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server does not end"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Running]:
+    """A server whose model has a chat template."""
+    with running(tokenizer=chat_tokenizer()) as one:
+        yield one
