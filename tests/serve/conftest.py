@@ -16,10 +16,10 @@ from gpt2.serve.app import Api, make_app
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.run import Server, listen
 from gpt2.serve.served import Served
-from gpt2.special_tokens import SpecialTokens
 from gpt2.tokenizers import ByteTokenizer, Tokenizer
 from tests.generation.models import random_model
 
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no role ' + m.role) }}"
     "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -49,7 +49,7 @@ class Running:
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
         """Send a JSON object, with the name of the model."""
-        return httpx.post(self.address + path, json={"model": "tiny"} | fields, timeout=60)
+        return CLIENT.post(self.address + path, json={"model": "tiny"} | fields)
 
     @property
     def is_empty(self) -> bool:

@@ -3,9 +3,10 @@
 import copy
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import torch
@@ -202,8 +203,6 @@ def test_the_template_is_rendered_as_transformers_does(tiny: Running) -> None:
     )
     expected = reference.apply_chat_template(said, chat_template=template, add_generation_prompt=True, tokenize=False)
     tokenizer = tiny.served.tokenizer
-    from dataclasses import replace
-
     class Other:
         special = replace(tokenizer.special, chat_template=template)
 

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def command(*arguments: str, stderr: Any = subprocess.PIPE, **environment: str) -> Iterator[subprocess.Popen]:
+def command(*arguments: str, stderr: Any = subprocess.PIPE) -> Iterator[subprocess.Popen]:
     """Run `gpt2 serve` on any free port until the end of the block."""
     words = [sys.executable, "-m", "gpt2", "serve", "--port=0", "--device=cpu", *arguments]
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path) -> None:
 def test_a_log_that_cannot_be_written_ends_nothing(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with open("/dev/full", "w") as full, command(str(folder), f"--port={port}", stderr=full) as process:
+    with Path("/dev/full").open("w") as full, command(str(folder), f"--port={port}", stderr=full) as process:
         for _ in range(600):
             try:
                 answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={"model": "small"}, timeout=60)

@@ -163,7 +163,7 @@ class Api:
         return JSONResponse({"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)})
 
     async def show_tokenizer(self, request: Request) -> Response:
-        """Answer /tokenizer_info, in the form of vLLM's server, which lm-eval reads with `tokenizer_backend=remote`."""
+        """Answer /tokenizer_info, in the form of vLLM's server; lm-eval's `tokenizer_backend=remote` reads it."""
         special = self._named(request.query_params.get("model")).tokenizer.special
         names = {f"{role}_token": special.named(i) for role, i in special.roles.items()}
         return JSONResponse(names | {"chat_template": special.chat_template})
