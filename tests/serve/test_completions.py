@@ -115,10 +115,8 @@ def test_offsets_count_characters_from_the_beginning_of_the_prompt(tiny: Running
     """The random model writes many bytes that are no characters, and each of them becomes one."""
     fields: dict[str, Any] = {"prompt": "aé", "max_tokens": 60, "logprobs": 0, "seed": 1, "echo": True}
     if stream:
-        with httpx.stream(
-            "POST", f"{tiny.address}/v1/completions", json={"model": "tiny", "stream": True} | fields
-        ) as s:
-            events = [json.loads(line[6:]) for line in s.iter_lines() if line.startswith("data: {")]
+        lines = tiny.post(stream=True, **fields).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         parts = [event["choices"][0] for event in events]
     else:
         parts = tiny.post(**fields).json()["choices"]
@@ -203,6 +201,7 @@ def test_the_template_is_rendered_as_transformers_does(tiny: Running) -> None:
     )
     expected = reference.apply_chat_template(said, chat_template=template, add_generation_prompt=True, tokenize=False)
     tokenizer = tiny.served.tokenizer
+
     class Other:
         special = replace(tokenizer.special, chat_template=template)
 
@@ -213,12 +212,9 @@ def test_the_answers_do_not_depend_on_the_load() -> None:
     """Requests of all lengths arrive while others are decoded, and each has the text that it has alone."""
     prompts = ["the cat sat on the mat " * (1 + i % 5) + "x" * (i % 7) for i in range(60)]
     with running(slots=8, queue=200, block_size=160) as one:
-        alone = [
-            one.post(prompt=p, max_tokens=25, seed=i, logprobs=1).json()["choices"] for i, p in enumerate(prompts)
-        ]
-        from concurrent.futures import ThreadPoolExecutor
-
+        asked = [{"prompt": prompt, "max_tokens": 25, "seed": i, "logprobs": 1} for i, prompt in enumerate(prompts)]
+        alone = [one.post(**fields).json()["choices"] for fields in asked]
         with ThreadPoolExecutor(20) as pool:
-            jobs = [pool.submit(one.post, prompt=p, max_tokens=25, seed=i, logprobs=1) for i, p in enumerate(prompts)]
+            jobs = [pool.submit(one.post, **fields) for fields in asked]
             together = [job.result().json()["choices"] for job in jobs]
     assert [i for i in range(len(prompts)) if together[i] != alone[i]] == []

@@ -39,7 +39,7 @@ def command(*arguments: str, stderr: Any = subprocess.PIPE) -> Iterator[subproce
         stderr=stderr,
         stdin=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     try:
         yield process
