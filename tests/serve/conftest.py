@@ -75,6 +75,7 @@ def chat_tokenizer() -> Tokenizer:
 def running(
     *,
     engine: type[Engine] = Engine,
+    network: GPT | None = None,
     tokenizer: Tokenizer | None = None,
     block_size: int = 128,
     slots: int = 4,
@@ -85,8 +86,8 @@ def running(
     prefix_bytes: int = 1 << 20,
     **guard: Any,
 ) -> Iterator[Running]:
-    """Run a server with a tiny model until the end of the block."""
-    network, tokenizer, lines = random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
+    """Run a server with a model, by default a tiny one of `block_size`, until the end of the block."""
+    network, tokenizer, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
     ids = min(network.config.vocab_size, tokenizer.vocab_size)
 
     def make_engine() -> Engine:

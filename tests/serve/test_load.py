@@ -138,6 +138,14 @@ def test_there_is_a_limit_of_connections(monkeypatch: pytest.MonkeyPatch) -> Non
         assert httpx.get(f"{one.address}/health").status_code == 200
 
 
+def test_answers_are_sent_at_once(tiny: Running) -> None:
+    """Without TCP_NODELAY, every second answer on a connection waits for the client's delayed acknowledgement."""
+    with connect(tiny):
+        assert tiny.becomes(lambda: bool(tiny.server.server_state.connections))
+        sockets = [one.transport.get_extra_info("socket") for one in list(tiny.server.server_state.connections)]
+        assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets)
+
+
 class FailingEngine(SlowEngine):
     """An engine that fails once, after some steps."""
 
