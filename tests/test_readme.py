@@ -9,8 +9,13 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +153,31 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     return tmp_path
 
 
+@contextmanager
+def served(words: list[str]) -> Iterator[str]:
+    """Run a server, on any free port, to the end of a block; yields its address."""
+    command = [sys.executable, "-m", *words, "--port=0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        found = next((match for line in lines if (match := re.search(r"serving http://(\S+)/v1", line))), None)
+        assert found, f"{shlex.join(words)} does not start"
+        try:
+            yield found[1]
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
+
+
+def fetched(words: list[str], address: str) -> dict[str, Any]:
+    """Return the answer to `curl URL -d BODY` from a server at another address than README's, for fewer tokens."""
+    url, option, body = words[1:]
+    assert option == "-d" and url.startswith("localhost:8000/")
+    asked = json.dumps(json.loads(body) | {"max_tokens": 5}).encode()
+    with urllib.request.urlopen(f"http://{url.replace('localhost:8000', address)}", asked) as answer:
+        return json.load(answer)
+
+
 def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
     used, namespace = set[str](), dict[str, object]()
     for language, block in blocks():
@@ -155,10 +185,15 @@ def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
             exec(compile(small_program(block, used), "README.md", "exec"), namespace)
             continue
         assert language == "sh", f"README has a block in {language}, which nothing runs"
-        for words in commands(block):
-            if small := small_command(words, used):
-                status, _, err = gpt2_command(*small[1:])
-                assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
+        with ExitStack() as servers:
+            for words in commands(block):
+                if words[:2] == ["gpt2", "serve"]:
+                    address = servers.enter_context(served(words))
+                elif words[0] == "curl":
+                    assert fetched(words, address)["choices"]
+                elif small := small_command(words, used):
+                    status, _, err = gpt2_command(*small[1:])
+                    assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
     unused = set(SKIPPED | INSTEAD | IN_PYTHON) - used
     assert unused == set(), "entries of the tables that no command of README needs"
 
