@@ -175,6 +175,7 @@ def test_the_description_names_every_route(tiny: Running) -> None:
     }
     assert paths == found
     schema = described["components"]["schemas"]["CompletionBody"]
+    assert schema["properties"]["model"]["enum"] == ["tiny"]
     assert schema["additionalProperties"] is False and schema["properties"]["top_p"]["maximum"] == 1
 
 

@@ -53,8 +53,8 @@ class Sampling:
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1]")
         require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1]")
         require(
-            0 < self.repetition_penalty <= 1e3,
-            f"repetition_penalty is {self.repetition_penalty}; it must be above 0 and at most 1000",
+            1e-3 <= self.repetition_penalty <= 1e3,
+            f"repetition_penalty is {self.repetition_penalty}; it must lie in 0.001 … 1000",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)

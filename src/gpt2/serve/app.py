@@ -180,7 +180,7 @@ class Api:
 
     async def describe(self, request: Request) -> Response:
         """Answer /openapi.json."""
-        return JSONResponse(document(__version__))
+        return JSONResponse(document(__version__, list(self.models)))
 
     def _counted(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Return a handler that turns errors into responses and counts all of them."""

@@ -1,5 +1,6 @@
 """Describes the API in the OpenAPI format, from the bodies' own definitions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -32,17 +33,21 @@ ERRORS = {
 EVENTS = "server-sent events, each a JSON object, then [DONE]"
 
 
-def document(version: str) -> dict[str, Any]:
-    """Return the description of the API as a JSON object."""
+def document(version: str, models: Sequence[str]) -> dict[str, Any]:
+    """Return the description of the API as a JSON object. models: the names of those that are served."""
     kinds: list[Any] = [(kind, "validation") for kind, _ in BODIES.values()]
     references, definitions = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+    for definition in definitions["$defs"].values():
+        if "model" in definition["properties"]:
+            may_be_omitted = "model" not in definition["required"]
+            definition["properties"]["model"]["enum"] = [*models, None] if may_be_omitted else list(models)
     paths: dict[str, Any] = {}
     for path, (kind, summary) in BODIES.items():
         content = {"application/json": {"schema": references[kind, "validation"]}}
         paths[path] = {"post": _operation(path, summary) | {"requestBody": {"required": True, "content": content}}}
     for path, summary in READS.items():
         paths[path] = {"get": _operation(path, summary)}
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": list(models)}}
     paths["/v1/models/{name}"]["get"]["parameters"] = [name]
     error = {
         "type": "object",
@@ -77,7 +82,7 @@ def _operation(path: str, summary: str) -> dict[str, Any]:
     kind = "text/plain" if path == "/metrics" else "application/json"
     content: dict[str, Any] = {kind: {"schema": {"type": "string" if path == "/metrics" else "object"}}}
     if path.endswith("completions"):
-        content["text/event-stream"] = {"schema": {"type": "string", "description": EVENTS}}
+        content["text/event-stream"] = {"schema": {"description": EVENTS}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses = {status: {"description": text, "content": error} for status, text in ERRORS.items()}
     return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}} | responses}

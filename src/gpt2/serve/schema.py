@@ -50,7 +50,7 @@ class Settings(Strict):
         description="Choose from tokens this many times as likely as the likeliest (not OpenAI's).",
     )
     repetition_penalty: float = Field(
-        1.0, gt=0, le=1000, description="Above 1, tokens of the text become less likely (not OpenAI's)."
+        1.0, ge=0.001, le=1000, description="Above 1, tokens of the text become less likely (not OpenAI's)."
     )
     presence_penalty: float = Field(
         0.0, ge=-2, le=2, description="Is subtracted from the logits of tokens in the text."
