@@ -22,6 +22,7 @@ from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
+from gpt2.cli.explain import explain
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
@@ -64,6 +65,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "prune": prune,
     "sweep": sweep,
     "sample": sample,
+    "explain": explain,
     "plot": plot,
     "report": report,
     "export": export,
@@ -86,7 +88,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": ("demo", "list", "doctor"),
     "Data": ("prepare", "inspect", "tokenizer"),
     "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
-    "Look": ("plot", "report"),
+    "Look": ("explain", "plot", "report"),
     "Use": ("sample", "export", "import"),
     "Check": ("eval", "validate", "bench"),
     "Other": ("completion", "--help", "--version"),
