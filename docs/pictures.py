@@ -133,9 +133,7 @@ def network() -> Picture:
         ("c_proj: back to the width", "h.0.mlp.c_proj", "linear", 0),
     ]
     stream, left, width, height, gap = 110, 230, 230, 30, 12
-    picture = Picture(
-        720, 940, f"The network of GPT-2 {about(num_params(found.config))}, with the shape of every tensor"
-    )
+    picture = Picture(720, 895, f"GPT-2 {about(num_params(found.config))}, with the shape of every tensor")
 
     def box(y: float, text: str, shape: str, colour: str) -> None:
         picture.box(left, y, width, height, colour)
@@ -292,9 +290,8 @@ def parameters() -> Picture:
         picture.box(at, 22, 16, 16, f"s{number}", 0.4)
         picture.text(at + 24, 30, kind, anchor="start")
         at += 46 + 7.4 * len(kind)
-    picture.text(
-        left, 276, "LayerNorm has less than a thousandth, and position embeddings are thin.", "quiet", "start"
-    )
+    most = max(components(c)["LayerNorm"] / num_params(c) for c in map(gpt2.GPTConfig.preset, SIZES))
+    picture.text(left, 276, f"LayerNorm is the hardly visible end of each bar: at most {most:.2%}.", "quiet", "start")
     return picture
 
 
