@@ -2,7 +2,8 @@
 
 Every block is read from the file, so that what is added or changed there is run here. A command that would take a
 network, a GPU or hours is made small by a table that the test of the document gives. A block `text` directly after a
-block of commands or Python shows their output, and has to be equal to it. With `GPT2_TEST_UPDATE=1` the document gets the new output.
+block of commands or Python shows their output, and has to be equal to it. With `GPT2_TEST_UPDATE=1` the document gets
+the new output.
 
 Sybil and pytest-markdown-docs run Python blocks; for the commands, the tables of small commands and the outputs in
 blocks of their own, they would need as much code of ours as there is here.
@@ -65,6 +66,7 @@ class Document:
     def run(self, gpt2_command: Callable[..., tuple[int, str, str]]) -> None:
         """Run all blocks, in one Python namespace, and compare what they print with what the document shows."""
         text, namespace, wrong = self.path.read_text(encoding="utf-8"), dict[str, object](), []
+        updated, end = "", 0
         for language, block, shown in blocks(text):
             printed = ""
             if language == "python":
@@ -79,11 +81,12 @@ class Document:
                         printed += out
             else:
                 raise AssertionError(f"{self.path.name} has a block in {language}, which nothing runs")
-            if shown is not None and plain(printed) != plain(shown):
-                wrong.append(f"{block}\nprints\n\n{printed}\nand the document shows\n\n{shown}")
-                text = text.replace(f"```text\n{shown}```", f"```text\n{plain(printed)}\n```", 1)
+            if shown is not None and plain(printed) != plain(shown[1]):
+                wrong.append(f"{block}\nprints\n\n{printed}\nand the document shows\n\n{shown[1]}")
+                updated += f"{text[end : shown.start(1)]}{plain(printed)}\n"
+                end = shown.end(1)
         if os.environ.get("GPT2_TEST_UPDATE"):
-            self.path.write_text(text, encoding="utf-8")
+            self.path.write_text(updated + text[end:], encoding="utf-8")
         assert not wrong, "\n".join(wrong)
         unused = set(self.skipped | self.instead | self.in_python) - self.used
         assert unused == set(), "entries of the tables that no command of the document needs"
@@ -94,15 +97,15 @@ def plain(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
 
 
-def blocks(text: str) -> Iterator[tuple[str, str, str | None]]:
-    """Yield the language and the text of a document's blocks in their order, and the output shown for each."""
+def blocks(text: str) -> Iterator[tuple[str, str, re.Match[str] | None]]:
+    """Yield the language and the text of a document's blocks in their order, and where the output of each is shown."""
     end = 0
     for match in BLOCK.finditer(text):
         if match.start() < end:
             continue  # an output
         shown = SHOWN.match(text, match.end())
         end = shown.end() if shown else match.end()
-        yield match[1], match[2], shown[1] if shown else None
+        yield match[1], match[2], shown
 
 
 def commands(block: str) -> Iterator[list[str]]:
