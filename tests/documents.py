@@ -98,7 +98,7 @@ def plain(text: str) -> str:
 
 
 def blocks(text: str) -> Iterator[tuple[str, str, re.Match[str] | None]]:
-    """Yield the language and the text of a document's blocks in their order, and where the output of each is shown."""
+    """Yield the language and the text of each block of a document, and where its output is shown."""
     end = 0
     for match in BLOCK.finditer(text):
         if match.start() < end:

@@ -27,6 +27,7 @@ def test_the_page_on_the_architecture_prints_what_it_shows(hub: None, gpt2_comma
     Document(
         DOCS / "architecture.md",
         skipped={"python docs/pictures.py": "overwrites the pictures, which the test below compares"},
+        instead={"gpt2 sample gpt2": "gpt2 sample hub {rest}"},
         in_python={'gpt2.load("gpt2")': 'gpt2.load("hub")'},
     ).run(gpt2_command)
 
