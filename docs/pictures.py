@@ -46,7 +46,7 @@ class Picture:
         """Draw a rectangle with a border in a colour, filled with the colour as strongly as `strength` says."""
         self.shapes.append(
             f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="var(--{colour})" '
-            f'fill-opacity="{strength:g}" stroke="var(--{colour})"/>'
+            f'fill-opacity="{strength:.2f}" stroke="var(--{colour})"/>'
         )
 
     def text(
