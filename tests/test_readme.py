@@ -1,30 +1,24 @@
 """README's commands and programs run in their order, as a new user types them, on small models and texts.
 
-Every block of README is read from the file, so that a command that is added or changed there is run here. A command
-that would take a network, a GPU or hours has an entry in `INSTEAD`, which makes it small. Any other runs unchanged.
+`documents.py` reads the blocks. A command that would take a network, a GPU or hours has an entry in `INSTEAD`, which
+makes it small. Any other runs unchanged.
 """
 
 import io
 import json
-import re
 import shlex
 import shutil
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from documents import Document
 
 from gpt2.data import corpora
 from gpt2.files import sha256
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 SKIPPED = {
     "make": "sets up an environment and runs all tests",
@@ -62,13 +56,7 @@ INSTEAD = {
     "gpt2 prepare notes.txt papers/ --tokenizer=gpt2": "gpt2 prepare notes.txt papers/ --tokenizer=hub {rest}",
     "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
 }
-"""The first words of a command, and the small command that is run for it. The longest entry counts.
-
-{line} is the command in README, and {rest} are its words after the first ones. The folder `hub` stands for OpenAI's
-model on Hugging Face's hub.
-"""
-LONG = ("train", "sweep", "bench", "plan", "demo")
-"""Commands that can take hours, and need an entry in `INSTEAD`."""
+"""The small commands that are run; the folder `hub` stands for OpenAI's model on Hugging Face's hub."""
 QUICK_PYTHON = 'max_iters=2, batch_size=2, eval_iters=1, device="cpu", compile=False'
 IN_PYTHON = {
     "max_new_tokens=100": "max_new_tokens=3",
@@ -78,49 +66,6 @@ IN_PYTHON = {
     'out_dir="out-relu", block_size=256, max_iters=1000': f'out_dir="out-relu", block_size=256, {QUICK_PYTHON}',
 }
 """Pieces of README's Python programs, and what is run for them."""
-
-
-def blocks() -> Iterator[tuple[str, str]]:
-    """Yield the language and the text of README's blocks in their order."""
-    for match in BLOCK.finditer(README.read_text(encoding="utf-8")):
-        yield match[1], match[2]
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    """Yield the words of each command of a block, without comments."""
-    for line in block.replace("\\\n", " ").splitlines():
-        if words := shlex.split(line, comments=True):
-            yield words
-
-
-def longest(words: list[str], table: dict[str, str]) -> str | None:
-    """Return the longest entry of a table with which a command begins."""
-    line = f"{shlex.join(words)} "
-    return max((entry for entry in table if line.startswith((f"{entry} ", f"{entry}/"))), key=len, default=None)
-
-
-def small_command(words: list[str], used: set[str]) -> list[str] | None:
-    """Return the command to run for one in README; None for one that is skipped. Adds the entry of the table."""
-    if skipped := longest(words, SKIPPED):
-        used.add(skipped)
-        return None
-    line = shlex.join(words)
-    assert words[0] == "gpt2", f"README's command is no gpt2 command and has no entry in SKIPPED: {line}"
-    entry = longest(words, INSTEAD)
-    assert entry or words[1] not in LONG, f"README's command may take hours and has no entry in INSTEAD: {line}"
-    if entry is None:
-        return words
-    used.add(entry)
-    return shlex.split(INSTEAD[entry].format(line=line, rest=line.removeprefix(entry)))
-
-
-def small_program(block: str, used: set[str]) -> str:
-    """Return the Python program to run for one in README. Adds the entries of the table."""
-    for piece, instead in IN_PYTHON.items():
-        if piece in block:
-            used.add(piece)
-            block = block.replace(piece, instead)
-    return block
 
 
 @pytest.fixture
@@ -153,49 +98,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     return tmp_path
 
 
-@contextmanager
-def served(words: list[str]) -> Iterator[str]:
-    """Run a server, on any free port, to the end of a block; yields its address."""
-    command = [sys.executable, "-m", *words, "--port=0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = iter(process.stderr)
-        found = next((match for line in lines if (match := re.search(r"serving http://(\S+)/v1", line))), None)
-        assert found, f"{shlex.join(words)} does not start"
-        try:
-            yield found[1]
-        finally:
-            process.terminate()
-        assert process.wait(60) == 0
-
-
-def fetched(words: list[str], address: str) -> dict[str, Any]:
-    """Return the answer to `curl URL -d BODY` from a server at another address than README's, for fewer tokens."""
-    url, option, body = words[1:]
-    assert option == "-d" and url.startswith("localhost:8000/")
-    asked = json.dumps(json.loads(body) | {"max_tokens": 5}).encode()
-    with urllib.request.urlopen(f"http://{url.replace('localhost:8000', address)}", asked) as answer:
-        return json.load(answer)
-
-
 def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
-    used, namespace = set[str](), dict[str, object]()
-    for language, block in blocks():
-        if language == "python":
-            exec(compile(small_program(block, used), "README.md", "exec"), namespace)
-            continue
-        assert language == "sh", f"README has a block in {language}, which nothing runs"
-        with ExitStack() as servers:
-            for words in commands(block):
-                if words[:2] == ["gpt2", "serve"]:
-                    address = servers.enter_context(served(words))
-                elif words[0] == "curl":
-                    assert fetched(words, address)["choices"]
-                elif small := small_command(words, used):
-                    status, _, err = gpt2_command(*small[1:])
-                    assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
-    unused = set(SKIPPED | INSTEAD | IN_PYTHON) - used
-    assert unused == set(), "entries of the tables that no command of README needs"
+    Document(README, SKIPPED, INSTEAD, IN_PYTHON).run(gpt2_command)
 
 
 @pytest.mark.parametrize(
@@ -208,5 +112,5 @@ def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
 )
 def test_a_new_command_of_readme_needs_an_entry_if_it_cannot_run(line: str, wrong: str) -> None:
     with pytest.raises(AssertionError, match=wrong):
-        small_command(line.split(), set())
-    assert small_command(["gpt2", "list"], set()) == ["gpt2", "list"]
+        Document(README, SKIPPED, INSTEAD).small_command(line.split())
+    assert Document(README, SKIPPED, INSTEAD).small_command(["gpt2", "list"]) == ["gpt2", "list"]

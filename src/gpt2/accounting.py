@@ -55,6 +55,19 @@ def num_params(config: GPTConfig) -> int:
     return embeddings + L * (12 * C * C + 2 * C) + C
 
 
+def components(config: GPTConfig) -> dict[str, int]:
+    """Return the number of parameters of the model by kind of component. The tied head is the token embedding."""
+    kinds = {
+        "token embedding": ".wte.",
+        "position embedding": ".wpe.",
+        "attention": ".attn.",
+        "MLP": ".mlp.",
+        "LayerNorm": ".ln_",
+    }
+    shapes = list(parameter_shapes(config))
+    return {kind: sum(math.prod(shape) for name, shape in shapes if part in name) for kind, part in kinds.items()}
+
+
 def flops_per_token(config: GPTConfig) -> int:
     """Return the FLOPs per token, forward and backward, at full context: 6N + 12·n_layer·n_embd·block_size.
 
@@ -63,6 +76,26 @@ def flops_per_token(config: GPTConfig) -> int:
     """
     n = num_params(config) - config.block_size * config.n_embd
     return 6 * n + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def forward_flops(config: GPTConfig, batch_size: int, positions: int) -> dict[str, int]:
+    """Return the FLOPs of every module of `GPT(config)` in a forward pass over (batch_size, positions) tokens.
+
+    The names are those of the modules; `head` is the product with the token embedding, whose lookup takes none. The
+    accounting is that of `flops_per_token`: a parameter takes one multiplication and one addition per token, and
+    attention counts the full square, so that three times the sum is the FLOPs of a training step.
+    """
+    tokens = batch_size * positions
+    found: dict[str, int] = {}
+    for name, shape in parameter_shapes(config):
+        module = name.rpartition(".")[0]
+        if module == "transformer.wpe":
+            continue
+        if module.endswith(".attn.c_proj"):  # the products of attention come before it
+            found[module.removesuffix(".c_proj")] = 4 * tokens * positions * config.n_embd
+        module = "head" if module == "transformer.wte" else module
+        found[module] = found.get(module, 0) + 2 * tokens * math.prod(shape)
+    return found
 
 
 def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float) -> float:

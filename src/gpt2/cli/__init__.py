@@ -22,12 +22,13 @@ from gpt2.cli.doctor import doctor
 from gpt2.cli.eval_harness import eval_harness
 from gpt2.cli.eval_hellaswag import eval_hellaswag
 from gpt2.cli.eval_loss import eval_loss
-from gpt2.cli.explain import DASH, explained
+from gpt2.cli.explain import explain
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched, is_main_process
 from gpt2.cli.list_ import list_
+from gpt2.cli.misread import DASH, explained
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
 from gpt2.cli.prepare import prepare
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sweep": sweep,
     "sample": sample,
     "serve": serve,
+    "explain": explain,
     "plot": plot,
     "report": report,
     "export": export,
@@ -88,7 +90,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": ("demo", "list", "doctor"),
     "Data": ("prepare", "inspect", "tokenizer"),
     "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
-    "Look": ("plot", "report"),
+    "Look": ("explain", "plot", "report"),
     "Use": ("sample", "serve", "export", "import"),
     "Check": ("eval", "validate", "bench"),
     "Other": ("completion", "--help", "--version"),

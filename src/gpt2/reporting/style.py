@@ -125,9 +125,15 @@ def memory(size: float) -> str:
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
+def quantity(value: float, unit: str) -> str:
+    """Return a quantity with three digits and a prefix for a power of ten, such as `1.24 GB`, `350 kB` or `12 B`."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            number = f"{value / size:.3g}" if value < 999.5 * size else f"{value / size:,.0f}"
+            return f"{number} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
 def file_size(size: float) -> str:
     """Return a number of bytes of a file as `1.24 GB`, `350 kB` or `12 B`, in powers of ten."""
-    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {letter}" if size < 999.5 * unit else f"{size / unit:,.0f} {letter}"
-    return f"{size:.0f} B"
+    return quantity(size, "B")

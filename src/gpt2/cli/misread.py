@@ -1,0 +1,27 @@
+"""Explains a command line that cannot be read."""
+
+import cyclopts
+
+from gpt2.spelling import nearest
+
+DASH = "\0"
+"""Stands for `-`, which the library takes for an option. No word of a command line can contain this character."""
+
+
+def explained(error: cyclopts.CycloptsError) -> str:
+    """Return the line for a command line that the library cannot read. Only similar names are suggested."""
+    match error:
+        case cyclopts.UnknownOptionError(token=token):
+            option = (token.keyword or token.value).partition("=")[0]
+            known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
+            line = f"Unknown option: {option}."
+            close = nearest(option, [name for name in known if name.startswith("--")]) if len(option) > 2 else None
+            line += f" Did you mean {close}?" if close else ""
+        case cyclopts.UnknownCommandError(unused_tokens=[word, *_], app=app) if app is not None:
+            known = [name for name in app if not name.startswith("-")]
+            close = nearest(word, known)
+            hint = f'Did you mean "{close}"?' if close else f"Available commands: {', '.join(known)}."
+            line = f'Unknown command "{word}". {hint}'
+        case _:
+            line = str(error)
+    return " ".join(line.replace(DASH, "-").split())
