@@ -38,7 +38,7 @@ def mixed_requests(reanchor: bool) -> list[Request]:
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("reanchor", [False, True])
 def test_every_text_is_the_same_as_alone_without_a_cache(reanchor: bool, flash: bool, monkeypatch) -> None:
-    monkeypatch.setattr("gpt2.generation.engine.LEAST_SHARED", 4)
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 4)
     model = random_model(flash=flash)
     requests = mixed_requests(reanchor)
     expected = [greedy(model, request.prompt, request.max_new_tokens, reanchor) for request in requests]
@@ -91,34 +91,79 @@ def test_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_long_prompts_do_not_hold_up_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
     shapes = count_computed(monkeypatch)
-    engine = Engine(random_model(block_size=64), slots=2, prefill_tokens=10)
+    engine = Engine(random_model(block_size=64), slots=3, prefill_tokens=14)
     engine.submit(Request([1], 20, GREEDY))
     engine.step()
+    assert shapes == [(1, 1), (1, 1)]
     engine.submit(Request([2] * 25, 2, GREEDY))
-    assert [len(engine.step()) for _ in range(4)] == [1, 1, 3, 1], "the third step completes the prompt of 25"
-    assert shapes[1:] == [(1, 1), (1, 10), (1, 1), (1, 10), (1, 1), (1, 5), (2, 1), (1, 1)]
+    engine.submit(Request([3] * 2, 2, GREEDY))
+    assert [len(engine.step()) for _ in range(4)] == [1, 1, 5, 1], "the third step completes both prompts"
+    assert shapes[2:] == [(1, 10), (1, 1), (1, 10), (1, 1), (1, 5), (1, 2), (3, 1), (1, 1)]
+
+
+def test_prompts_take_turns_in_the_order_in_which_they_came() -> None:
+    """A long prompt is not held up by short ones that keep coming, and whose slots are free again at once."""
+    engine = Engine(random_model(block_size=128), slots=3, prefill_tokens=1)
+    long = Request([1] * 128, 1, GREEDY)
+    for request in (Request([2], 1, GREEDY), long):
+        engine.submit(request)
+    ended: list[Request] = []
+    for i in range(4):
+        engine.submit(Request([3, i], 1, GREEDY))
+        ended += [token.request for token in engine.step()]
+    assert ended.index(long) == 1
+
+
+def test_the_load_of_an_engine() -> None:
+    engine = Engine(random_model(), slots=2)
+    for seed in range(5):
+        engine.submit(Request([seed], 3, GREEDY))
+    assert (engine.n_active, engine.n_waiting) == (0, 5)
+    engine.step()
+    assert (engine.n_active, engine.n_waiting) == (2, 3)
+    list(engine.run())
+    assert (engine.n_active, engine.n_waiting) == (0, 0)
 
 
 def test_samples_of_one_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = count_computed(monkeypatch)
     requests = [Request(list(range(40)), 3, Sampling(), seed) for seed in range(5)]
-    decoded(Engine(random_model(block_size=64), slots=5), requests)
-    assert shapes[:3] == [(1, 40), (1, 1), (4, 1)], "the prompt once, then its last token for the other four"
+    texts = decoded(Engine(random_model(block_size=64), slots=5), requests)
+    assert shapes == [(1, 40), (5, 1), (5, 1)], "the prompt once for all"
+    assert len(set(map(tuple, texts))) == 5
+
+
+def test_a_prompt_is_computed_again_for_its_log_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = count_computed(monkeypatch)
+    kinds = [(None, False), (2, True), (2, True), (None, True), (3, False)]
+    requests = [Request([5, 6, 7, 8], 2, GREEDY, n_logprobs=n, echo=echo) for n, echo in kinds]
+    engine = Engine(random_model(), slots=6)
+    engine.submit(Request([5, 6, 7, 8], 9, GREEDY))
+    for request in requests:
+        engine.submit(request)
+    tokens = {token.request: token for token in engine.step() if token.index == 0}
+    assert shapes.count((1, 4)) == 3, "without an echo, with that of two log-probabilities, and with that of none"
+    echoed = [tokens[request].prompt_logprobs for request in requests]
+    assert echoed[0] is None and echoed[4] is None
+    assert echoed[1] is not None and len(echoed[1]) == 4
+    assert echoed[1] == echoed[2]
 
 
 def test_a_later_prompt_reuses_an_earlier_text_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 8)
     model = random_model(block_size=64)
-    of_text = 2 * 2 * 32 * 4 * 31  # keys and values of 2 layers, 32 channels in float32, 30 + 2 - 1 positions
+    of_chunk = 2 * 2 * 32 * 4 * 8  # keys and values of 2 layers, 32 channels in float32, 8 positions
     first, second = ([start] * 30 for start in (1, 2))
-    for memory, computed in ((2 * of_text, 2), (of_text, 32), (0, 32)):
-        engine = Engine(model, slots=1, prefix_bytes=memory)
+    for memory, computed in ((6 * of_chunk, [8]), (4 * of_chunk, [8, 8, 8]), (3 * of_chunk, [8] * 4), (0, [8] * 4)):
+        engine = Engine(model, slots=1, prefix_bytes=memory, native=False)
         decoded(engine, [Request(first, 2, GREEDY), Request(second, 2, GREEDY)])
         assert engine.prefixes.n_bytes <= memory
         with monkeypatch.context() as patch:
             shapes = count_computed(patch)
             again = decoded(engine, [Request([*first, 7, 8], 5, GREEDY)])
-        assert shapes[0] == (1, computed), memory
+        assert shapes[: len(computed) + 1] == [(1, size) for size in (*computed, 1)], memory
         assert again == [greedy(model, [*first, 7, 8], 5)]
 
 
@@ -190,6 +235,26 @@ def test_a_model_without_finite_numbers_is_reported() -> None:
     model.transformer.ln_f.weight.data[0] = float("nan")
     with pytest.raises(UserError, match="are not finite"):
         complete(model, [[1]], 2, GREEDY)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("n_behind", [0, 1])
+def test_an_engine_can_be_used_after_an_error(n_behind: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position embedding that is not finite makes one text of four fail, after others had some tokens."""
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 4)
+    model = random_model()
+    expected = [greedy(model, [i, 2, 3, 4, i, 6], 4) for i in range(4)]
+    engine = Engine(model, slots=3, prefix_bytes=10**6, prefill_tokens=8, native=native)
+    engine.n_behind = n_behind
+    good = model.transformer.wpe.weight[12].clone()
+    model.transformer.wpe.weight.data[12] = float("nan")
+    with pytest.raises(UserError, match="are not finite"):
+        decoded(engine, [Request([i, 2, 3, 4, i, 6], 9, GREEDY) for i in range(4)])
+    assert engine.is_idle
+    assert (engine.n_active, engine.n_waiting) == (0, 0)
+    model.transformer.wpe.weight.data[12] = good
+    assert engine.step() == []
+    assert decoded(engine, [Request([i, 2, 3, 4, i, 6], 4, GREEDY) for i in range(4)]) == expected
 
 
 def test_a_model_in_bfloat16_decodes_too() -> None:

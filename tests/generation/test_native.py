@@ -85,7 +85,35 @@ def test_large_numbers_stay_finite() -> None:
 
 
 @needs_compiler
-def test_a_row_does_not_depend_on_the_other_texts_or_the_threads() -> None:
+@pytest.mark.parametrize("changes", [{}, {"n_head": 2, "n_embd": 64, "vocab_size": 50}])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("float16", "none"), ("float32", "int8")]
+)
+def test_a_row_does_not_depend_on_the_other_texts(dtype: str, quantize, changes: dict) -> None:
+    """Sizes of batches and lengths of texts on both sides of the multiples of what is computed together."""
+    n_texts, block_size = 33, 77
+    model, _ = model_and_memory(block_size=block_size, **changes)
+    memory = KVMemory(model.config, n_texts, CPU, torch.float32)
+    step = native_step(for_decoding(model, dtype, quantize), memory)
+    assert step is not None
+    k, v = torch.randn_like(memory.k), torch.randn_like(memory.v)
+    ids = torch.arange(n_texts)
+    positions = [0, 14, 15, 16, 17, 31, 32, 63, 64, 76, *((7 * i) % block_size for i in range(n_texts - 10))]
+    alone = []
+    for i in range(n_texts):
+        memory.k[:, 0], memory.v[:, 0] = k[:, i], v[:, i]
+        alone.append((step.logits(ids[i : i + 1], [positions[i]])[0], memory.k[:, 0].clone(), memory.v[:, 0].clone()))
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 32, 33):
+        memory.k.copy_(k)
+        memory.v.copy_(v)
+        logits = step.logits(ids[:size], positions[:size])
+        for i in range(size):
+            found = (logits[i], memory.k[:, i], memory.v[:, i])
+            assert all(torch.equal(a, b) for a, b in zip(found, alone[i], strict=True)), (size, i)
+
+
+@needs_compiler
+def test_a_row_does_not_depend_on_the_threads() -> None:
     model, memory = model_and_memory(n_embd=96)
     step = native_step(model, memory)
     assert step is not None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.errors import UserError
-from gpt2.generation.sampling import Sampling, biased, candidates, choose, keep_top_p, penalized, uniform
+from gpt2.generation.sampling import Sampling, biased, candidates, choose, keep_top_p, log_probs, penalized, uniform
 
 PROBABILITIES = torch.tensor([[0.1, 0.5, 0.25, 0.15]])
 LOGITS = torch.log(PROBABILITIES)
@@ -129,3 +129,30 @@ def test_limits_are_those_of_transformers() -> None:
 def test_invalid_settings_are_refused(settings: dict) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"temperature": 0}, {"temperature": 0.7}, {"top_k": 40}, {"top_k": 1}, {"top_p": 0.9}, {"min_p": 0.05},
+    {"temperature": 1.3, "top_k": 700, "top_p": 0.95, "min_p": 0.01},
+])  # fmt: skip
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_a_row_does_not_depend_on_the_other_rows(settings: dict, has_ties: bool) -> None:
+    """The same bits for any number of rows, from a slice as the engine has it, and where many logits are the same."""
+    sampling, generator = Sampling(**settings), torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(37, 1201, generator=generator)
+    logits = (logits.bfloat16().float() if has_ties else logits)[:, :1183]
+    noise = torch.rand(37, dtype=torch.float64, generator=generator)
+    ids = torch.arange(37)
+    alone = [logits[i : i + 1].clone() for i in range(37)]
+    for rows in ([0], [0, 1], [5, 0, 36], list(range(7)), list(range(37))):
+        for some in (slice(min(rows), max(rows) + 1), rows):
+            numbers = list(range(37))[some] if isinstance(some, slice) else rows
+            chosen = choose(logits[some], sampling, noise[some])
+            shares, _ = candidates(logits[some], Sampling() if settings.get("temperature") == 0 else sampling)
+            found = log_probs(logits[some], ids[some], 5)
+            for row, i in enumerate(numbers):
+                assert chosen[row] == choose(alone[i], sampling, noise[i : i + 1])[0]
+                expected, _ = candidates(alone[i], Sampling() if settings.get("temperature") == 0 else sampling)
+                assert torch.equal(shares[row], expected[0])
+                one = log_probs(alone[i], ids[i : i + 1], 5)
+                assert all(torch.equal(a[row], b[0]) for a, b in zip(found, one, strict=True))

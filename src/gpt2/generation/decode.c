@@ -83,50 +83,60 @@ typedef struct {
 enum { TILE = 4 };      // rows of a matrix, and texts, whose products are summed at the same time
 enum { AHEAD = 4096 };  // bytes by which reading runs ahead of computing
 
+// The sum of the lanes, always in the same order: the upper half is added to the lower one until one lane is left.
+static inline float sum_of(Vector v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float sums[LANES];
+    memcpy(sums, &v, sizeof sums);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
+#endif
+}
+
 // y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_texts texts. Both are constants where this is inlined,
-// and so are `steps`, the number of vectors of a row that are computed in turn, each into a sum of its own, and `is_first`,
-// which tells whether the rows are read from memory.
+// and so is `is_first`, which tells whether the rows are read from memory. Each product is summed in the same order
+// whatever the constants are, so that a text does not depend on the number of texts.
 static inline __attribute__((always_inline)) void tile(
-    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_texts, int steps,
-    int is_first) {
+    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_texts, int is_first) {
     const Weight *w = m.weight + (size_t)row * columns;
     const float *in = x + (size_t)b * columns;
-    Vector vectors[TILE][TILE] = {{{0}}};  // by row, and by text or step
+    Vector vectors[TILE][TILE] = {{{0}}};  // by row and text
     int i = 0;
-    for (; i + steps * LANES <= columns; i += steps * LANES)
+    for (; i + LANES <= columns; i += LANES)
         for (int r = 0; r < n_rows; r++) {
             const Weight *from = w + (size_t)r * columns + i;
-            for (size_t byte = 0; is_first && byte < steps * LANES * sizeof(Weight); byte += 64)
-                __builtin_prefetch((const char *)from + byte + AHEAD);
-            for (int s = 0; s < steps; s++) {
-                const Vector weights = vector(from + s * LANES);
-                for (int t = 0; t < n_texts; t++)
-                    vectors[r][t + s] += weights * *(const Vector *)(in + (size_t)t * columns + i + s * LANES);
-            }
+            if (is_first) __builtin_prefetch((const char *)from + AHEAD);
+            const Vector weights = vector(from);
+            for (int t = 0; t < n_texts; t++) vectors[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
         }
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_texts; t++) {
-            float sum = 0;
-            for (int s = 0; s < steps; s++)
-                for (int lane = 0; lane < LANES; lane++) sum += vectors[r][t + s][lane];
+            float sum = sum_of(vectors[r][t]);
             for (int j = i; j < columns; j++) sum += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
             if (m.scales) sum *= m.scales[row + r];
             y[(size_t)(b + t) * stride + row + r] = m.bias ? sum + m.bias[row + r] : sum;
         }
 }
 
+// The products of n_rows rows with all B texts.
+static inline __attribute__((always_inline)) void rows_with_texts(
+    const Matrix m, int columns, const float *x, int B, float *y, int stride, int row, int n_rows) {
+    int b = 0;
+    if (B >= TILE) tile(m, columns, x, y, stride, row, 0, n_rows, TILE, 1), b = TILE;
+    for (; b + TILE <= B; b += TILE) tile(m, columns, x, y, stride, row, b, n_rows, TILE, 0);
+    if (B - b == 3) tile(m, columns, x, y, stride, row, b, n_rows, 3, 1);
+    if (B - b == 2) tile(m, columns, x, y, stride, row, b, n_rows, 2, 1);
+    if (B - b == 1) tile(m, columns, x, y, stride, row, b, n_rows, 1, 1);
+}
+
 // The products of rows begin … end - 1 with all B texts.
 static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
     int row = begin;
-    for (; row + TILE <= end; row += TILE) {
-        int b = 0;
-        if (B >= TILE) tile(m, columns, x, y, stride, row, 0, TILE, TILE, 1, 1), b = TILE;
-        for (; b + TILE <= B; b += TILE) tile(m, columns, x, y, stride, row, b, TILE, TILE, 1, 0);
-        for (; b < B; b++)
-            for (int r = 0; r < TILE; r += 2) tile(m, columns, x, y, stride, row + r, b, 2, 1, 2, 1);
-    }
-    for (; row < end; row++)
-        for (int b = 0; b < B; b++) tile(m, columns, x, y, stride, row, b, 1, 1, 1, 1);
+    for (; row + TILE <= end; row += TILE) rows_with_texts(m, columns, x, B, y, stride, row, TILE);
+    for (; row < end; row++) rows_with_texts(m, columns, x, B, y, stride, row, 1);
 }
 
 static void layer_norm(const float *x, const float *weight, const float *bias, int size, float *y) {
@@ -191,16 +201,17 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-// x: (B, C), token and position embeddings; it is overwritten. logits: (B, V). memory: B · 9 · C + n_threads · max_length
-// floats. max_length: number of positions of the longest text, with its new token.
-void decode(const Model *model, const Cache *cache, int B, float *x, float *logits, float *memory, int max_length, int n_threads) {
+// x: (B, C), token and position embeddings; it is overwritten. logits: (B, V). memory: n_threads · n_scores + B · 9 · C
+// floats. n_scores: at least the number of positions of the longest text, with its new token. A row of the logits is the
+// same, bit for bit, whatever the other texts are.
+void decode(const Model *model, const Cache *cache, int B, float *x, float *logits, float *memory, int n_scores, int n_threads) {
     const int C = model->n_embd, nh = model->n_head, hs = C / nh;
-    float *normed = memory, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
-    float *hidden = y + (size_t)B * C, *scores = hidden + (size_t)B * 4 * C;
+    float *normed = memory + (size_t)n_threads * n_scores, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
+    float *hidden = y + (size_t)B * C;
 #pragma omp parallel num_threads(n_threads)
     {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-        float *own_scores = scores + (size_t)thread * max_length;
+        float *own_scores = memory + (size_t)thread * n_scores;
         int begin, end;
         for (int layer = 0; layer < model->n_layer; layer++) {
             const Block *block = &model->blocks[layer];

@@ -14,16 +14,20 @@ from gpt2.distributed.sharding import compute_device
 from gpt2.errors import UserError
 from gpt2.generation.kv_cache import KVCache, KVMemory
 from gpt2.generation.native import native_step
-from gpt2.generation.prefixes import Prefixes, common_length
+from gpt2.generation.prefixes import Prefixes
 from gpt2.generation.request import LogProbs, Request, Token
-from gpt2.generation.sampling import Sampling, biased, choose, penalized, uniform
+from gpt2.generation.sampling import Sampling, biased, choose, log_probs, penalized, uniform
 from gpt2.generation.slots import Slots, Text
 from gpt2.model import GPT
 
 PREFILL_TOKENS = 512
 """Largest number of tokens of prompts in a step, so that a long prompt does not hold up texts that are decoded."""
-LEAST_SHARED = 16
-"""Smallest number of tokens that a prompt must share with an earlier one for their keys and values to be copied."""
+CHUNK = 64
+"""Number of positions of a prompt that are computed together on a CPU. Fewer use it worse: the 124M model computes 64
+together at two thirds of the speed of 512, and 32 at half of it. With more, prompts would share less and a step would
+take longer."""
+DEVICE_CHUNK = 256
+"""The same on other devices, which take almost the same time for fewer."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class Drawn:
 class Engine:
     """An engine decodes the requests that are submitted to it, one token of each per step.
 
+    The text of a request, and its log-probabilities to the last bit, depend on the request alone: not on the others,
+    on what was decoded before, or on `slots`, `prefill_tokens` and `prefix_bytes`. For that, each prompt is computed
+    alone, in chunks on a fixed grid of positions; only such chunks are shared; and the compiled step of `native.py`
+    computes each row of a batch as it does alone. Where PyTorch decodes instead (other devices than a CPU, other
+    layers, no C compiler), its products round differently for another number of texts. Then the last bits of
+    log-probabilities can differ, and so can a text in which two tokens are almost equally likely.
+
     On a GPU a step is read after the next one was launched, so that the device never waits for the host.
     """
 
@@ -57,8 +68,9 @@ class Engine:
         native: bool = True,
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
-        vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of texts that ended.
-        native: decode with compiled C code where that is possible.
+        vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of earlier prompts.
+        prefill_tokens: tokens of prompts in a step, at most, if that is not less than a chunk. native: decode with
+        compiled C code where that is possible.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
@@ -68,7 +80,8 @@ class Engine:
         self.slots = Slots(self.cache)
         self.prefill_tokens = prefill_tokens
         self.waiting: deque[Text] = deque()
-        self.prefixes = Prefixes(prefix_bytes)
+        self.chunk = CHUNK if self.device.type == "cpu" else DEVICE_CHUNK
+        self.prefixes = Prefixes(prefix_bytes, self.chunk)
         self.unread: deque[Drawn] = deque()
         self.read: list[Token] = []
         """Tokens that were read and not returned yet."""
@@ -78,6 +91,16 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether there is nothing to decode and nothing to report."""
         return not (self.waiting or self.slots.texts or self.unread)
+
+    @property
+    def n_active(self) -> int:
+        """Number of slots in use."""
+        return len(self.slots.texts)
+
+    @property
+    def n_waiting(self) -> int:
+        """Number of requests that wait for a slot."""
+        return len(self.waiting)
 
     def submit(self, request: Request) -> None:
         """Add a request, to be decoded as soon as a slot is free."""
@@ -96,14 +119,19 @@ class Engine:
     def step(self) -> list[Token]:
         """Compute some of the prompts, and a token of every other text; return the tokens that were read.
 
-        Raises UserError if the model gives no finite numbers.
+        Raises UserError if the model gives no finite numbers. After an exception the engine holds no requests and
+        nothing that was computed, and can be used again.
         """
-        while self.waiting and not self.slots.is_full:
-            self.slots.texts.append(self.waiting.popleft())
-        self._prefill()
-        self._slide()
-        self._decode()
-        self._read(self.n_behind if self.slots.texts else 0)
+        try:
+            while self.waiting and not self.slots.is_full:
+                self.slots.join(self.waiting.popleft())
+            self._prefill()
+            self._slide()
+            self._decode()
+            self._read(self.n_behind if self.slots.texts else 0)
+        except BaseException:
+            self._forget()
+            raise
         tokens, self.read = self.read, []
         return tokens
 
@@ -115,56 +143,59 @@ class Engine:
     # what a step does
 
     def _prefill(self) -> None:
-        """Compute pending tokens of the texts whose prompts are not complete, at most `prefill_tokens` of them."""
-        group = self._prefill_group()
-        if not group:
-            return
-        first = self.slots.n_ready
-        pending = [text.pending[: self.prefill_tokens] for text in group]
-        size = max(map(len, pending))
-        idx = torch.tensor([tokens + [0] * (size - len(tokens)) for tokens in pending], device=self.device)
-        x = self._hidden(idx, first, [text.cached for text in group])  # (B, T, C)
-        for row, (text, tokens) in enumerate(zip(group, pending, strict=True)):
-            if text.request.echo and text.n_drawn == 0:
-                self._echo(text, x[row, : len(tokens)])
-            text.cached += len(tokens)
-        if not group[0].pending:  # otherwise it is the only text of the group
-            self.slots.n_ready += len(group)
-            rows = torch.arange(len(group), device=self.device)
-            ends = torch.tensor([len(tokens) - 1 for tokens in pending], device=self.device)
-            self._draw(group, first, self.model.head(x[rows, ends]))
+        """Compute chunks of windows that are not complete: `prefill_tokens` tokens at most, but at least one chunk.
 
-    def _prefill_group(self) -> list[Text]:
-        """Return the texts to prefill together: the first one, and those whose pending tokens fit with it."""
-        group: list[Text] = []
-        size = 0
-        for slot in range(self.slots.n_ready, len(self.slots.texts)):
-            text = self.slots.texts[slot]
-            if text.first == text.n_drawn == 0 and not text.request.echo:
-                self._reuse(text, slot)
-                if any(common_length(text.tokens, other.tokens) - text.cached >= LEAST_SHARED for other in group):
-                    break  # it copies what they have in common after this step
-            largest = max(size, len(text.pending))
-            fits = all(other.cached + largest <= self.cache.capacity for other in (*group, text))
-            if group and not (fits and largest * (len(group) + 1) <= self.prefill_tokens):
+        A chunk is computed alone and begins at a multiple of its size, so that its shape, and with it the rounding of
+        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller.
+        """
+        n_left = self.prefill_tokens
+        while (text := self.slots.next_unready()) is not None:
+            if text.cached == text.n_drawn == 0:
+                if self._copy_prompt(text):
+                    continue
+                self._reuse(text)
+            tokens = text.pending[: self.chunk]
+            if len(tokens) > n_left < self.prefill_tokens:
                 break
-            group.append(text)
-            size = largest
-        return group
+            n_left -= len(tokens)
+            x = self._hidden(torch.tensor([tokens], device=self.device), self.slots.texts.index(text), [text.cached])
+            if text.request.echo and text.n_drawn == 0:
+                self._echo(text, x[0])
+            text.cached += len(tokens)
+            if not text.pending:
+                logits = self.model.head(x[:, -1])  # (1, V)
+                if text.n_drawn == 0:
+                    text.prompt_logits = logits[0]
+                self._draw([text], self.slots.ready(text), logits)
 
-    def _reuse(self, text: Text, slot: int) -> None:
-        """Fill a slot with what another text has in common with this one, if that is worth it."""
-        limit = min(len(text.tokens) - 1, self.cache.capacity)  # the last token is computed, for its logits
-        source, shared = -1, text.cached + LEAST_SHARED - 1
-        for other_slot, other in enumerate(self.slots.texts):
-            if other is not text and other.first == 0:
-                length = min(common_length(text.tokens, other.tokens), other.cached, limit)
-                source, shared = (other_slot, length) if length > shared else (source, shared)
-        stored = self.prefixes.find(text.tokens[:limit])
-        if stored is not None and stored.length > shared:
-            self.cache.write(slot, *stored.values())
-            text.cached = stored.length
-        elif source >= 0:
+    def _copy_prompt(self, text: Text) -> bool:
+        """Draw from what was computed for the same prompt of another text; return whether there is one."""
+        source, slot = self.slots.same_prompt(text), self.slots.texts.index(text)
+        if source is None:
+            return False
+        other = self.slots.texts[source]
+        assert other.prompt_logits is not None
+        text.cached = len(text.pending)
+        self.cache.copy(source, slot, text.cached)
+        text.prompt_logits, text.prompt_logprobs = other.prompt_logits, list(other.prompt_logprobs)
+        self._draw([text], self.slots.ready(text), other.prompt_logits[None])
+        return True
+
+    def _reuse(self, text: Text) -> None:
+        """Fill a slot with the complete chunks that the prompt shares with others, as many as there are.
+
+        The last token is always computed, for its logits, and so are all tokens of a prompt that is echoed.
+        """
+        if text.first or text.request.echo:
+            return
+        slot, prompt = self.slots.texts.index(text), text.prompt[:-1]
+        source, shared = self.slots.longest_shared(prompt, self.chunk)
+        stored = self.prefixes.find(prompt)
+        if len(stored) * self.chunk > shared:
+            for k, v in stored:
+                self.cache.write(slot, text.cached, k, v)
+                text.cached += self.chunk
+        else:
             self.cache.copy(source, slot, shared)
             text.cached = shared
 
@@ -173,7 +204,7 @@ class Engine:
         texts = self.slots.texts[: self.slots.n_ready]
         if texts:
             ids, positions = self.slots.last[: len(texts)], [text.cached for text in texts]
-            if self.native is not None and len(texts) <= self.native.max_texts:
+            if self.native is not None:
                 logits = self.native.logits(ids, positions)
             else:
                 logits = self.model.head(self._hidden(ids[:, None], 0, positions)[:, -1])
@@ -200,13 +231,12 @@ class Engine:
             some = slice(None) if len(alike) == 1 else rows
             adjusted = self._adjusted(logits[some], [texts[row] for row in rows])
             ids[some] = choose(adjusted, sampling, u[some])
-        logprobs = [self._logprobs(text.request, logits[row], ids[row]) for row, text in enumerate(texts)]
+        wanted = [text.request.n_logprobs for text in texts]
+        logprobs = [None if n is None else log_probs(logits[row], ids[row], n) for row, n in enumerate(wanted)]
         self.slots.last[first : first + len(texts)] = ids
         for text, drawn in zip(texts, ids, strict=True):
             text.n_drawn += 1
-            if text.counts is not None and text.seen is not None:
-                text.counts[drawn] += 1
-                text.seen[drawn] = True
+            text.count(drawn)
         self.unread.append(Drawn(list(texts), ids, is_finite, logprobs))
         for text in texts:
             if text.n_drawn == text.request.max_new_tokens:
@@ -218,22 +248,12 @@ class Engine:
         logits = biased(logits, sampling)
         if not sampling.counts_tokens:
             return logits
-        for text in texts:
-            if text.counts is None or text.seen is None:
-                prompt = torch.tensor([i for i in text.request.prompt if i < self.vocab_size], device=self.device)
-                text.counts = torch.zeros(self.vocab_size, device=self.device)
-                text.seen = torch.zeros_like(text.counts, dtype=torch.bool).index_fill_(0, prompt, True)
         return torch.stack(
-            [penalized(row, sampling, t.seen, t.counts) for row, t in zip(logits, texts, strict=True)]  # type: ignore[arg-type]
+            [
+                penalized(row, sampling, *text.counted(self.vocab_size, self.device))
+                for row, text in zip(logits, texts, strict=True)
+            ]
         )
-
-    def _logprobs(self, request: Request, logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return log-probabilities that a request wants, of ids (...,) in logits (..., V); see `Drawn`."""
-        if request.n_logprobs is None:
-            return None
-        log_probs = logits.float().log_softmax(dim=-1)
-        top, top_ids = log_probs.topk(min(request.n_logprobs, log_probs.size(-1)))
-        return log_probs.gather(-1, ids[..., None])[..., 0], top, top_ids
 
     def _echo(self, text: Text, x: Tensor) -> None:
         """Record the log-probabilities of the prompt's tokens that follow the hidden states (T, C)."""
@@ -241,9 +261,8 @@ class Engine:
         following = text.request.prompt[first : first + len(x)]
         if following and text.request.n_logprobs is not None:
             logits = self.model.head(x[: len(following)])[:, : self.vocab_size]
-            found = self._logprobs(text.request, logits, torch.tensor(following, device=self.device))
-            assert found is not None
-            text.prompt_logprobs += map(_on_host, *found)
+            ids = torch.tensor(following, device=self.device)
+            text.prompt_logprobs += map(LogProbs.read, *log_probs(logits.float(), ids, text.request.n_logprobs))
 
     # the ends of windows and texts
 
@@ -268,11 +287,20 @@ class Engine:
             self.waiting.remove(text)
 
     def _leave(self, text: Text) -> None:
-        """Free the slot of a text; its keys and values are kept for prompts that begin in the same way."""
+        """Free the slot of a text; the chunks of its prompt are kept for prompts that begin in the same way."""
         if text.first == 0:
-            slot, length = self.slots.texts.index(text), min(text.cached, len(text.tokens))
-            self.prefixes.add(text.tokens[:length], lambda: self.cache.read(slot, length))
+            slot = self.slots.texts.index(text)
+            self.prefixes.add(text.prompt[: text.cached], lambda start, end: self.cache.read(slot, start, end))
         self.slots.leave(text)
+
+    def _forget(self) -> None:
+        """Forget all requests and everything that was computed: it may not be finite, or half of a step."""
+        self.slots = Slots(self.cache)
+        self.waiting.clear()
+        self.unread.clear()
+        self.read = []
+        self.prefixes = Prefixes(self.prefixes.max_bytes, self.chunk)
+        self.cache.clear()
 
     # reading
 
@@ -284,7 +312,7 @@ class Engine:
                 raise UserError("the model's logits are not finite: its weights are damaged, or training diverged")
             for text, token_id, logprobs in zip(drawn.texts, drawn.ids.tolist(), drawn.logprobs, strict=True):
                 if not text.is_over:  # it ended one step before, which was not known yet
-                    self.read.append(self._token(text, token_id, None if logprobs is None else _on_host(*logprobs)))
+                    self.read.append(self._token(text, token_id, logprobs and LogProbs.read(*logprobs)))
 
     def _token(self, text: Text, token_id: int, logprobs: LogProbs | None) -> Token:
         """Add a token to its text, and end the text if it was the last one."""
@@ -299,10 +327,6 @@ class Engine:
             self._end(text)
         echo = tuple(text.prompt_logprobs) if index == 0 and request.echo else None
         return Token(request, index, token_id, ending, logprobs, echo)
-
-
-def _on_host(chosen: Tensor, top: Tensor, top_ids: Tensor) -> LogProbs:
-    return LogProbs(float(chosen), tuple(zip(top_ids.tolist(), top.tolist(), strict=True)))
 
 
 def complete(

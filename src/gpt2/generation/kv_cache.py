@@ -9,6 +9,9 @@ from torch import Tensor
 
 from gpt2.model import GPTConfig
 
+ALIGNMENT = 64
+"""Bytes of a cache line."""
+
 
 class KVMemory:
     """Holds keys and values of several sequences, (n_layer, slots, nh, capacity, hs) each; a slot is one sequence.
@@ -28,20 +31,37 @@ class KVMemory:
         for memory in (self.k, self.v):
             memory[:, target, :, :length] = memory[:, source, :, :length]
 
-    def read(self, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return copies of the first `length` keys and values of a slot, (n_layer, nh, length, hs) each."""
-        return self.k[:, slot, :, :length].clone(), self.v[:, slot, :, :length].clone()
+    def exchange(self, a: int, b: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots."""
+        for memory in (self.k, self.v):
+            memory[:, [a, b], :, :length] = memory[:, [b, a], :, :length]
 
-    def write(self, slot: int, k: Tensor, v: Tensor) -> None:
-        """Fill the first positions of a slot with keys and values, (n_layer, nh, length, hs) each."""
-        self.k[:, slot, :, : k.size(2)], self.v[:, slot, :, : v.size(2)] = k, v
+    def read(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return copies of the keys and values of positions start … end - 1, (n_layer, nh, end - start, hs) each."""
+        return self.k[:, slot, :, start:end].clone(), self.v[:, slot, :, start:end].clone()
+
+    def write(self, slot: int, start: int, k: Tensor, v: Tensor) -> None:
+        """Fill the positions from `start` on with keys and values, (n_layer, nh, T, hs) each."""
+        end = start + k.size(2)
+        self.k[:, slot, :, start:end], self.v[:, slot, :, start:end] = k, v
+
+    def clear(self) -> None:
+        """Set everything to 0, as it was at first."""
+        self.k.zero_()
+        self.v.zero_()
 
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return zeros. On a CPU their memory is provided when it is first used; `torch.zeros` would use it at once."""
+    """Return zeros. On a CPU their memory is provided when it is first used; `torch.zeros` would use it at once.
+
+    They begin at a multiple of 64 bytes, because libraries may round differently for another alignment.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    buffer = np.zeros(n_bytes + ALIGNMENT, np.uint8)
+    begin = -buffer.ctypes.data % ALIGNMENT
+    return torch.from_numpy(buffer[begin : begin + n_bytes]).view(dtype).view(shape)
 
 
 class KVCache:

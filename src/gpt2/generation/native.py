@@ -23,10 +23,11 @@ from gpt2.generation.weights import Matrix
 from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, LayerNorm
 
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC")
-"""The compiler may reorder sums. Linking is without -ffast-math, which would change the arithmetic of the process."""
-MAX_TEXTS = {"float32": 32, "bfloat16": 16, "float16": 32, "int8": 64}
-"""Largest number of texts in a step, by the dtype of the matrices; PyTorch's products are faster for more."""
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-associative-math", "-fopenmp", "-fPIC")
+"""The compiler may not reorder sums, because then it would do so differently for other numbers of texts. Linking is
+without -ffast-math, which would change the arithmetic of the process."""
+ALIGNED = 16
+"""Number of floats in a cache line."""
 COMPILE_SECONDS = 60
 """Maximum time of the compiler."""
 
@@ -64,13 +65,13 @@ class _Cache(ctypes.Structure):
 class NativeStep:
     """Computes the logits of one new token of each of several texts, as `GPT.hidden` and `GPT.head` do.
 
-    It keeps pointers to the model's parameters, which therefore must stay where they are.
+    A row of the logits is the same, bit for bit, whatever the other texts are. The step keeps pointers to the model's
+    parameters, which therefore must stay where they are.
     """
 
-    def __init__(self, model: GPT, memory: KVMemory, dtype: str, library: Any) -> None:
+    def __init__(self, model: GPT, memory: KVMemory, library: Any) -> None:
         config, transformer = model.config, model.transformer
         self.model, self.memory, self.decode = model, memory, library.decode
-        self.max_texts = MAX_TEXTS[dtype]
         blocks = (_Block * config.n_layer)(*(_block(block) for block in transformer.h))
         self.described = _Model(
             config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.gelu == "tanh",
@@ -87,12 +88,12 @@ class NativeStep:
         at = torch.tensor(positions)
         x = self.model.transformer.wte(ids) + self.model.transformer.wpe(at)
         logits = torch.empty(count, config.vocab_size)
-        longest = max(positions) + 1
-        work = torch.empty(count * 9 * config.n_embd + threads * longest)
+        n_scores = -(-(max(positions) + 1) // ALIGNED) * ALIGNED  # so that each thread's scores begin at a cache line
+        work = torch.empty(threads * n_scores + count * 9 * config.n_embd)
         self.cache.positions = at.data_ptr()
         tensors = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, logits, work))
         described = ctypes.byref(self.described), ctypes.byref(self.cache)
-        self.decode(*described, count, *tensors, longest, threads)
+        self.decode(*described, count, *tensors, n_scores, threads)
         return logits
 
 
@@ -102,7 +103,7 @@ def native_step(model: GPT, memory: KVMemory) -> NativeStep | None:
     if memory.k.dtype != torch.float32 or memory.k.device.type != "cpu" or dtype is None:
         return None
     library = compiled(dtype)
-    return None if library is None else NativeStep(model, memory, dtype, library)
+    return None if library is None else NativeStep(model, memory, library)
 
 
 def _dtype(model: GPT) -> str | None:

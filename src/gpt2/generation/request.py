@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from gpt2.errors import require
 from gpt2.generation.sampling import Sampling
 
@@ -39,6 +41,11 @@ class LogProbs:
     chosen: float
     top: tuple[tuple[int, float], ...]
     """The likeliest ids with theirs, the likeliest first."""
+
+    @classmethod
+    def read(cls, chosen: Tensor, top: Tensor, top_ids: Tensor) -> "LogProbs":
+        """Read the results of `log_probs` for one token from the device."""
+        return cls(float(chosen), tuple(zip(top_ids.tolist(), top.tolist(), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,13 @@ def running_sums(numbers: Tensor) -> Tensor:
     return numbers.cumsum(dim=-1)
 
 
+def log_probs(logits: Tensor, ids: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities of ids (...,) in logits (..., V), and the n largest with their ids, (..., n) each."""
+    values = logits.log_softmax(dim=-1)
+    top, top_ids = values.topk(min(n, values.size(-1)))
+    return values.gather(-1, ids[..., None])[..., 0], top, top_ids
+
+
 def biased(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return logits (B, V) with the bias added, and all except the allowed ids set to -inf."""
     if sampling.logit_bias:

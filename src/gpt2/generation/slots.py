@@ -21,6 +21,10 @@ class Text:
     n_drawn: int = 0
     """Number of new tokens that were drawn, of which the last may not have been read yet."""
     is_over: bool = False
+    turn: int = 0
+    """Texts whose windows are to be computed take turns in this order."""
+    prompt_logits: Tensor | None = None
+    """Logits (V,) after the prompt, for a text with the same prompt, while the prompt is in the cache."""
     prompt_logprobs: list[LogProbs | None] = field(default_factory=lambda: [None])
     counts: Tensor | None = None
     """How often each token was drawn, (V,); only where penalties need it."""
@@ -31,6 +35,25 @@ class Text:
     def pending(self) -> list[int]:
         """The tokens of the window that are not in the cache."""
         return self.tokens[self.first + self.cached :]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self.tokens[: len(self.request.prompt)]
+
+    def counted(self, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return `seen` and `counts`, which are kept from the first call on."""
+        if self.seen is None or self.counts is None:
+            prompt = torch.tensor([i for i in self.request.prompt if i < vocab_size], device=device)
+            self.counts = torch.zeros(vocab_size, device=device)
+            self.seen = torch.zeros_like(self.counts, dtype=torch.bool).index_fill_(0, prompt, True)
+        return self.seen, self.counts
+
+    def count(self, drawn: Tensor) -> None:
+        """Count a token that was drawn, a scalar on the device, if penalties need it."""
+        if self.seen is not None and self.counts is not None:
+            self.counts[drawn] += 1
+            self.seen[drawn] = True
 
 
 class Slots:
@@ -44,12 +67,56 @@ class Slots:
         self.cache = cache
         self.texts: list[Text] = []
         self.n_ready = 0
+        self.n_turns = 0
         self.last = torch.zeros(cache.k.size(1), dtype=torch.int64, device=cache.k.device)
         """The token that was drawn last in each slot, on the device."""
 
     @property
     def is_full(self) -> bool:
         return len(self.texts) == len(self.last)
+
+    def join(self, text: Text) -> None:
+        """Give a text a free slot. Its turn comes after those of the texts that wait for theirs."""
+        self.texts.append(text)
+        self._queue(text)
+
+    def next_unready(self) -> Text | None:
+        """Return the text whose window is to be computed next, or None if all are ready."""
+        return min(self.texts[self.n_ready :], key=lambda text: text.turn, default=None)
+
+    def same_prompt(self, text: Text) -> int | None:
+        """Return the slot of a text whose prompt is that of this one and was computed completely, or None.
+
+        If the prompt of this text is echoed, the other one was echoed in the same way.
+        """
+        wanted = text.request
+        for slot, other in enumerate(self.texts):
+            has_echo = other.request.echo and other.request.n_logprobs == wanted.n_logprobs
+            if other.prompt_logits is not None and other.prompt == text.prompt and (has_echo or not wanted.echo):
+                return slot
+        return None
+
+    def longest_shared(self, prompt: list[int], chunk: int) -> tuple[int, int]:
+        """Return the slot of the text that shares most chunks with a prompt, and the number of tokens in them.
+
+        Only complete chunks of other prompts count, because what was decoded is rounded differently.
+        """
+        slot, shared = 0, 0
+        for other_slot, other in enumerate(self.texts):
+            known = other.prompt[: other.cached] if other.first == 0 else []
+            while prompt[: (end := shared + chunk)] == known[:end] and len(known) >= end:
+                slot, shared = other_slot, end
+        return slot, shared
+
+    def ready(self, text: Text) -> int:
+        """Make a text whose window was computed one that is decoded, and return its slot."""
+        slot, target = self.texts.index(text), self.n_ready
+        if slot != target:
+            other = self.texts[target]
+            self.cache.exchange(slot, target, max(text.cached, other.cached))
+            self.texts[slot], self.texts[target] = other, text
+        self.n_ready += 1
+        return target
 
     def leave(self, text: Text) -> None:
         """Free the slot of a text. The last text that is ready and the last one that is not move up."""
@@ -66,7 +133,12 @@ class Slots:
         self.n_ready -= 1
         self._move(self.n_ready, slot)
         self.texts[self.n_ready] = text
-        text.cached = 0
+        text.cached, text.prompt_logits = 0, None
+        self._queue(text)
+
+    def _queue(self, text: Text) -> None:
+        text.turn = self.n_turns
+        self.n_turns += 1
 
     def _move(self, source: int, target: int) -> None:
         """Put the text of one slot into another."""
