@@ -69,7 +69,7 @@ def test_the_texts_are_varied_and_their_tokens_clear() -> None:
     ],
 )
 def test_greedy_texts_equal_those_of_transformers(slots: int, settings: dict) -> None:
-    """Alone; alone after texts that begin in the same way; together; and joining the others chunk by chunk, also in PyTorch."""
+    """Alone; after texts that begin in the same way; together; and joining the others by chunks, also in PyTorch."""
     model, texts = model_and_texts()
     engine = Engine(model, slots=slots, **settings)
     requests = [Request(prompt, NEW_TOKENS, Sampling(temperature=0)) for prompt, _ in texts]
