@@ -84,6 +84,16 @@ def test_validate_reports_agreement_and_disagreement(
             turn = name.endswith(("c_attn.weight", "c_fc.weight", "mlp.c_proj.weight"))
             yield name, p.detach().t() if turn else p.detach()
 
+    status, out, _ = gpt2_command("validate", "r", "--quantize=int8")
+    assert status == 0
+    assert "agrees" not in out
+    exact, reduced = values, json.loads(gpt2_command("validate", "r", "--quantize=int8", "--json")[1])
+    assert exact["same_likeliest"] == 1
+    assert 0.5 < reduced["same_likeliest"] <= 1
+    assert 10 * exact["logit_difference"] < reduced["logit_difference"] < 0.1 * reduced["logit_scale"]
+    assert reduced["their_loss"] == exact["their_loss"]
+    assert f"at {reduced['same_likeliest']:.1%} of the positions" in out
+
     torch.manual_seed(0)
     monkeypatch.setattr(against_transformers, "huggingface_tensors", square_matrix_not_transposed)
     status, out, _ = gpt2_command("validate", "r")

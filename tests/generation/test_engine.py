@@ -240,21 +240,26 @@ def test_a_model_without_finite_numbers_is_reported() -> None:
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("n_behind", [0, 1])
 def test_an_engine_can_be_used_after_an_error(n_behind: int, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A position embedding that is not finite makes one text of four fail, after others had some tokens."""
+    """A text reaches a position whose embedding is not finite when others are half done, one is over, one waits."""
     monkeypatch.setattr("gpt2.generation.engine.CHUNK", 4)
     model = random_model()
-    expected = [greedy(model, [i, 2, 3, 4, i, 6], 4) for i in range(4)]
-    engine = Engine(model, slots=3, prefix_bytes=10**6, prefill_tokens=8, native=native)
+    prompts = [[1, 2, 3], [2, 2, 3], [3, 2, 3], [4] * 14, [5, 2, 3]]
+    expected = [greedy(model, prompt, 2) for prompt in prompts]
+    engine = Engine(model, slots=3, prefix_bytes=10**6, native=native)
     engine.n_behind = n_behind
-    good = model.transformer.wpe.weight[12].clone()
-    model.transformer.wpe.weight.data[12] = float("nan")
+    good = model.transformer.wpe.weight[10].clone()
+    model.transformer.wpe.weight.data[10] = float("nan")
+    for prompt, n in zip(prompts, (2, 7, 7, 1, 2), strict=True):
+        engine.submit(Request(prompt, n, GREEDY))
+    engine.step()
     with pytest.raises(UserError, match="are not finite"):
-        decoded(engine, [Request([i, 2, 3, 4, i, 6], 9, GREEDY) for i in range(4)])
+        list(engine.run())
     assert engine.is_idle
-    assert (engine.n_active, engine.n_waiting) == (0, 0)
-    model.transformer.wpe.weight.data[12] = good
-    assert engine.step() == []
-    assert decoded(engine, [Request([i, 2, 3, 4, i, 6], 4, GREEDY) for i in range(4)]) == expected
+    assert (engine.n_active, engine.n_waiting, engine.step()) == (0, 0, [])
+    assert engine.cache.k.isfinite().all()
+    assert engine.cache.v.isfinite().all()
+    model.transformer.wpe.weight.data[10] = good
+    assert decoded(engine, [Request(prompt, 2, GREEDY) for prompt in prompts]) == expected
 
 
 def test_a_model_in_bfloat16_decodes_too() -> None:

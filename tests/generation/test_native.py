@@ -188,3 +188,34 @@ def test_without_a_compiler_the_texts_are_the_same(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(native, "compiled", native.compiled.__wrapped__)
     assert Engine(model).native is None
     assert ids() == with_it
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "right", "wrong"),
+    [
+        ("float32", "1.0f / sqrtf((float)size)", "1.01f / sqrtf((float)size)"),
+        ("float32", "if (B - b == 1)", "if (B - b == 9)"),
+        ("int8", "if (m.scales) sum *=", "if (m.scales) sum /="),
+    ],
+)
+def test_a_library_that_computes_something_else_is_not_used(
+    dtype: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    source = native.SOURCE.read_text()
+    assert source.count(right) == 1
+    (tmp_path / "decode.c").write_text(source.replace(right, wrong))
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "decode.c")
+    monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:]))  # compiles faster
+    monkeypatch.setattr(native, "compiled", native.compiled.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = for_decoding(random_model(), "float32", "int8" if dtype == "int8" else "none")
+    assert Engine(model).native is None
+    assert list(tmp_path.glob("gpt2/decode-*.so")), "it was compiled"
+
+
+@needs_compiler
+def test_loading_a_library_draws_no_random_numbers() -> None:
+    before = torch.random.get_rng_state()
+    assert compiled.__wrapped__("float32") is not None
+    assert torch.equal(torch.random.get_rng_state(), before)

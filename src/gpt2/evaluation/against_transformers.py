@@ -12,6 +12,7 @@ from gpt2.formats.export import fit, logits_of, probe
 from gpt2.formats.huggingface import config_values, huggingface_tensors
 from gpt2.generation.engine import complete
 from gpt2.generation.sampling import Sampling
+from gpt2.generation.weights import Quantize, for_decoding
 from gpt2.model import GPT
 
 GREEDY_TOKENS = 50
@@ -30,6 +31,8 @@ class Comparison:
     """Largest absolute difference of a logit."""
     logit_scale: float
     """Largest absolute logit of transformers."""
+    same_likeliest: float
+    """Share of the positions at which the same token is the likeliest one."""
     loss: float
     """Mean cross-entropy of this program's model, in nats per token; NaN if the context has one token."""
     transformers_loss: float
@@ -51,6 +54,7 @@ class Comparison:
             "agrees": self.agrees,
             "logit_difference": self.logit_difference,
             "logit_scale": self.logit_scale,
+            "same_likeliest": self.same_likeliest,
             "loss": self.loss,
             "their_loss": self.transformers_loss,
             "greedy": self.greedy,
@@ -59,9 +63,10 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(model: GPT, log: Log) -> Comparison:
-    """Compute logits, loss and greedy tokens with both implementations, in float32 on the CPU.
+def compare(model: GPT, log: Log, dtype: str = "float32", quantize: Quantize = "none") -> Comparison:
+    """Compute logits, loss and greedy tokens with both implementations, on the CPU.
 
+    transformers computes in float32. dtype, quantize: how this program's model is stored; see `for_decoding`.
     `log` receives a line about what the model lacks and transformers' model has. Raises UserError where transformers
     is not installed.
     """
@@ -80,16 +85,18 @@ def compare(model: GPT, log: Log) -> Comparison:
     reference.eval()
 
     ids = probe(model.config, None)
-    logits, reference_logits = logits_of(model, ids), reference(ids).logits
+    stored = for_decoding(model, dtype, quantize)
+    logits, reference_logits = logits_of(stored, ids), reference(ids).logits
     length = max(1, min(PROMPT_TOKENS, model.config.block_size // 2))
     prompt = ids[:1, :length]
     count = min(GREEDY_TOKENS, model.config.block_size - length)
     return Comparison(
         logit_difference=(logits - reference_logits).abs().max().item(),
         logit_scale=reference_logits.abs().max().item(),
+        same_likeliest=(logits.argmax(-1) == reference_logits.argmax(-1)).double().mean().item(),
         loss=_loss(logits, ids),
         transformers_loss=_loss(reference_logits, ids),
-        greedy=complete(model, prompt.tolist(), count, Sampling(temperature=0))[0],
+        greedy=complete(stored, prompt.tolist(), count, Sampling(temperature=0))[0],
         transformers_greedy=_generated(reference, prompt, count),
     )
 

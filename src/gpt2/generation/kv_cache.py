@@ -31,11 +31,6 @@ class KVMemory:
         for memory in (self.k, self.v):
             memory[:, target, :, :length] = memory[:, source, :, :length]
 
-    def exchange(self, a: int, b: int, length: int) -> None:
-        """Exchange the first `length` positions of two slots."""
-        for memory in (self.k, self.v):
-            memory[:, [a, b], :, :length] = memory[:, [b, a], :, :length]
-
     def read(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Return copies of the keys and values of positions start … end - 1, (n_layer, nh, end - start, hs) each."""
         return self.k[:, slot, :, start:end].clone(), self.v[:, slot, :, start:end].clone()

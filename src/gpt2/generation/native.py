@@ -1,8 +1,8 @@
 """Compiles `decode.c` with the system's C compiler and calls it, for the decoding steps of plain models on a CPU.
 
 PyTorch takes 2 to 3 ms to start the operations of a step of the 124M model, and its products with few rows read
-memory at half the speed that they could. Where there is no compiler, or a model has layers of other kinds, the engine
-computes its steps with PyTorch.
+memory at half the speed that they could. Where there is no compiler, a model has layers of other kinds, or the code
+that was compiled computes something else than PyTorch, the engine computes its steps with PyTorch.
 """
 
 import ctypes
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt2.generation.kv_cache import KVMemory
-from gpt2.generation.weights import Matrix
-from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, LayerNorm
+from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.weights import Matrix, for_decoding
+from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, GPTConfig, LayerNorm
 
 SOURCE = Path(__file__).with_name("decode.c")
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-associative-math", "-fopenmp", "-fPIC")
@@ -143,7 +143,10 @@ def hooks(module: nn.Module) -> bool:
 
 @functools.cache
 def compiled(dtype: str) -> Any | None:
-    """Return the library for matrices of a dtype, compiled once per machine; None if that is not possible."""
+    """Return the library for matrices of a dtype, compiled once per machine; None if that is not possible.
+
+    A library that computes something else than PyTorch, as after a fault of the compiler, is not used.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -153,7 +156,31 @@ def compiled(dtype: str) -> Any | None:
     except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home folder
         return None
     library.decode.restype = None
-    return library
+    return library if computes_the_model(library, dtype) else None
+
+
+@torch.inference_mode()
+def computes_the_model(library: Any, dtype: str) -> bool:
+    """Return whether a library gives PyTorch's logits for five texts and a tiny model. It takes milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # a new model draws initial weights
+        model = GPT(GPTConfig(block_size=20, vocab_size=37, n_layer=1, n_head=2, n_embd=40)).eval()
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    stored = for_decoding(model, *(("float32", "int8") if dtype == "int8" else (dtype, "none")))
+    for name, layer in stored.named_modules():
+        if isinstance(layer, Matrix):  # the model gets the values that are stored
+            weight = layer.weight.float() if layer.scales is None else layer.weight * layer.scales[:, None]
+            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator,union-attr]
+    ids, positions = torch.arange(5), [0, 3, 19, 7, 16]
+    memory, expected_memory = (KVMemory(model.config, 5, torch.device("cpu"), torch.float32) for _ in range(2))
+    for tensor, other in ((memory.k, expected_memory.k), (memory.v, expected_memory.v)):
+        other.copy_(tensor.copy_(torch.randn(tensor.shape, generator=generator)))
+    window = KVCache(expected_memory, 0, positions, 1)
+    expected = model.head(model.hidden(ids[:, None], window.mask, window, window.positions)[:, 0])
+    found = NativeStep(stored, memory, library).logits(ids, positions)
+    pairs = ((found, expected), (memory.k, expected_memory.k), (memory.v, expected_memory.v))
+    return all(torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().max())) for a, b in pairs)
 
 
 def _compile(compiler: str, dtype: str) -> Path:

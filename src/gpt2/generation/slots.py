@@ -113,7 +113,8 @@ class Slots:
         slot, target = self.texts.index(text), self.n_ready
         if slot != target:
             other = self.texts[target]
-            self.cache.exchange(slot, target, max(text.cached, other.cached))
+            assert other.cached == 0, "a window is computed completely before the next one"
+            self.cache.copy(slot, target, text.cached)
             self.texts[slot], self.texts[target] = other, text
         self.n_ready += 1
         return target

@@ -96,6 +96,21 @@ def engine_for(model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], **
     return Engine(model, vocab_size=min(tokenizer.vocab_size, model.config.vocab_size), **settings)
 
 
+def decode_with(
+    model: GPT, tokenizer: Tokenizer, requests: Sequence[Request], stops: Sequence[str] = (), **changes: Any
+) -> Iterator[Piece]:
+    """Decode requests with a model in evaluation mode, whose mode is as before at the end; see `decode`.
+
+    changes: settings of `Engine`. Raises UserError if the model gives no finite numbers.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        yield from decode(engine_for(model, tokenizer, requests, **changes), tokenizer, requests, stops)
+    finally:
+        model.train(was_training)
+
+
 def stream_text(
     model: GPT, tokenizer: Tokenizer, prompt: str = "", *, stop: Sequence[str] = (), **settings: Any
 ) -> Iterator[str]:
@@ -105,15 +120,9 @@ def stream_text(
     `stop`, or after max_new_tokens. settings: those of `request_for`. Raises UserError for invalid settings and for a
     prompt that the tokenizer cannot encode.
     """
-    request = request_for(tokenizer, prompt, **settings)
-    was_training = model.training
-    model.eval()
-    try:
-        for piece in decode(engine_for(model, tokenizer, [request]), tokenizer, [request], stop):
-            if piece.text:
-                yield piece.text
-    finally:
-        model.train(was_training)
+    for piece in decode_with(model, tokenizer, [request_for(tokenizer, prompt, **settings)], stop):
+        if piece.text:
+            yield piece.text
 
 
 @overload
@@ -131,13 +140,8 @@ def generate(
     prompts = prompt if isinstance(prompt, list) else [prompt]
     requests = [request_for(tokenizer, one, **settings) for one in prompts]
     texts = [""] * len(requests)
-    was_training = model.training
-    model.eval()
-    try:
-        for piece in decode(engine_for(model, tokenizer, requests), tokenizer, requests, stop):
-            texts[piece.number] += piece.text
-    finally:
-        model.train(was_training)
+    for piece in decode_with(model, tokenizer, requests, stop):
+        texts[piece.number] += piece.text
     return texts if isinstance(prompt, list) else texts[0]
 
 

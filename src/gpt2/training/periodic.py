@@ -4,19 +4,21 @@ An object has `due`, which says whether it is its turn at the step that the run 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Protocol
 
 from gpt2 import checkpoint
 from gpt2.evaluation.choices import choose
 from gpt2.evaluation.loss import Progress, evaluate_loss, no_progress
-from gpt2.generation.text import stream_text
+from gpt2.generation.text import decode_with, request_for
 from gpt2.training.budget import evaluations_since
 from gpt2.training.run import Run
 from gpt2.training.session import Session
 
 SAMPLE_SEPARATOR = "\n---------------\n"
+SAMPLES_TOGETHER = 8
+"""Largest number of samples that are decoded together, because the keys and values of each need memory."""
 
 
 class Periodic(Protocol):
@@ -156,34 +158,28 @@ class Sampling:
 def sample_texts(run: Run, check: Callable[[], None] = lambda: None) -> str:
     """Return continuations of every prompt, with the same seeds at every step. All processes compute the same ones.
 
-    check: called after each piece of text; an exception that it raises ends the sampling.
+    check: called after each token of each text; an exception that it raises ends the sampling.
     """
-    return SAMPLE_SEPARATOR.join(
-        prompt + "".join(_checked(_sample(run, prompt, number), check))
-        for prompt in run.prompts
-        for number in range(run.config.num_samples)
-    )
-
-
-def _sample(run: Run, prompt: str, number: int) -> Iterator[str]:
-    """Yield the pieces of sample `number` of a prompt, without the prompt."""
     config = run.config
-    return stream_text(
-        run.model,
-        run.tokenizer,
-        prompt,
-        max_new_tokens=config.sample_tokens,
-        temperature=config.sample_temperature,
-        top_k=config.sample_top_k,
-        top_p=config.sample_top_p,
-        seed=(config.seed + number) % (1 << 63),
-    )
-
-
-def _checked(pieces: Iterator[str], check: Callable[[], None]) -> Iterator[str]:
-    for piece in pieces:
-        yield piece
+    texts = [prompt for prompt in run.prompts for _ in range(config.num_samples)]
+    requests = [
+        request_for(
+            run.tokenizer,
+            prompt,
+            max_new_tokens=config.sample_tokens,
+            temperature=config.sample_temperature,
+            top_k=config.sample_top_k,
+            top_p=config.sample_top_p,
+            seed=(config.seed + number) % (1 << 63),
+        )
+        for prompt in run.prompts
+        for number in range(config.num_samples)
+    ]
+    slots = min(len(requests), SAMPLES_TOGETHER)
+    for piece in decode_with(run.model, run.tokenizer, requests, slots=slots):
+        texts[piece.number] += piece.text
         check()
+    return SAMPLE_SEPARATOR.join(texts)
 
 
 class Saving:
