@@ -27,6 +27,7 @@ from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched, is_main_process
+from gpt2.cli.lens import lens
 from gpt2.cli.list_ import list_
 from gpt2.cli.plan import plan
 from gpt2.cli.plot import plot
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sample": sample,
     "plot": plot,
     "report": report,
+    "lens": lens,
     "export": export,
     "import": import_,
     "validate": validate,
@@ -86,7 +88,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": ("demo", "list", "doctor"),
     "Data": ("prepare", "inspect", "tokenizer"),
     "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
-    "Look": ("plot", "report"),
+    "Look": ("plot", "report", "lens"),
     "Use": ("sample", "export", "import"),
     "Check": ("eval", "validate", "bench"),
     "Other": ("completion", "--help", "--version"),
