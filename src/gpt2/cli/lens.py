@@ -24,7 +24,7 @@ def lens(
     other: str | None = None,
     dataset: DatasetArg | None = None,
     shortest: Annotated[int, within(1, 1000)] = 5,
-    top: Annotated[int, within(1, 100)] = 5,
+    top: Annotated[int, within(2, 100)] = 5,
     out: Annotated[Path | None, OUTPUT, Parameter(name=["--out", "-o"])] = None,
     tokenizer: TokenizerArg = None,
     data_dir: DataDirArg = "data",

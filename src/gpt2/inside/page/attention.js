@@ -12,19 +12,19 @@ export function attentionView(data, container, selection) {
   const grid = make("div", { class: "heads", role: "group", "aria-label": "All heads; arrow keys move, Enter chooses" });
   grid.style.setProperty("--heads", heads);
   const buttons = [];
-  for (let layer = 0; layer < layers; layer++) {
+  for (let layer = layers - 1; layer >= 0; layer--) {
     grid.append(make("span", { class: "layer", "aria-hidden": "true" }, layer + 1));
     for (let head = 0; head < heads; head++) {
       const index = layer * heads + head, name = `layer ${layer + 1}, head ${head + 1}: ${habit(weight, index, size)}`;
-      const button = make("button", { type: "button", tabindex: index ? "-1" : "0", "aria-label": name, title: name,
-        onclick: () => choose(index) }, make("canvas", { "aria-hidden": "true" }));
-      buttons.push(button);
+      const button = make("button", { type: "button", "aria-label": name, title: name, onclick: () => choose(index) },
+        make("canvas", { "aria-hidden": "true" }));
+      buttons[index] = button;
       grid.append(button);
     }
   }
   grid.addEventListener("keydown", (event) => {
     const index = buttons.indexOf(event.target);
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads, ArrowDown: heads }[event.key];
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: heads, ArrowDown: -heads }[event.key];
     if (index < 0 || !step || !buttons[index + step]) return;
     event.preventDefault();
     focusOn(buttons, index + step);
@@ -42,7 +42,7 @@ export function attentionView(data, container, selection) {
     },
   });
   container.append(
-    make("p", { class: "none" }, "Each row of a picture is a position, and each column a position that it attends to. "
+    make("p", { class: "none" }, "Each row of a picture is a position, each column a position that it attends to. The last layer is on top. "
       + `Darker or brighter is more, by the square root of the weight.${size < data.ids.length
         ? ` Shown are the first ${size} of ${data.ids.length} tokens.` : ""}`),
     grid, make("div", { class: "head" }, make("div", {}, title, said, picture, readout), row.element));

@@ -60,7 +60,7 @@ function drawn(data, t) {
   });
   return [
     make("p", { class: "sum" }, `logit of ${target} − logit of ${other} = `, make("b", {}, signed(found.logit.values[t]))),
-    make("div", { class: "wide" }, make("table", { class: "bars" },
+    make("div", { class: "wide whole" }, make("table", { class: "bars" },
       make("caption", {}, "The largest parts"), make("tbody", {}, ...bars))),
     make("h3", {}, "All heads and MLPs"), grid,
   ];
