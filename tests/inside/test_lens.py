@@ -126,7 +126,7 @@ def test_the_modules_import_only_what_was_joined_before_and_what_is_exported() -
 def test_a_page_holds_what_the_json_holds_in_fewer_bytes(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "MOST_WEIGHTS", 6 * 50)  # 10 tokens: 6 heads have 55 weights each
     ids = list(TEXT.encode())
-    made = Analysis("m", model, ByteTokenizer(), ids, lambda *work: None)
+    made = Analysis(HOSTILE, model, ByteTokenizer(), ids, lambda *work: None)
     made.add_text()
     values = made.finished()
     weights = attention_weights(model, torch.tensor([ids]))[:, 0, :, :10, :10].numpy()
@@ -145,7 +145,10 @@ def test_a_page_holds_what_the_json_holds_in_fewer_bytes(model: GPT, monkeypatch
         for key in range(query + 1):
             assert triangles[:, :, position] / 255 == pytest.approx(weights[:, :, query, key], abs=0.5 / 255 + 1e-6)
             position += 1
-    assert "<title>m · gpt2</title>" in page(values)
+    text = page(values)
+    assert text.count("<script") == 2 and text.count("<title") == 1
+    data = re.search(r"<script type=application/json id=data>(.*?)</script>", text, re.DOTALL)
+    assert data is not None and json.loads(data[1])["model"] == HOSTILE
 
 
 @pytest.mark.parametrize(

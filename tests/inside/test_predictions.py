@@ -48,6 +48,14 @@ def test_losses_ranks_and_entropies_are_those_of_the_definition(model: GPT, text
     assert len(found.loss) == len(found.rank) == 23
 
 
+def test_equal_tokens_share_the_best_rank_and_dropout_is_off(text: Tensor) -> None:
+    model = varied(replace(CONFIG, dropout=0.5))
+    assert torch.equal(losses(model, text).loss, losses(varied(), text).loss)
+    model.transformer.ln_f.weight.data.zero_()
+    model.transformer.ln_f.bias.data.zero_()
+    assert losses(model, text).rank.tolist() == [1] * 23
+
+
 def test_the_mean_loss_is_that_of_the_model(model: GPT, text: Tensor) -> None:
     mean = losses(model, text).loss.mean().item()
     assert mean == pytest.approx(model.eval()(text[None, :-1], text[None, 1:])[1].item(), abs=1e-6)

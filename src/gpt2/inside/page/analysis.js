@@ -8,6 +8,7 @@ import { readView } from "./read.js";
 import { make, selectionOf, tokenRow, tokenAt, quoted, unpacked } from "./shared.js";
 
 // Shows an analysis, as `gpt2 lens --json` prints it but with packed arrays, in a container.
+// The fragment of the address may name a tab and a token, as in page.html#Inside/12.
 export function showAnalysis(packed, container) {
   const data = unpacked(packed), selection = selectionOf(data.ids.length);
   const views = { Read: make("div"), Inside: make("div") };
@@ -46,7 +47,9 @@ export function showAnalysis(packed, container) {
     if (name === "Read") readView(data, views.Read, selection);
     else inside(data, views.Inside, selection);
   }
-  open("Read");
+  const [name, token] = location.hash.slice(1).split("/");
+  if (/^\d+$/.test(token)) selection.choose(+token);
+  open(names.includes(name) ? name : "Read");
 }
 
 function inside(data, container, selection) {
