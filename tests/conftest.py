@@ -2,15 +2,20 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from browsing import CHROMIUM, DESKTOP
 from hypothesis import settings
 
 from gpt2.data.prepare import prepare
 from gpt2.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -122,3 +127,38 @@ def gpt2_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
         return int(exit_.value.code or 0), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A Chromium that is installed already; tests that need it are skipped without it, and without Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("needs Chromium in the PATH")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
+    """Opens a page; at the end of the test it must have complained of nothing and asked nobody but its own server."""
+    contexts, complaints, asked = [], [], []
+
+    def open_page(address: str, viewport: dict[str, int] = DESKTOP, scheme: str = "light") -> "Page":
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        contexts.append(context)
+        context.on("request", lambda request: asked.append(request.url))
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(address)
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text] == []  # of a server that has gone
+    assert asked
+    assert [url for url in asked if not url.startswith(("file://", "http://127.0.0.1:", "data:,"))] == []

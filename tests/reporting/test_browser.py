@@ -1,58 +1,14 @@
 """The report in a real browser: needs Playwright and a Chromium that is installed already."""
 
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from browsing import DESKTOP, PHONE, contrast, luminance
 from logs import HOSTILE, long_run, write_log
 
 from gpt2.reporting.figures import report_on
 from gpt2.reporting.live import served
 from gpt2.reporting.page import page
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    if not CHROMIUM:
-        pytest.skip("needs Chromium in the PATH")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
-    """Opens a page; at the end of the test it must have complained of nothing and asked nobody but its own server."""
-    contexts, complaints, asked = [], [], []
-
-    def open_page(address: str, viewport: dict[str, int] = DESKTOP, scheme: str = "light") -> "Page":
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
-        contexts.append(context)
-        context.on("request", lambda request: asked.append(request.url))
-        tab = context.new_page()
-        tab.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.goto(address)
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [text for text in complaints if "ERR_CONNECTION_REFUSED" not in text] == []  # of a server that has gone
-    assert asked
-    assert [url for url in asked if not url.startswith(("file://", "http://127.0.0.1:", "data:,"))] == []
 
 
 @pytest.fixture(scope="module")
@@ -116,29 +72,21 @@ def test_a_term_is_explained_where_it_has_the_focus(opened, report_file: str) ->
     assert "FLOPs" in tab.evaluate(shown)
 
 
-def luminance(color: str) -> float:
-    """Of an opaque rgb(r, g, b), relative, by WCAG 2."""
-    parts = [int(part) / 255 for part in color.removeprefix("rgb(").removesuffix(")").split(",")]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_curves_stand_out_in_both_colour_schemes(opened, report_file: str, scheme: str) -> None:
     """WCAG 2 asks for 4.5 of text and 3 of graphics."""
     tab = opened(report_file, PHONE, scheme)
 
-    def seen(selector: str, style: str) -> float:
-        return luminance(tab.evaluate(f"getComputedStyle(document.querySelector({selector!r}))[{style!r}]"))
+    def seen(selector: str, style: str) -> str:
+        return tab.evaluate(f"getComputedStyle(document.querySelector({selector!r}))[{style!r}]")
 
     card = seen("figure", "backgroundColor")
-    assert (card > 0.5) == (scheme == "light")
+    assert (luminance(card) > 0.5) == (scheme == "light")
     for selector, style, least in (
         ("body", "color", 4.5), (".legend", "color", 4.5), (".plot .x", "color", 4.5), (".best td", "color", 4.5),
         (".plot .train", "stroke", 3), (".plot .val", "stroke", 3),
     ):  # fmt: skip
-        brighter, darker = sorted((seen(selector, style), card), reverse=True)
-        assert (brighter + 0.05) / (darker + 0.05) >= least, selector
+        assert contrast(seen(selector, style), card) >= least, selector
 
 
 def test_values_are_read_with_the_pointer_and_with_keys(opened, report_file: str) -> None:

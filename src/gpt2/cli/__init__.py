@@ -27,6 +27,7 @@ from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
 from gpt2.cli.launch import is_launched, is_main_process
+from gpt2.cli.lens import lens
 from gpt2.cli.list_ import list_
 from gpt2.cli.misread import DASH, explained
 from gpt2.cli.plan import plan
@@ -70,6 +71,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "explain": explain,
     "plot": plot,
     "report": report,
+    "lens": lens,
     "export": export,
     "import": import_,
     "validate": validate,
@@ -90,7 +92,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": ("demo", "list", "doctor"),
     "Data": ("prepare", "inspect", "tokenizer"),
     "Train": ("plan", "train", "show", "compare", "prune", "sweep"),
-    "Look": ("explain", "plot", "report"),
+    "Look": ("explain", "plot", "report", "lens"),
     "Use": ("sample", "serve", "export", "import"),
     "Check": ("eval", "validate", "bench"),
     "Other": ("completion", "--help", "--version"),

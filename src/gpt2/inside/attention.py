@@ -1,20 +1,20 @@
 """The attention weights of every head."""
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from gpt2.model import GPT, Block, CausalSelfAttention
+from gpt2.inside.forward import blocks_of, reading
+from gpt2.model import GPT, CausalSelfAttention
 
 
-@torch.no_grad()
 def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return how much every position attends to every other one: (n_layer, B, nh, T, T), each last axis sums to 1.
 
     idx: int64 (B, T). mask: bool (B, 1, T, T) as in `GPT.forward`; None is causal attention. Dropout is off. Weights
-    are computed from the inputs of each layer, since fused attention never has them in memory.
+    are computed from the inputs of each layer, since fused attention never has them in memory. Raises UserError for a
+    model with replaced parts.
     """
     T = idx.size(1)
     allowed = torch.ones(T, T, dtype=torch.bool, device=idx.device).tril() if mask is None else mask
@@ -27,13 +27,11 @@ def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Te
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
         found.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1))
 
-    hooks = [cast(Block, block).attn.register_forward_pre_hook(compute) for block in model.transformer.h]
-    was_training = model.training
-    model.eval()
-    try:
-        model.hidden(idx, mask)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with reading(model):
+        hooks = [block.attn.register_forward_pre_hook(compute) for block in blocks_of(model)]
+        try:
+            model.hidden(idx, mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
     return torch.stack(found)

@@ -20,25 +20,31 @@ MOST_ENTRIES = 100
 """Evaluations or incidents that are shown; of more, some that are spread evenly."""
 
 
-def frame(title: str, content: str, live: bool = False) -> str:
-    """Return the complete page. live: whether it asks its server for new content again and again."""
+def frame(title: str, content: str, live: bool = False, styles: str = "", module: str | None = None) -> str:
+    """Return the complete page.
+
+    live: whether it asks its server for new content again and again. styles: CSS rules of this page alone. module: an
+    ES module that runs in place of the reports' script.
+    """
+    tag, script = ("<script>", _file("page.js")) if module is None else ("<script type=module>", module)
     return (
         f"<!doctype html><html lang=en{' data-live' if live else ''}><head><meta charset=utf-8>"
-        f'<meta http-equiv=Content-Security-Policy content="{content_policy()}">'
+        f'<meta http-equiv=Content-Security-Policy content="{content_policy(module)}">'
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
-        f"<title>{escape(printable(title))} · gpt2</title><style>{style.css()}\n{_file('page.css')}</style></head>"
-        f"<body><main>{content}</main><script>{_file('page.js')}</script></body></html>\n"
+        f"<title>{escape(printable(title))} · gpt2</title>"
+        f"<style>{style.css()}\n{_file('page.css')}{styles}</style></head>"
+        f"<body><main>{content}</main>{tag}{script}</script></body></html>\n"
     )
 
 
 @cache
-def content_policy() -> str:
-    """Return the page's Content-Security-Policy.
+def content_policy(script: str | None = None) -> str:
+    """Return the Content-Security-Policy of a page with this script, by default that of the reports.
 
     Texts of a run are escaped. Should one slip through, the browser still runs no script but the page's own, and
     asks no other server.
     """
-    digest = base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256((script or _file("page.js")).encode()).digest()).decode()
     scripts, styles = f"script-src 'sha256-{digest}'", "style-src 'unsafe-inline'"
     return f"default-src 'none'; {styles}; {scripts}; connect-src 'self'; img-src data:"
 

@@ -52,6 +52,9 @@ class Palette:
     bad: str
     series: tuple[str, ...]
     """Colours of several runs (or splits, or phases) next to each other."""
+    scale: tuple[str, ...]
+    """Colours of a quantity from its least to its largest value, which differ in lightness, also for colour-blind
+    people. They begin with the card's: ColorBrewer's YlGnBu in the light scheme, matplotlib's viridis in the dark."""
 
     def of_kind(self, kind: Kind) -> str:
         """Return the colour of a kind of line where one run is drawn."""
@@ -67,11 +70,17 @@ LIGHT = Palette(
     page="#fbfbfa", card="#ffffff", text="#1d2330", quiet="#5d6675", rule="#e3e5ea", grid="#e9ebef",
     train="#2563c9", val="#c2410c", third="#0f766e", band="#0f766e", good="#11703c", bad="#b3261e",
     series=("#2563c9", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#7a6a00", "#475569", "#92532b"),
+    scale=(
+        "#ffffff", "#edf8b1", "#c7e9b4", "#7fcdbb", "#41b6c4", "#1d91c0", "#225ea8", "#253494", "#081d58",
+    ),
 )  # fmt: skip
 DARK = Palette(
     page="#12151b", card="#1a1e26", text="#e4e7ec", quiet="#9aa4b2", rule="#2b313c", grid="#272d37",
     train="#7aaefc", val="#ffa266", third="#4fd1bd", band="#4fd1bd", good="#6fd39a", bad="#ff938a",
     series=("#7aaefc", "#ffa266", "#4fd1bd", "#c4a5ff", "#ff8fc0", "#d9c74a", "#a8b3c4", "#d6a06a"),
+    scale=(
+        "#1a1e26", "#443a83", "#365c8d", "#277f8e", "#1fa187", "#35b779", "#6ece58", "#b5de2b", "#fde725",
+    ),
 )  # fmt: skip
 
 
@@ -92,6 +101,7 @@ def css() -> str:
     rules += [
         f".s{i}{{color:var(--series{i});fill:currentColor;stroke:currentColor}}" for i in range(len(LIGHT.series))
     ]
+    rules += [f".v{i}{{background:var(--scale{i});color:var(--ink{i})}}" for i in range(len(LIGHT.scale))]
     rules.append(f".band{{fill:var(--band);opacity:{BAND_OPACITY:g}}}")
     return "\n".join(rules)
 
@@ -99,7 +109,20 @@ def css() -> str:
 def _variables(palette: Palette) -> str:
     colours = {name: value for name, value in vars(palette).items() if isinstance(value, str)}
     colours |= {f"series{i}": value for i, value in enumerate(palette.series)}
+    colours |= {f"scale{i}": value for i, value in enumerate(palette.scale)}
+    colours |= {f"ink{i}": ink(value) for i, value in enumerate(palette.scale)}
     return "".join(f"--{name}:{value};" for name, value in colours.items())
+
+
+def ink(background: str) -> str:
+    """Return black or white, whichever is easier to read on a background, all as #rrggbb.
+
+    It is the one with the larger contrast ratio of WCAG 2, which compares relative luminances.
+    """
+    parts = [int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
 
 def short(value: float) -> str:

@@ -1,0 +1,230 @@
+// What all views share: packed arrays, elements, colours, the chosen token, a row of tokens and a grid of cells.
+
+export const LEVELS = 9;
+// Positions that a grid shows next to each other.
+export const MOST_COLUMNS = 32;
+
+// An array is packed as { dtype, shape, base64 }, in little endian, and becomes { shape, values }.
+export function unpacked(value) {
+  if (Array.isArray(value) || value === null || typeof value !== "object") return value;
+  if (typeof value.base64 === "string") {
+    const bytes = Uint8Array.from(atob(value.base64), (character) => character.charCodeAt(0));
+    const kinds = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
+    return { shape: value.shape, values: new kinds[value.dtype](bytes.buffer) };
+  }
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, unpacked(inner)]));
+}
+
+// The element of an unpacked array at some indices.
+export function at({ shape, values }, ...indices) {
+  return values[indices.reduce((offset, index, axis) => offset * shape[axis] + index, 0)];
+}
+
+// A new element. Names of attributes that begin with "on" are events; children are elements or texts, never HTML.
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// The token that all views are about: 0 is the first one, and the number of tokens stands for what comes next.
+export function selectionOf(count) {
+  const listeners = new Set();
+  return {
+    token: Math.min(1, count),
+    choose(token) {
+      const chosen = Math.min(count, Math.max(0, token));
+      if (chosen === this.token) return;
+      this.token = chosen;
+      for (const listener of listeners) listener(chosen);
+    },
+    listen(listener) {
+      listeners.add(listener);
+      listener(this.token);
+    },
+  };
+}
+
+export function textOf(data, id) {
+  return data.vocabulary[id] ?? `<${id}>`;
+}
+
+// The text of the token at an index of the text; after the last one comes the next one, which is not known.
+export function tokenAt(data, token) {
+  return token < data.ids.length ? textOf(data, data.ids[token]) : "▸";
+}
+
+// White space and control characters as characters that can be seen.
+export function visible(text) {
+  const shown = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
+  return text.replace(/[\n\t\r]/g, (c) => shown[c]).replace(/[\u0000-\u001f\u007f]/g, "�");
+}
+
+export function quoted(text) {
+  return `“${visible(text).replace(/ /g, "␣")}”`;
+}
+
+export function percent(share) {
+  return share >= 0.9995 ? "100%" : share >= 0.1 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toPrecision(2)}%`;
+}
+
+export function signed(value, digits = 2) {
+  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+}
+
+// The class of a colour for a share from 0 to 1.
+export function level(share) {
+  return `v${Math.max(0, Math.min(LEVELS - 1, Math.round(share * (LEVELS - 1))))}`;
+}
+
+// 256 colours from 0 to 1, between those of the style sheet: [red, green, blue] each.
+export function colourTable() {
+  const style = getComputedStyle(document.documentElement);
+  const stops = Array.from({ length: LEVELS }, (_, i) => {
+    const hex = style.getPropertyValue(`--scale${i}`).trim();
+    return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+  });
+  return Array.from({ length: 256 }, (_, i) => {
+    const where = (i / 255) * (LEVELS - 1), low = Math.min(LEVELS - 2, Math.floor(where));
+    return stops[low].map((from, channel) => Math.round(from + (where - low) * (stops[low + 1][channel] - from)));
+  });
+}
+
+export function onSchemeChange(draw) {
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+}
+
+export function scaleLegend(low, high) {
+  const boxes = Array.from({ length: LEVELS }, (_, i) => make("i", { class: `v${i}` }));
+  return make("p", { class: "scale" }, low, make("span", { "aria-hidden": "true" }, ...boxes), high);
+}
+
+// Radio buttons that call `choose` with the chosen name. options: { name: label }.
+export function choices(legend, name, options, choose) {
+  const labels = Object.entries(options).map(([value, label], i) =>
+    make("label", {}, make("input", { type: "radio", name, value, checked: i === 0, onchange: () => choose(value) }), label));
+  return make("fieldset", { class: "axes" }, make("legend", {}, legend), ...labels);
+}
+
+// Moves the focus between elements of a list by `step`, of which only one is reached with Tab.
+export function focusOn(elements, index, options = {}) {
+  const target = elements[Math.max(0, Math.min(elements.length - 1, index))];
+  for (const element of elements) element.tabIndex = element === target ? 0 : -1;
+  if (options.silent !== true) target?.focus();
+  return target;
+}
+
+// The text as tokens of which one is chosen with the pointer or arrow keys.
+// look(token) gives { level, label }: the class of its colour, and what a screen reader says about it.
+export function tokenRow(data, selection, label, { look, hover = () => {} }) {
+  const count = data.ids.length;
+  const box = make("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": label });
+  const prefix = `t${Math.random().toString(36).slice(2)}-`;
+  const spans = Array.from({ length: count + 1 }, (_, token) => {
+    const text = tokenAt(data, token);
+    const shown = text.includes("\n") ? visible(text).replace(/⏎/g, "⏎\n") : visible(text);
+    const span = make("span", { role: "option", id: prefix + token, "data-token": token }, shown || "∅");
+    if (token === count) span.classList.add("next");
+    return span;
+  });
+  box.append(...spans);
+  const tokenOf = (event) => event.target.closest?.("[data-token]")?.dataset.token;
+  box.addEventListener("click", (event) => tokenOf(event) !== undefined && selection.choose(+tokenOf(event)));
+  box.addEventListener("pointerover", (event) => tokenOf(event) !== undefined && hover(+tokenOf(event)));
+  box.addEventListener("pointerleave", () => hover(null));
+  box.addEventListener("keydown", (event) => {
+    const steps = {
+      ArrowLeft: () => selection.token - 1, ArrowRight: () => selection.token + 1, Home: () => 0, End: () => count,
+      ArrowUp: () => onOtherLine(spans, selection.token, -1), ArrowDown: () => onOtherLine(spans, selection.token, 1),
+    };
+    if (!steps[event.key]) return;
+    event.preventDefault();
+    selection.choose(steps[event.key]());
+  });
+  let chosen = null;
+  selection.listen((token) => {
+    chosen?.setAttribute("aria-selected", "false");
+    chosen = spans[token];
+    chosen.setAttribute("aria-selected", "true");
+    box.setAttribute("aria-activedescendant", chosen.id);
+    const inside = chosen.getBoundingClientRect(), outside = box.getBoundingClientRect();
+    if (inside.top < outside.top || inside.bottom > outside.bottom) box.scrollTop += inside.top - outside.top - 20;
+  });
+  const paint = () => spans.forEach((span, token) => {
+    const { level: name, label: said } = look(token);
+    span.className = `${token === count ? "next " : ""}${name ?? ""}`;
+    span.setAttribute("aria-label", said);
+  });
+  paint();
+  return { element: box, paint };
+}
+
+// The token of the line above or below that is nearest to a token.
+function onOtherLine(spans, token, direction) {
+  const here = spans[token].getClientRects()[0];
+  let best = token, distance = Infinity, line = null;
+  for (let other = token + direction; other >= 0 && other < spans.length; other += direction) {
+    const there = spans[other].getClientRects()[0];
+    if (!there || Math.abs(there.top - here.top) < there.height / 2) continue;
+    line ??= there.top;
+    if (Math.abs(there.top - line) > there.height / 2) break;
+    const away = Math.abs(there.left - here.left);
+    if (away < distance) [best, distance] = [other, away];
+  }
+  return best;
+}
+
+// A table of coloured cells in which arrow keys move.
+// rows and columns: { text, title } each. cell(row, column) gives { text, level or value, label, isMarked }, where a
+// value from -1 to 1 has a colour for its sign. choose(row, column) is called for a cell with the focus.
+export function cellGrid({ label, corner, rows, columns, cell, choose = () => {}, chosenColumn = null }) {
+  const head = make("tr", {}, make("th", { scope: "col" }, corner), ...columns.map(({ text, title }, c) =>
+    make("th", { scope: "col", title, class: c === chosenColumn ? "chosen" : undefined }, text)));
+  const cells = rows.map((_, r) => columns.map((_, c) => {
+    const { text, level: name, value, label: said, isMarked } = cell(r, c);
+    const classes = [name, value === undefined ? "" : value < 0 ? "minus" : "plus", isMarked ? "marked" : "",
+      c === chosenColumn ? "chosen" : ""].filter(Boolean).join(" ");
+    const made = make("td", { class: classes || undefined, tabindex: "-1", "aria-label": said, title: said }, text);
+    if (value !== undefined) made.style.setProperty("--strength", `${Math.round(45 * Math.min(1, Math.abs(value)))}%`);
+    made.addEventListener("focus", () => choose(r, c));
+    made.addEventListener("click", () => made.focus());
+    return made;
+  }));
+  const body = cells.map((line, r) =>
+    make("tr", {}, make("th", { scope: "row", title: rows[r].title }, rows[r].text), ...line));
+  const table = make("table", { role: "grid", "aria-label": label }, make("thead", {}, head), make("tbody", {}, ...body));
+  if (cells[0]?.length) cells[0][Math.max(0, chosenColumn ?? 0)].tabIndex = 0;
+  table.addEventListener("keydown", (event) => {
+    const r = cells.findIndex((line) => line.includes(event.target)), c = r < 0 ? -1 : cells[r].indexOf(event.target);
+    const to = {
+      ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c], ArrowDown: [r + 1, c],
+      Home: [r, 0], End: [r, columns.length - 1],
+    }[event.key];
+    if (r < 0 || !to) return;
+    event.preventDefault();
+    const target = cells[to[0]]?.[to[1]];
+    if (!target) return;
+    event.target.tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
+  });
+  return make("div", { class: "wide cells" }, table);
+}
+
+// The first and the last column of a window of at most `most` columns with a column in it, of `count` columns.
+export function windowOf(column, count, most) {
+  const first = Math.min(Math.floor(column / most) * most, Math.max(0, count - 1));
+  return [first, Math.min(count, first + most)];
+}
+
+export function windowBar(first, last, count, most, noun, go) {
+  if (count <= most) return null;
+  return make("p", { class: "window" },
+    make("button", { type: "button", disabled: first === 0, onclick: () => go(first - most) }, "← earlier"),
+    ` ${noun} ${first + 1} to ${last} of ${count} `,
+    make("button", { type: "button", disabled: last === count, onclick: () => go(first + most) }, "later →"));
+}

@@ -1,0 +1,41 @@
+"""Attention and the logit lens against TransformerLens 4, on our export for transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2.formats.export import export
+from gpt2.formats.source import Source, StoredTensor
+from gpt2.inside.attention import attention_weights
+from gpt2.inside.attribution import attribute
+from gpt2.inside.predictions import logit_lens
+from gpt2.model import GPT
+
+bridge = pytest.importorskip(
+    "transformer_lens.model_bridge", reason="needs TransformerLens: pip install transformer-lens"
+)
+
+
+@pytest.fixture
+def theirs(model: GPT, tmp_path: Path):
+    tensors = {name: StoredTensor.of(p.detach()) for name, p in model.named_parameters()}
+    export(Source(model.config, tensors, lambda: None, "a test"), "hf", tmp_path / "hf", print)
+    return bridge.TransformerBridge.boot_transformers(str(tmp_path / "hf"), device="cpu")
+
+
+@torch.no_grad()
+def test_attention_lens_and_attribution_are_those_of_transformer_lens(model: GPT, theirs, text: Tensor) -> None:
+    logits, cache = theirs.run_with_cache(text[None])
+    attention = attention_weights(model, text[None])
+    lens = logit_lens(model, text)
+    for layer in range(model.config.n_layer):
+        assert torch.allclose(attention[layer], cache["pattern", layer], atol=1e-4)
+        own = theirs.unembed(theirs.ln_final(cache["resid_post", layer])).log_softmax(-1)[0]
+        top = own.topk(5, dim=1)
+        assert torch.equal(lens.layers.top_ids[layer], top.indices)
+        assert torch.allclose(lens.layers.top_log_probs[layer], top.values, atol=1e-4)
+    positions, targets = torch.arange(24), torch.full((24,), 5)
+    shares = attribute(model, text, positions, targets)
+    assert torch.allclose(shares.logit, logits[0, :, 5], atol=1e-4)
