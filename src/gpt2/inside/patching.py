@@ -84,7 +84,7 @@ class _Run:
         self.model, self.new, self.T = model, new, len(corrupted)
         memory = self._memory(1)
         self.old = trace(model, corrupted, KVCache(memory, 0, [0], self.T))
-        self.keys, self.values = memory.read(0, self.T)
+        self.keys, self.values = memory.read(0, 0, self.T)
         embeddings = model.transformer.wte.weight
         self.direction = (embeddings[answer] - embeddings[other]).detach()
 
@@ -96,7 +96,7 @@ class _Run:
         """Return a cache with the keys and values before the position `start`, which no patch after it changes."""
         memory = self._memory(rows)
         for row in range(rows):
-            memory.write(row, self.keys[:, :, :start], self.values[:, :, :start])
+            memory.write(row, 0, self.keys[:, :, :start], self.values[:, :, :start])
         return KVCache(memory, 0, [start] * rows, self.T - start)
 
     def with_heads(self, layer: int, start: int) -> Tensor:
