@@ -11,6 +11,9 @@ from gpt2.errors import UserError
 from gpt2.serve import run
 from tests.serve.conftest import Running, SlowEngine, running
 
+ENDLESS = {"logit_bias": {"256": -100}}
+"""Bans end-of-text, so that a text has all of its tokens."""
+
 
 def connect(one: Running) -> socket.socket:
     host, port = one.address.removeprefix("http://").split(":")
@@ -19,7 +22,7 @@ def connect(one: Running) -> socket.socket:
 
 def send(one: Running, **fields: object) -> socket.socket:
     """Send a completion request and return its connection, without reading the answer."""
-    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 120} | fields).encode()
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 120} | ENDLESS | fields).encode()
     connection = connect(one)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
@@ -55,10 +58,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
 
 def test_a_request_that_takes_too_long_ends_with_an_error() -> None:
     with running(engine=SlowEngine, seconds=0.15) as one:
-        answer = one.post(max_tokens=100)
+        answer = one.post(max_tokens=100, **ENDLESS)
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
         with httpx.stream(
-            "POST", f"{one.address}/v1/completions", json={"model": "tiny", "max_tokens": 100, "stream": True}
+            "POST",
+            f"{one.address}/v1/completions",
+            json={"model": "tiny", "max_tokens": 100, "stream": True} | ENDLESS,
         ) as stream:
             events = [line for line in stream.iter_lines() if line]
         assert json.loads(events[-2][6:])["error"]["code"] == "timeout" and events[-1] == "data: [DONE]"
@@ -72,7 +77,9 @@ def test_a_slow_reader_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(block_size=2048, slots=4) as one:
         slow = connect(one)
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        body = json.dumps({"model": "tiny", "max_tokens": 2000, "stream": True, "n": 4, "logprobs": 100}).encode()
+        body = json.dumps(
+            {"model": "tiny", "max_tokens": 2000, "stream": True, "n": 4, "logprobs": 100} | ENDLESS
+        ).encode()
         slow.sendall(
             f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         )
@@ -162,7 +169,7 @@ class FailingEngine(SlowEngine):
 
 def test_an_error_of_the_engine_ends_the_requests_and_not_the_server() -> None:
     with running(engine=FailingEngine) as one:
-        first, second, third = (one.post(max_tokens=20) for _ in range(3))
+        first, second, third = (one.post(max_tokens=20, **ENDLESS) for _ in range(3))
         assert (first.status_code, first.json()["error"]["message"]) == (500, "the logits are not finite")
         assert second.status_code == 500 and "out of memory" in second.json()["error"]["message"]
         assert third.status_code == 200
