@@ -146,8 +146,8 @@ class Engine:
         """Compute chunks of windows that are not complete, as many as `prefill_tokens` allows, but at least one.
 
         A chunk is computed alone and begins at a multiple of its size, so that its shape, and with it the rounding of
-        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller; it counts
-        like the others, because much of its time is that of reading the model.
+        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller. It
+        counts as a complete one, because much of its time is that of reading the model.
         """
         n_chunks = max(1, self.prefill_tokens // self.chunk)
         while n_chunks and (text := self.slots.next_unready()) is not None:
