@@ -93,14 +93,26 @@ def test_the_cache_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_long_prompts_do_not_hold_up_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
     shapes = count_computed(monkeypatch)
-    engine = Engine(random_model(block_size=64), slots=3, prefill_tokens=14)
+    engine = Engine(random_model(block_size=64), slots=3, prefill_tokens=29)
     engine.submit(Request([1], 20, GREEDY))
     engine.step()
     assert shapes == [(1, 1), (1, 1)]
     engine.submit(Request([2] * 25, 2, GREEDY))
     engine.submit(Request([3] * 2, 2, GREEDY))
-    assert [len(engine.step()) for _ in range(4)] == [1, 1, 5, 1], "the third step completes both prompts"
-    assert shapes[2:] == [(1, 10), (1, 1), (1, 10), (1, 1), (1, 5), (1, 2), (3, 1), (1, 1)]
+    assert [len(engine.step()) for _ in range(3)] == [1, 5, 1], "the second step completes both prompts"
+    assert shapes[2:] == [(1, 10), (1, 10), (1, 1), (1, 5), (1, 2), (3, 1), (1, 1)]
+
+
+def test_a_step_computes_one_chunk_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
+    shapes = count_computed(monkeypatch)
+    engine = Engine(random_model(block_size=64), slots=8, prefill_tokens=10)
+    for i in range(5):
+        engine.submit(Request([i, i], 9, GREEDY))
+    for _ in range(5):
+        engine.step()
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 2)] * 5
+    assert [shape for shape in shapes if shape[1] == 1] == [(n, 1) for n in range(1, 6)]
 
 
 def test_prompts_take_turns_in_the_order_in_which_they_came() -> None:

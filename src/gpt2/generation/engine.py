@@ -21,7 +21,7 @@ from gpt2.generation.slots import Slots, Text
 from gpt2.model import GPT
 
 PREFILL_TOKENS = 512
-"""Largest number of tokens of prompts in a step, so that a long prompt does not hold up texts that are decoded."""
+"""Largest number of tokens of prompts in a step, so that prompts do not hold up texts that are decoded."""
 CHUNK = 64
 """Number of positions of a prompt that are computed together on a CPU. Fewer use it worse: the 124M model computes 64
 together at two thirds of the speed of 512, and 32 at half of it. With more, prompts would share less and a step would
@@ -69,8 +69,8 @@ class Engine:
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of earlier prompts.
-        prefill_tokens: tokens of prompts in a step, at most, if that is not less than a chunk. native: decode with
-        compiled C code where that is possible.
+        prefill_tokens: tokens of prompts in a step, rounded down to complete chunks, but at least one chunk. native:
+        decode with compiled C code where that is possible.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
@@ -143,21 +143,20 @@ class Engine:
     # what a step does
 
     def _prefill(self) -> None:
-        """Compute chunks of windows that are not complete: `prefill_tokens` tokens at most, but at least one chunk.
+        """Compute chunks of windows that are not complete, as many as `prefill_tokens` allows, but at least one.
 
         A chunk is computed alone and begins at a multiple of its size, so that its shape, and with it the rounding of
-        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller.
+        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller. It
+        counts as a complete one, because much of its time is that of reading the model.
         """
-        n_left = self.prefill_tokens
-        while (text := self.slots.next_unready()) is not None:
+        n_chunks = max(1, self.prefill_tokens // self.chunk)
+        while n_chunks and (text := self.slots.next_unready()) is not None:
             if text.cached == text.n_drawn == 0:
                 if self._copy_prompt(text):
                     continue
                 self._reuse(text)
             tokens = text.pending[: self.chunk]
-            if len(tokens) > n_left < self.prefill_tokens:
-                break
-            n_left -= len(tokens)
+            n_chunks -= 1
             x = self._hidden(torch.tensor([tokens], device=self.device), self.slots.texts.index(text), [text.cached])
             if text.request.echo and text.n_drawn == 0:
                 self._echo(text, x[0])
