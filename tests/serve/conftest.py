@@ -89,11 +89,8 @@ def running(
     """Run a server with a model, by default a tiny one of `block_size`, until the end of the block."""
     network, tokenizer, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
     ids = min(network.config.vocab_size, tokenizer.vocab_size)
-
-    def make_engine() -> Engine:
-        return engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
-
-    decoder = Decoder(make_engine, slots, queue, lines.append)
+    made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
+    decoder = Decoder(made, slots, queue, lines.append)
     served = Served("tiny", "a random model", network.config, tokenizer, decoder)
     api = Api([served], seconds, lines.append)
     server = Server(make_app(api.routes(), api.lifespan, api_key=api_key, **guard), grace, api.fail)

@@ -160,11 +160,15 @@ class FailingEngine(SlowEngine):
 
     def step(self) -> list[object]:
         FailingEngine.count += 1
+        self.fails = FailingEngine.count in (5, 15)
+        return super().step()
+
+    def _slide(self) -> None:
+        if not self.fails:
+            return super()._slide()
         if FailingEngine.count == 5:
             raise UserError("the logits are not finite")
-        if FailingEngine.count == 15:
-            raise RuntimeError("out of memory")
-        return super().step()
+        raise RuntimeError("out of memory")
 
 
 def test_an_error_of_the_engine_ends_the_requests_and_not_the_server() -> None:

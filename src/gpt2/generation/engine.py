@@ -146,8 +146,8 @@ class Engine:
         """Compute chunks of windows that are not complete, as many as `prefill_tokens` allows, but at least one.
 
         A chunk is computed alone and begins at a multiple of its size, so that its shape, and with it the rounding of
-        its keys and values, depends on nothing but the text. Only the last chunk of a window may be smaller. It
-        counts as a complete one, because much of its time is that of reading the model.
+        its keys and values, depends on nothing but the text. The last chunk of a window may be smaller, but counts as
+        a complete one, because much of its time is that of reading the model.
         """
         n_chunks = max(1, self.prefill_tokens // self.chunk)
         while n_chunks and (text := self.slots.next_unready()) is not None:
@@ -155,7 +155,8 @@ class Engine:
                 if self._copy_prompt(text):
                     continue
                 self._reuse(text)
-            tokens = text.pending[: self.chunk]
+            # a window that has moved shares nothing, and is computed at once
+            tokens = text.pending[: self.chunk] if text.first == 0 else text.pending
             n_chunks -= 1
             x = self._hidden(torch.tensor([tokens], device=self.device), self.slots.texts.index(text), [text.cached])
             if text.request.echo and text.n_drawn == 0:

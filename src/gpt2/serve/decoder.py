@@ -43,10 +43,9 @@ class Decoder:
     `changed` protects.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], slots: int, queue: int, log: Log) -> None:
-        """make_engine is called again after an unexpected error. queue: requests that may wait for a slot."""
-        self.make_engine, self.engine = make_engine, make_engine()
-        self.slots, self.queue, self.log = slots, queue, log
+    def __init__(self, engine: Engine, slots: int, queue: int, log: Log) -> None:
+        """slots: those of the engine. queue: requests that may wait for a slot."""
+        self.engine, self.slots, self.queue, self.log = engine, slots, queue, log
         self.streams: dict[Request, Stream] = {}
         """Every request that is not over, with its stream. It belongs to the event loop."""
         self.changed = threading.Condition()
@@ -158,7 +157,6 @@ class Decoder:
         except Exception as error:  # whatever happens, the server goes on with the requests after it
             message = f"decoding failed ({type(error).__name__}: {first_line(error)})"
         self.log(message)
-        self.engine = self.make_engine()
         self._call(self.fail, ApiError(500, message))
         return []
 

@@ -1,6 +1,5 @@
 """Opens the models that a server is started with."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,12 +53,11 @@ def open_served(
     for line in (f"{name}: {source.origin}", *source.notes):
         log(line)
     network = for_decoding(build(source).to(device), dtype, quantize).eval()
-    make_engine = functools.partial(
-        Engine,
+    engine = Engine(
         network,
         slots=slots,
         vocab_size=min(network.config.vocab_size, found.vocab_size),
         prefix_bytes=prefix_bytes,
         prefill_tokens=PREFILL_TOKENS,
     )
-    return Served(name, source.origin, network.config, found, Decoder(make_engine, slots, queue, log))
+    return Served(name, source.origin, network.config, found, Decoder(engine, slots, queue, log))
