@@ -98,8 +98,8 @@ class Analysis:
         """Add activation patching from the text into `text`, tokens of the same number.
 
         answer and other: ids whose logits are compared after the last token. By default they are the likeliest token
-        of each text, or the two likeliest of this text where both are the same. Raises UserError for texts that cannot
-        be compared, and for a token that is compared with itself.
+        of each text, or the two likeliest of this text where both are the same. Raises UserError for texts that
+        cannot be compared, and for a token that is compared with itself.
         """
         clean, corrupted = self.idx, self._tensor(text)
         require_text(self.model, corrupted, least=2)
