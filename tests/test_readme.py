@@ -50,6 +50,9 @@ INSTEAD = {
     "gpt2 train gpt2 --nproc=auto": f"{{line}} {SMALL} --nproc=1 --dataset=mine --total_batch_size=64 "
     "--hellaswag_interval=0",
     "gpt2 bench sample random:gpt2": "gpt2 bench sample hub {rest} --prompt_tokens=2 --new_tokens=3 --rounds=1",
+    "gpt2 lens out-shakespeare-char 'ROMEO: O, speak again'": "gpt2 lens out-shakespeare-char ROMEO: {rest}",
+    "gpt2 lens out-shakespeare-char 'My lord, the king'": "gpt2 lens out-shakespeare-char ROMEO: "
+    "--against=OROME: -o patched.html",
     "gpt2 sample gpt2": "gpt2 sample hub {rest} --max_new_tokens=3",
     "gpt2 sample out-shakespeare-char --interactive": "{line} --max_new_tokens=3",
     "gpt2 train --init_from=resume --out_dir=out-imported": f"{{line}} {QUICK}",

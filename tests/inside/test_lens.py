@@ -151,6 +151,20 @@ def test_a_page_holds_what_the_json_holds_in_fewer_bytes(model: GPT, monkeypatch
     assert data is not None and json.loads(data[1])["model"] == HOSTILE
 
 
+def test_without_names_the_likeliest_tokens_are_compared(model: GPT) -> None:
+    likeliest = [losses(model, torch.tensor(list(text.encode()))).top_ids[-1].tolist() for text in (TEXT, OTHER)]
+    assert likeliest[0][0] != likeliest[1][0]
+
+    def compared(**names: int) -> tuple[int, int]:
+        made = Analysis("m", model, ByteTokenizer(), list(TEXT.encode()), lambda *work: None)
+        made.add_patching(list(OTHER.encode()), **names)
+        return made.values["patching"]["answer"], made.values["patching"]["other"]
+
+    assert compared() == (likeliest[0][0], likeliest[1][0])
+    assert compared(answer=likeliest[1][0]) == (likeliest[1][0], likeliest[0][0])
+    assert compared(other=7) == (likeliest[0][0], 7)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -145,6 +145,26 @@ def test_text_stands_out_on_every_colour(opened, address: str, scheme: str) -> N
     assert all(contrast(*pair) >= 4.5 for pair in strongest)
 
 
+def test_an_address_opens_a_tab_at_a_token(opened, address: str) -> None:
+    tab = opened(f"{address}#Inside/{len(TEXT)}")
+    assert "what comes next" in tab.locator("#view-Inside .sticky").inner_text()
+    likely = tab.locator("#view-Inside .panel").inner_text()
+    assert likely.startswith(f"Layer 3, after “{TEXT[-1]}”")
+    assert "KL from the last layer 0.000 nats" in likely
+
+
+def test_patching_begins_where_the_texts_differ(opened, address: str) -> None:
+    tab = opened(f"{address}#Inside")
+    grid = tab.get_by_role("grid", name="Patching of the residual stream")
+    heads = grid.locator("thead th")
+    assert heads.nth(1).inner_text() == "A ← B"
+    assert heads.count() == 1 + 32
+    first_layer = grid.locator("tbody tr").last.locator("td")
+    assert first_layer.all_inner_texts() == ["100", *["·"] * 31]  # its embedding is all that differs
+    tab.locator(".window button", has_text="later").last.click()
+    assert heads.count() == 1 + len(TEXT) - 32
+
+
 def test_names_of_all_that_can_be_used_are_known_to_screen_readers(opened, address: str) -> None:
     tab = opened(address)
     for name in ("Read", "Inside"):

@@ -44,7 +44,7 @@ def lens(
     answer
         Token whose logit patching follows. Default: the likeliest one after the text.
     other
-        Token whose logit is subtracted. Default: the likeliest one after the corrupted text.
+        Token whose logit is subtracted. Default: the likeliest other one after the corrupted text.
     dataset
         Dataset whose training tokens are searched for passages of the text.
     shortest

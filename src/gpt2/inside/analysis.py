@@ -97,17 +97,18 @@ class Analysis:
     def add_patching(self, text: Sequence[int], answer: int | None = None, other: int | None = None) -> None:
         """Add activation patching from the text into `text`, tokens of the same number.
 
-        answer and other: ids whose logits are compared after the last token; by default the likeliest token of each
-        text. Raises UserError for texts that cannot be compared, and where both likeliest tokens are the same.
+        answer and other: ids whose logits are compared after the last token. By default they are the likeliest token
+        of each text, or the two likeliest of this text where both are the same. Raises UserError for texts that
+        cannot be compared, and for a token that is compared with itself.
         """
         clean, corrupted = self.idx, self._tensor(text)
         require_text(self.model, corrupted, least=2)
-        likeliest = [int(losses(self.model, idx, 1).top_ids[-1, 0]) for idx in (clean, corrupted)]
-        answer = likeliest[0] if answer is None else answer
-        other = likeliest[1] if other is None else other
+        own, others = (losses(self.model, idx, 2).top_ids[-1].tolist() for idx in (clean, corrupted))
+        answer = own[0] if answer is None else answer
+        other = next((i for i in (others[0], *own) if i != answer), answer) if other is None else other
         if answer == other:
             name = self.text_of(answer)
-            raise UserError(f"{name!r} is compared with itself; name two tokens to compare with --answer and --other")
+            raise UserError(f"{name!r} is compared with itself; name two tokens with --answer and --other")
         report = partial(self.report, "batches of patching")
         found = patch(self.model, clean, corrupted, answer, other, report)
         self.values["patching"] = {

@@ -1,21 +1,24 @@
 // Activation patching: how far the corrupted text's prediction returns to the clean one's with one value of the clean text.
 
-import { MOST_COLUMNS, at, cellGrid, make, percent, quoted, signed, textOf, visible, windowBar, windowOf } from "./shared.js";
+import { MOST_COLUMNS, at, cellGrid, make, percent, quoted, signed, textOf, visible, windowBar } from "./shared.js";
 
-// data: an unpacked analysis with `patching`. selection: the chosen token of all views.
-export function patchingView(data, container, selection) {
+// data: an unpacked analysis with `patching`.
+export function patchingView(data, container) {
   const found = data.patching, { n_layer: layers, n_head: heads } = data.config, count = data.ids.length;
   const range = found.clean - found.corrupted, share = (change) => (Math.abs(range) < 1e-6 ? 0 : change / range);
   const [answer, other] = [found.answer, found.other].map((id) => quoted(textOf(data, id)));
   const rows = Array.from({ length: layers }, (_, r) => ({ text: String(layers - r), title: `layer ${layers - r}` }));
-  const shown = (where, change) => ({ text: Math.abs(share(change)) < 0.005 ? "·" : (100 * share(change)).toFixed(0),
-    value: share(change), label: `${where}: ${signed(change, 3)}, ${change < 0 !== range < 0 && change ? "−" : ""}${percent(Math.abs(share(change)))} of the way` });
+  const shown = (where, change) => ({
+    text: Math.abs(share(change)) < 0.005 ? "·" : (100 * share(change)).toFixed(0), value: share(change),
+    label: `${where}: ${signed(change, 3)}, ${share(change) < 0 ? "−" : ""}${percent(Math.abs(share(change)))} of the way`,
+  });
+  const differing = data.ids.findIndex((id, position) => id !== found.ids[position]);
   const place = make("div");
   container.append(
     make("p", { class: "none" }, `Measured is the logit of ${answer} minus that of ${other} after the last token: ${signed(found.clean)} for `
       + `the text, ${signed(found.corrupted)} for the corrupted one. A cell says how many percent of the way between the two one value `
       + "of the text restores in the corrupted text."),
-    make("h3", {}, "Residual stream before each layer, by position"), place,
+    make("h3", {}, "Residual stream before each layer, by position from the first difference on"), place,
     make("h3", {}, "Output of each head, at all positions"),
     cellGrid({
       label: "Patching of heads, layers by heads", corner: "layer", rows,
@@ -23,18 +26,20 @@ export function patchingView(data, container, selection) {
       cell: (r, c) => shown(`layer ${layers - r}, head ${c + 1}`, at(found.heads, layers - 1 - r, c)),
     }));
 
-  selection.listen((token) => {
-    const [first, last] = windowOf(Math.min(token, count - 1), count, MOST_COLUMNS);
+  function draw(from) {
+    const first = Math.max(differing, from), last = Math.min(count, first + MOST_COLUMNS);
     const columns = Array.from({ length: last - first }, (_, c) => {
-      const [clean, corrupted] = [data.ids, found.ids].map((ids) => textOf(data, ids[first + c]));
-      return { text: visible(clean === corrupted ? clean : `${clean} ← ${corrupted}`), title: `position ${first + c + 1}` };
+      const [clean, corrupted] = [data.ids, found.ids].map((ids) => visible(textOf(data, ids[first + c])));
+      return { text: clean === corrupted ? clean : `${clean} ← ${corrupted}`, title: `position ${first + c + 1}` };
     });
     const grid = cellGrid({
       label: "Patching of the residual stream, layers by positions", corner: "layer", rows, columns,
-      chosenColumn: token < count ? token - first : null,
       cell: (r, c) => shown(`layer ${layers - r}, position ${first + c + 1}`, at(found.streams, layers - 1 - r, first + c)),
     });
-    const bar = windowBar(first, last, count, MOST_COLUMNS, "positions", (to) => selection.choose(Math.max(0, to)));
+    const bar = windowBar(first - differing, last - differing, count - differing, MOST_COLUMNS, "positions",
+      (to) => draw(differing + to));
     place.replaceChildren(...[bar, grid].filter(Boolean));
-  });
+  }
+
+  draw(differing);
 }

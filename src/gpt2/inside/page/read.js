@@ -106,7 +106,7 @@ function worst(data, selection) {
       make("td", {}, quoted(textOf(data, at(data.losses.top_ids, t, 0)))));
   });
   const heads = ["token, after", "loss", "rank", "expected"].map((name) => make("th", { scope: "col" }, name));
-  return make("div", { class: "wide", tabindex: "0" },
+  return make("div", { class: "wide whole", tabindex: "0" },
     make("table", { class: "worst" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
 
