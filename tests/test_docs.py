@@ -46,6 +46,22 @@ def test_the_page_on_serving_prints_what_it_shows(
     ).run(gpt2_command)
 
 
+def test_the_page_on_gpus_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Document(
+        DOCS / "gpus.md",
+        skipped={"gpt2 train gpt2": "takes a GPU and days"},
+        instead={
+            "gpt2 plan gpt2": "{line}",
+            "gpt2 plan gpt2-medium": "{line}",
+            "gpt2 plan gpt2-xl": "{line}",
+            "gpt2 plan finetune_shakespeare_small": "{line}",
+        },
+    ).run(gpt2_command)
+
+
 def test_the_pictures_are_those_that_the_program_draws() -> None:
     found = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
     assert found is not None and found.loader is not None

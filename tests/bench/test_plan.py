@@ -170,7 +170,7 @@ def test_a_plan_for_gpus(gpt2_command) -> None:
     status, out, _ = gpt2_command(*flags)
     assert "on 8 × H100" in out
     assert "25% to 40% of the data sheet's 989 TFLOP/s" in out
-    assert "nanoGPT on A100" in out
+    assert "gpt2 plan --gpu=list shows the published runs" in out
     status, out, _ = gpt2_command("plan", "gpt2", "--gpu=t4", "--memory=15", "--no-probe", "--dataset=openwebtext")
     assert (status, "of 15.00 GB on each T4, in float16" in out) == (0, True)
 

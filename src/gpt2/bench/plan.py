@@ -13,6 +13,7 @@ from gpt2.checkpoint import TrainState
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import Dataset, find_dataset
 from gpt2.errors import Log, UserError
+from gpt2.formats.huggingface import OFFICIAL
 from gpt2.formats.open import open_model
 from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
@@ -254,6 +255,8 @@ def _data(config: TrainConfig, dataset: Dataset | None) -> Data:
 
 def _shape(config: TrainConfig, dataset: Dataset | None, log: Log) -> GPTConfig:
     """Return the shape of the model that will be trained. Nothing is prepared or trained for it."""
+    if config.init_from in OFFICIAL:  # whose shapes are known without their files
+        return GPTConfig.preset(config.init_from, block_size=config.block_size)
     if config.init_from not in ("scratch", "resume", "auto"):
         return replace(open_model(config.init_from).config, block_size=config.block_size)
     vocab_size = config.vocab_size

@@ -114,6 +114,8 @@ def described_time(found: Plan, time: Estimate, price: float | None) -> str:
         f"time      {span(time.shortest.total, time.longest.total)} on {found.hardware.name}",
         f"          at {rate} tokens/s ({_origin(found, time)})",
     ]
+    if time.origin == "published":
+        lines.append("          (gpt2 plan --gpu=list shows the published runs behind this share)")
     work = found.work
     kinds = {
         "training": f"{work.steps:,} optimizer steps",
@@ -129,8 +131,6 @@ def described_time(found: Plan, time: Estimate, price: float | None) -> str:
     if price is not None:
         low, high = (cost(t.total, found, price) for t in (time.shortest, time.longest))
         lines.append(f"price     {_number(low)} to {_number(high)} at {price:g} per hour of one GPU")
-    if time.origin == "published":
-        lines += ["", *_published()]
     return "\n".join(lines)
 
 
