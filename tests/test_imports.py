@@ -116,3 +116,12 @@ def test_preparing_text_does_not_wait_for_pytorch(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False"]
     assert (tmp_path / "d" / "train.bin").is_file()
+
+
+def test_the_live_report_does_not_wait_for_the_models_it_does_not_serve() -> None:
+    code = (
+        "import sys; import gpt2.serve.live\n"
+        "print([m for m in ('uvicorn', 'torch', 'pydantic', 'prometheus_client') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["['uvicorn']"]
