@@ -7,8 +7,8 @@ from browsing import DESKTOP, PHONE, contrast, luminance
 from logs import HOSTILE, long_run, write_log
 
 from gpt2.reporting.figures import report_on
-from gpt2.reporting.live import served
 from gpt2.reporting.page import page
+from gpt2.serve.live import served
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import pytest
 
 from gpt2.generation.engine import Engine
 from gpt2.model import GPT
-from gpt2.serve.app import Api, make_app
+from gpt2.serve.app import Api
 from gpt2.serve.decoder import Decoder
-from gpt2.serve.run import Server, listen
+from gpt2.serve.run import MOST_CONNECTIONS, Server, listen
 from gpt2.serve.served import Served
+from gpt2.serve.web import make_app
 from gpt2.tokenizers import ByteTokenizer, Tokenizer
 from tests.generation.models import random_model
 
@@ -83,6 +84,7 @@ def running(
     seconds: float = 60.0,
     grace: float = 0.5,
     api_key: str | None = None,
+    connections: int = MOST_CONNECTIONS,
     prefix_bytes: int = 1 << 20,
     **guard: Any,
 ) -> Iterator[Running]:
@@ -93,7 +95,8 @@ def running(
     decoder = Decoder(made, slots, queue, lines.append)
     served = Served("tiny", "a random model", network.config, tokenizer, decoder)
     api = Api([served], seconds, lines.append)
-    server = Server(make_app(api.routes(), api.lifespan, api_key=api_key, **guard), grace, api.fail)
+    app = make_app(api.routes(), api.lifespan, api_key=api_key, **guard)
+    server = Server(app, grace, api.fail, connections=connections)
     listener = listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

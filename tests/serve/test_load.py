@@ -132,9 +132,8 @@ def test_half_requests_and_idle_connections_are_closed(monkeypatch: pytest.Monke
             assert connection.recv(4096) == b""
 
 
-def test_there_is_a_limit_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "MOST_CONNECTIONS", 5)
-    with running() as one:
+def test_there_is_a_limit_of_connections() -> None:
+    with running(connections=5) as one:
         connections = [connect(one) for _ in range(5)]
         assert one.becomes(lambda: len(one.server.server_state.connections) == 5)
         with pytest.raises((ConnectionError, httpx.HTTPError)), connect(one) as further:

@@ -37,7 +37,6 @@ def report(
     """
     from gpt2.files import write_text
     from gpt2.reporting.figures import report_on, unreadable_lines
-    from gpt2.reporting.live import served
     from gpt2.reporting.page import page
 
     found, defaults = [report_on(run) for run in runs], TrainConfig().as_dict()
@@ -52,6 +51,8 @@ def report(
         write_text(out, page(found, defaults))
         note(f"wrote {out}")
         return
+    from gpt2.serve.live import served
+
     with served(runs, defaults, port, in_trainer=False) as address:
         note(f"{', '.join(report.name for report in found)}: {address} until Ctrl-C")
         threading.Event().wait()

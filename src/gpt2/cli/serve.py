@@ -68,9 +68,10 @@ def serve(
             f"{KEY_VARIABLE}"
         )
     from gpt2.device import pick_device, pick_dtype
-    from gpt2.serve.app import Api, make_app
+    from gpt2.serve.app import Api
     from gpt2.serve.open import named_models, open_served
     from gpt2.serve.run import Server, listen
+    from gpt2.serve.web import make_app
 
     where = pick_device(device)
     given = named_models(models)

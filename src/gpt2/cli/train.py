@@ -105,7 +105,7 @@ def show_settings(config: TrainConfig, as_json: bool) -> int:
 @contextmanager
 def watched(config: TrainConfig, port: int) -> Iterator[None]:
     """Serve the page of a run while it trains. If that is not possible, a line reports it and the run trains."""
-    from gpt2.reporting.live import served
+    from gpt2.serve.live import served
 
     with ExitStack() as stack:
         try:

@@ -1,22 +1,20 @@
-"""The report on runs, served while they go on: to this machine only, and only for reading."""
+"""The report on runs that go on: what their page shows now."""
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
 from gpt2.reporting import trainer
 from gpt2.reporting.figures import RunReport, report_on
-from gpt2.reporting.local_server import HOST, Answer, LocalServer
-from gpt2.reporting.markup import content_policy, frame
+from gpt2.reporting.markup import frame
 from gpt2.reporting.page import body, title_of
 from gpt2.runlog.curves import Follower, name_of
 
 REST = 20
-"""The server rests this number of times as long as it took to make a page: watching a long run costs it little."""
+"""A report rests this number of times as long as it took to make: watching a long run costs it little."""
 LAST_LOOK_SECONDS = 5.0
 """An open page asks more often than this, and so learns how its run ended before the server ends."""
 
@@ -84,27 +82,3 @@ class LiveReport:
             self.content = body([run.report for run in self.followed], self.defaults)
             self.was_asked.clear()
         self.was_asked.wait(LAST_LOOK_SECONDS)
-
-
-@contextmanager
-def served(
-    runs: Path | Sequence[Path], defaults: dict[str, Any], port: int, *, in_trainer: bool = True
-) -> Iterator[str]:
-    """Serve the report on runs, which may not have begun yet, from a thread in the background; yields its address.
-
-    port: 0 is any free one. in_trainer: whether this process trains the run, which is running then. Raises UserError
-    where the port cannot be had.
-    """
-    live = LiveReport([runs] if isinstance(runs, Path) else runs, defaults, in_trainer)
-    try:
-        server = LocalServer(port, {"/": Answer(live.page, content_policy()), "/body": Answer(live.body)})
-    except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it must be 0 to 65535"
-        raise UserError(f"port {port} of {HOST} cannot be served: {why}; choose another, or 0 for any free") from None
-    threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-    try:
-        yield f"http://{HOST}:{server.server_port}/"
-        live.wait_for_last_look()
-    finally:
-        server.shutdown()
-        server.server_close()

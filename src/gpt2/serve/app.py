@@ -1,15 +1,12 @@
-"""The HTTP application: which path does what."""
+"""The API of a model server: which path does what."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,7 +16,7 @@ from gpt2.errors import Log, UserError
 from gpt2.serve.completions import Ask, Completion, chat_completion, completion
 from gpt2.serve.errors import ApiError
 from gpt2.serve.events import ClientGone, EventStream, unless_gone
-from gpt2.serve.guard import LOCAL_NAMES, Guard, read_body
+from gpt2.serve.guard import read_body
 from gpt2.serve.metrics import Metrics
 from gpt2.serve.openapi import document
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Settings, TokenizeBody, parse
@@ -208,33 +205,3 @@ def _described(model: Served) -> dict[str, Any]:
         "owned_by": "gpt2",
         "max_model_len": model.config.block_size,
     }
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    """Answer a request for a path or a method that does not exist."""
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return ApiError(error.status_code, message, headers=error.headers).response()
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """Answer a request that met a fault of this program."""
-    return ApiError(500, f"the server failed ({type(error).__name__}); its log says more").response()
-
-
-def make_app(
-    routes: Sequence[Route],
-    lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None,
-    *,
-    hosts: Sequence[str] | None = LOCAL_NAMES,
-    origins: Sequence[str] = (),
-    api_key: str | None = None,
-) -> Starlette:
-    """Return the application. hosts, origins, api_key: see `Guard`."""
-    guards = [Middleware(Guard, hosts=hosts, origins=origins, api_key=api_key)]  # type: ignore[arg-type]
-    if origins:
-        headers = ["Authorization", "Content-Type"]
-        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
-        guards.insert(0, cors)
-    handlers: Mapping[Any, Any] = {HTTPException: _not_found, Exception: _failed}
-    return Starlette(routes=list(routes), middleware=guards, lifespan=lifespan, exception_handlers=handlers)

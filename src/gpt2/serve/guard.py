@@ -54,7 +54,8 @@ class Guard:
             raise ApiError(403, f"the host {name[:100]!r} is not this server; use {self.hosts[0]}")
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and origin.partition("://")[2] != host:
-            raise ApiError(403, f"pages of {origin[:100]!r} may not use this server; allow them with --cors_origin")
+            hint = "gpt2 serve allows them with --cors_origin"
+            raise ApiError(403, f"pages of {origin[:100]!r} may not use this server; {hint}")
         if self.api_key is not None and path not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode("utf-8", "surrogateescape")

@@ -1,17 +1,19 @@
 """Runs an application on uvicorn, with limits on connections and an orderly end."""
 
 import asyncio
+import functools
 import os
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from h11 import IDLE
+from h11 import Data, EndOfMessage, RemoteProtocolError, Response
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -32,58 +34,95 @@ MOST_CONNECTIONS = 900
 class Connection(H11Protocol):
     """A connection that its client cannot keep open without using it."""
 
+    def __init__(self, most: int, *given: Any, **named: Any) -> None:
+        """most: the number of connections of the server. The others are uvicorn's."""
+        super().__init__(*given, **named)
+        self.most = most
+        self.limits: dict[str, asyncio.TimerHandle] = {}
+        """Time limits that run: for the client to send a `request`, and to read an `answer`."""
+
     def connection_made(self, transport: Any) -> None:
         """Start the time limit for the first request, or close the connection where there are too many."""
         super().connection_made(transport)
         # asyncio sets it only on sockets that name their protocol; without it, every second answer waits 40 ms
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.limit: asyncio.TimerHandle | None = None
-        if len(self.connections) > MOST_CONNECTIONS:
+        transport.set_write_buffer_limits(0)  # `pause_writing` is then called whenever something waits to be read
+        if len(self.connections) > self.most:
             transport.abort()
         else:
-            self._cut_after(HEAD_SECONDS)
+            self._cut_after(HEAD_SECONDS, "request")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the time limit."""
-        self._cut_after(None)
+        """Forget the time limits."""
+        for what in tuple(self.limits):
+            self._cut_after(None, what)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Receive a part of a request; its headers must be complete in time."""
-        is_first_part = self.limit is None
+        """Receive a part of a request; its headers must be complete in time.
+
+        The time limit also holds for the rest of a body that was answered before it was complete.
+        """
         super().data_received(data)
-        if self.conn.their_state is not IDLE:
-            self._cut_after(None)
-        elif is_first_part:
-            self._cut_after(HEAD_SECONDS)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._cut_after(None, "request")
+        elif "request" not in self.limits:
+            self._cut_after(HEAD_SECONDS, "request")
 
     def pause_writing(self) -> None:
         """Start the time limit for a client to read what was sent."""
         super().pause_writing()
-        self._cut_after(WRITE_SECONDS)
+        self._cut_after(WRITE_SECONDS, "answer")
 
     def resume_writing(self) -> None:
-        """End the time limit, since the client reads."""
+        """End the time limit, since the client has read everything."""
         super().resume_writing()
-        self._cut_after(None)
+        self._cut_after(None, "answer")
 
-    def _cut_after(self, seconds: float | None) -> None:
-        if self.limit is not None:
-            self.limit.cancel()
-        self.limit = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not valid HTTP, with the headers that all answers of the server have."""
+        error = sys.exception()
+        status = error.error_status_hint if isinstance(error, RemoteProtocolError) else 400
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"connection", b"close"),
+        ]
+        for event in (Response(status_code=status, headers=headers), Data(data=msg.encode()), EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _cut_after(self, seconds: float | None, what: str) -> None:
+        """Start the time limit for something again; None ends it."""
+        if what in self.limits:
+            self.limits.pop(what).cancel()
+        if seconds is not None:
+            self.limits[what] = self.loop.call_later(seconds, self.transport.abort)
 
 
 class Server(uvicorn.Server):
     """A server whose running requests have `grace` seconds when it ends; a second signal ends it at once."""
 
-    def __init__(self, app: Starlette, grace: float, fail: Callable[[], None]) -> None:
-        """fail: ends all requests with an error."""
+    def __init__(
+        self,
+        app: Starlette,
+        grace: float,
+        fail: Callable[[], None],
+        *,
+        connections: int = MOST_CONNECTIONS,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """fail: ends all requests with an error. connections: the number of them that may be open at a time. headers:
+        those that all answers have, also to requests that are not valid HTTP.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=functools.partial(Connection, connections),  # type: ignore[arg-type]
                 ws="none",
                 loop="asyncio",
+                backlog=connections,  # the number that is accepted before the first of them is closed
+                headers=list(headers),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -123,5 +162,5 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
+        why = str(error.strerror if isinstance(error, OSError) else error).partition(" (while attempting")[0]
         raise UserError(f"port {port} of {host} cannot be served: {why}; choose another, or 0 for any free") from None
