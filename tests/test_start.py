@@ -13,6 +13,7 @@ HEAVY = {
     *("torch._dynamo", "torch._inductor", "sympy"),  # a second, for torch.compile
     *("torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.optim", "torch.distributed.elastic"),
     *("matplotlib", "pyarrow", "huggingface_hub", "transformers", "tokenizers", "tiktoken", "rustbpe", "gguf"),
+    *("starlette", "uvicorn", "pydantic", "prometheus_client"),  # for `--ui` and `gpt2 serve`
     *("rich.progress", "http.server", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard", "lm_eval"),
 }
 
