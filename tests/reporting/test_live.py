@@ -208,23 +208,28 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_every_answer_forbids_what_is_not_needed(name: str, site: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_answer_forbids_what_is_not_needed(
+    name: str, site: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     status, request = REQUESTS[name]
     content = answer_to(request, site, status)
     assert ("<script>" in content) == (name == "page")
     assert (content == "") == (name == "head")
     assert get(site, "body")[0] == 200
-    assert capfd.readouterr() == ("", "")
+    assert (capfd.readouterr(), caplog.records) == (("", ""), [])
 
 
 def test_a_page_that_fails_disturbs_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(LiveReport, "page", lambda report: 1 // 0)
     with served(tmp_path, {}, 0) as address:
         answer_to(REQUESTS["page"][1], address, 500)
         assert get(address, "body")[0] == 200
-    assert capfd.readouterr() == ("", "")
+    assert (capfd.readouterr(), caplog.records) == (("", ""), [])
 
 
 def answer_to(request: bytes, address: str, status: int) -> str:
@@ -259,11 +264,26 @@ def send_and_close_half(connection: socket.socket) -> None:
     connection.sendall(b"GET / HT")
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 class Limits:
     """Collects the time limits of connections, which pass when the test wants it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running: dict[tuple[Connection, str], float] = {}
+        self.n_started = self.n_bytes = 0
+        receive = Connection.data_received
+
+        def counted(connection: Connection, data: bytes) -> None:
+            receive(connection, data)
+            self.n_bytes += len(data)
+
+        monkeypatch.setattr(Connection, "data_received", counted)
         monkeypatch.setattr(Connection, "_cut_after", lambda *given: self.set(*given))
 
     def set(self, connection: Connection, seconds: float | None, what: str) -> None:
@@ -271,15 +291,13 @@ class Limits:
         connection.limits.pop(what, None)
         if seconds is not None:
             connection.limits[what] = self.running[connection, what] = seconds  # type: ignore[assignment]
+            self.n_started += 1
 
     def seconds(self) -> list[float]:
         return list(self.running.values())
 
     def wait_for(self, seconds: list[float]) -> None:
-        deadline = time.monotonic() + 30
-        while self.seconds() != seconds:
-            assert time.monotonic() < deadline, f"{self.running} instead of {seconds}"
-            time.sleep(0.01)
+        wait_until(lambda: self.seconds() == seconds)
 
     def settle(self) -> int:
         """Number of open descriptors when no connection is left."""
@@ -336,6 +354,8 @@ def test_the_time_limits_of_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address:
         with connect(address) as client:
             limits.wait_for([HEAD_SECONDS])
+            connection, _ = next(iter(limits.running))
+            assert connection.transport.get_write_buffer_limits() == (0, 0)  # what is not read at once has a limit
             client.sendall(page + b"\r\n")
             assert client.recv(9) == b"HTTP/1.1 "
             assert limits.seconds() == []
@@ -347,9 +367,13 @@ def test_the_time_limits_of_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
             limits.wait_for([])
             while not client.recv(1 << 16).endswith(b"</html>\n"):
                 pass
-            for _ in range(3):  # the body that nobody waits for any more
+            client.sendall(b"x")  # of the body that nobody waits for any more
+            limits.wait_for([HEAD_SECONDS])
+            n_started, n_bytes = limits.n_started, limits.n_bytes
+            for part in range(1, 20):
                 client.sendall(b"x")
-                limits.wait_for([HEAD_SECONDS])
+                wait_until(lambda part=part: limits.n_bytes == n_bytes + part)
+            assert limits.n_started == n_started  # the time goes on
             limits.pass_()
             assert read_all(client) == b""
         limits.wait_for([])
@@ -366,6 +390,7 @@ def test_the_time_limits_of_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_was_read_ends_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(monkeypatch)
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 10**6)
     monkeypatch.setattr(LiveReport, "page", lambda report: "x" * 20_000_000)
     with served(tmp_path, {}, 0) as address, connect(address) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -412,7 +437,10 @@ def test_the_end_waits_for_no_client(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_connection_that_cannot_be_accepted_ends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     accept, failures = socket.socket.accept, [OSError(24, "Too many open files")] * 3
 
@@ -426,7 +454,7 @@ def test_a_connection_that_cannot_be_accepted_ends_nothing(
     with served(write_log(tmp_path / "run", long_run(1)), {}, 0) as address:
         assert get(address)[0] == 200
     assert failures == []
-    assert capfd.readouterr() == ("", "")
+    assert (capfd.readouterr(), caplog.records) == (("", ""), [])
 
 
 def test_a_browser_may_leave_out_the_usual_port(tmp_path: Path) -> None:

@@ -66,7 +66,6 @@ def served(
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
 
     def cut() -> None:
-        server.force_exit = True
         for connection in tuple(server.server_state.connections):
             connection.transport.abort()
 
