@@ -78,7 +78,7 @@ class Document:
         small = self.small_command(words)
         if small is None:
             return ""
-        status, out, err = gpt2_command(*small[1:])
+        status, out, err = gpt2_command(*(ADDRESS.sub(self.address, word) for word in small[1:]))
         assert status == 0, f"{shlex.join(words)}, run as {shlex.join(small)}: {err}"
         return out
 

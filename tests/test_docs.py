@@ -39,9 +39,15 @@ def test_the_page_on_serving_prints_what_it_shows(
     pytest.importorskip("openai")
     monkeypatch.chdir(tmp_path)
     gpt2.export(random_model(block_size=64), "hf", "out-shakespeare-char", tokenizer=ByteTokenizer())
+    Path("notes.txt").write_text("some words of a text\n")
+    measure, small = "gpt2 bench serve http://127.0.0.1:8000", "--prompt_tokens 2 9 --new_tokens 2 5 --vocab_size=200"
     Document(
         DOCS / "serving.md",
         skipped={"lm_eval": "needs lm-eval; tests/serve/test_harness.py runs it"},
+        instead={
+            f"{measure} --rate=2 --requests=200": f"{measure} --rate=50 --requests=3{{rest}} {small}",
+            f"{measure} --concurrency=16 --seconds=60": f"{measure} --concurrency=2 --seconds=0.3{{rest}} {small}",
+        },
         in_python={"max_tokens=50": "max_tokens=5"},
     ).run(gpt2_command)
 

@@ -137,7 +137,7 @@ ANSWERED = [
         "torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=1.2.3.4 --master_port=1234 train.py",
         "torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=1.2.3.4 --master_port=1234 -m gpt2 train",
     ),
-    ("bench", "name what to measure (train, sample or data), as above"),
+    ("bench", "name what to measure (train, sample, data or serve), as above"),
     ("python bench.py", "gpt2 bench train"),
     ("python bench.py --profile=True", "gpt2 bench train --trace=trace.json"),
     (

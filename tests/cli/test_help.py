@@ -36,7 +36,7 @@ def test_train_shows_its_settings_in_groups_in_the_order_of_the_fields(
 
 def test_every_command_and_argument_has_a_sentence_of_help() -> None:
     found = list(commands(make_app()))
-    assert len(found) == 33
+    assert len(found) == 34
     missing = []
     for command in found:
         if not command.help.splitlines()[0].endswith("."):

@@ -15,6 +15,7 @@ from cyclopts.argument import Argument, ArgumentCollection
 from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
 from gpt2.cli.bench_sample import bench_sample
+from gpt2.cli.bench_serve import bench_serve
 from gpt2.cli.bench_train import bench_train
 from gpt2.cli.compare import compare
 from gpt2.cli.demo import demo
@@ -79,8 +80,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
     "eval": ("Measure a model.", {"loss": eval_loss, "hellaswag": eval_hellaswag, "harness": eval_harness}),
     "bench": (
-        "Measure the speed of this machine.",
-        {"train": bench_train, "sample": bench_sample, "data": bench_data},
+        "Measure the speed of this machine, or of a server.",
+        {"train": bench_train, "sample": bench_sample, "data": bench_data, "serve": bench_serve},
     ),
     "tokenizer": (
         "Train a tokenizer, and see what one does to a text.",

@@ -15,12 +15,13 @@ from gpt2.spelling import nearest
 from gpt2.training import recipes
 from gpt2.training.config import HINTS
 
-BENCHMARKS = ("train", "sample", "data")
+BENCHMARKS = ("train", "sample", "data", "serve")
 BENCH_EXAMPLES = """\
   gpt2 bench train shakespeare_char_cpu      # tokens/s, time by phase and memory of training; seconds on a laptop
   gpt2 bench train gpt2 --batch_size=4       # the same for the 124M model, which takes minutes without a GPU
   gpt2 bench sample gpt2                     # tokens/s of generating text, and the time to the first token
-  gpt2 bench data mine                       # tokens/s of reading batches from a dataset"""
+  gpt2 bench data mine                       # tokens/s of reading batches from a dataset
+  gpt2 bench serve http://127.0.0.1:8000 --concurrency=8    # tokens/s and waiting times of a server"""
 """What `gpt2 bench` can do, for users who do not say what to measure."""
 
 
@@ -66,11 +67,11 @@ def translated(words: Sequence[str], note: Callable[[str], None]) -> list[str]:
             return given
         case ["bench"]:
             note(BENCH_EXAMPLES)
-            raise UserError("name what to measure (train, sample or data), as above")
+            raise UserError("name what to measure (train, sample, data or serve), as above")
         case ["bench", name, *_] if name in BENCHMARKS:
             return _training(["bench", "train"], given[2:], TRAIN | BENCH, note) if name == "train" else given
         case ["bench", *rest]:
-            note("gpt2 bench is gpt2 bench train here; gpt2 bench sample and gpt2 bench data measure other speeds")
+            note("gpt2 bench is gpt2 bench train here; gpt2 bench sample, data and serve measure other speeds")
             return _training(["bench", "train"], rest, TRAIN | BENCH, note)
         case [("train" | "plan") as name, *rest]:
             return _training([name], rest, TRAIN, note)

@@ -158,7 +158,7 @@ class RunConsole(LiveConsole):
 
 
 class WorkConsole(LiveConsole):
-    """Shows the progress of work through a number of bytes, and the units made of them, with rate and time left."""
+    """Shows the progress of work, most often through bytes, and the units made, with their rate and the time left."""
 
     SECONDS = 10.0
     """Seconds between lines where there is no terminal."""
