@@ -301,10 +301,17 @@ def test_who_cancels_closes_the_connection() -> None:
         while True:
             await send_event(writer, {"choices": [{"text": "x"}]})
 
+    async def run() -> ServerSpeed:
+        async with listening(fake), asyncio.timeout(60):
+            load = Load(fake.address, ranges((4, 20), (2, 9)), concurrency=2, requests=8, cancel=1.0)
+            speed = await LoadGenerator(load, lambda *given: None).run()
+            while fake.n_left < 8:
+                await asyncio.sleep(0.005)
+            return speed
+
     fake = Fake(respond)
-    speed = measured(fake, cancel=1.0, requests=8)
+    speed = asyncio.run(run())
     assert (speed.done, speed.cancelled, speed.failed) == (0, 8, 0)
-    assert fake.n_left + fake.n_open == 8
     assert 8 <= speed.new_tokens <= sum(body["max_tokens"] for body in fake.bodies[1:])
     assert speed.first_token is speed.per_token is speed.whole is None
 
@@ -318,6 +325,23 @@ def test_some_cancel_and_some_read_slowly(monkeypatch: pytest.MonkeyPatch) -> No
     assert speed.done + speed.cancelled == 100
     assert 20 < speed.cancelled < 80
     assert pauses.count(0.001) > 100
+    speed = measured(Fake(), slow=1.0, requests=4)
+    assert (speed.done, speed.first_token, speed.per_token, speed.whole) == (4, None, None, None)
+
+
+def test_tokens_are_what_the_server_counts() -> None:
+    async def respond(fake: Fake, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        """Send all tokens in one event, or none with text."""
+        writer.write(HEAD)
+        await send_event(writer, {"choices": [{"text": "some text" if len(fake.bodies) % 2 else ""}]})
+        await send_event(writer, {"choices": [], "usage": usage(body, body["max_tokens"])})
+        await send(writer, b"data: [DONE]\n\n")
+        await send(writer, b"")
+
+    fake = Fake(respond)
+    speed = measured(fake)
+    assert speed.done == 10
+    assert speed.new_tokens == sum(body["max_tokens"] for body in fake.bodies[1:])
 
 
 def test_servers_without_usage_are_counted_by_events() -> None:
