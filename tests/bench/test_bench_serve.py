@@ -18,6 +18,7 @@ from gpt2.bench import http_client
 from gpt2.bench.http_client import address_of
 from gpt2.bench.serve import Answer, LoadGenerator, Percentiles, ServerSpeed, percentiles
 from gpt2.bench.serve_load import Lengths, Load, arrivals, lengths_in, ranges, words_in
+from gpt2.cli.bench_serve import as_text
 from gpt2.errors import UserError
 
 Respond = Callable[["Fake", dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
@@ -264,6 +265,8 @@ def test_errors_are_reported_and_stop_nothing(settings: dict[str, Any], monkeypa
     assert (speed.done, speed.failed) == (5, 10)
     assert len(speed.errors) == 5
     assert speed.errors["status 429: the queue is full"] == 2
+    assert "\n2 × status 429: the queue is full\n" in as_text(speed)
+    assert f"\n{10 - sum(speed.errors.values())} × other failures\n" in as_text(speed)
     assert speed.new_tokens == sum(body["max_tokens"] for body in fake.bodies[11:]) + 2
     monkeypatch.setattr("gpt2.bench.serve.KINDS_OF_ERRORS", 99)
     found = measured(Fake(respond), requests=15, concurrency=1).errors

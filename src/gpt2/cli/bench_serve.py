@@ -140,7 +140,9 @@ def as_text(speed: "ServerSpeed") -> str:
             right=["p50", "p95", "p99"],
         ),
     ]
-    lines += [f"failed {count:,} times: {message}" for message, count in speed.errors.items()]
+    lines += [f"{count:,} × {message}" for message, count in speed.errors.items()]
+    if others := speed.failed - sum(speed.errors.values()):
+        lines.append(f"{others:,} × other failures")
     counted = "events with text" if speed.prompt_tokens is None else "the server"
     lines.append(f"tokens as counted by {counted}; this program used {speed.client_cores:.0%} of a core")
     return "\n".join(lines)
