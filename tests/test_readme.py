@@ -78,7 +78,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     monkeypatch.setattr("sys.stdin", io.StringIO("ROMEO:\n"))  # what the user says to --interactive
     shutil.copy(README, "notes.txt")
     shutil.copytree(ROOT / "docs", "papers", ignore=shutil.ignore_patterns("images"))
-    Path("romeo.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks? O, speak again!\n\n" * 200)
+    Path("romeo.txt").write_text("ROMEO:\nBut soft, what light through yonder window breaks? speak again\n\n" * 200)
     monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", sha256(Path("romeo.txt")))
     task = {"ctx_a": "A cat", "ctx_b": "it", "ctx": "A cat it", "endings": ["runs", "sits", "is", "was"], "label": 1}
     Path("tasks.jsonl").write_text(json.dumps(task | {"activity_label": "Cats"}) + "\n")
