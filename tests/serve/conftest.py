@@ -12,6 +12,7 @@ import pytest
 
 from gpt2.generation.engine import Engine
 from gpt2.model import GPT
+from gpt2.serve import pages
 from gpt2.serve.app import Api
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.run import MOST_CONNECTIONS, Server, listen
@@ -47,6 +48,7 @@ class Running:
     server: Server
     lines: list[str]
     """The lines of its log."""
+    api: Api
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
         """Send a JSON object, with the name of the model."""
@@ -95,13 +97,13 @@ def running(
     decoder = Decoder(made, slots, queue, lines.append)
     served = Served("tiny", "a random model", network.config, tokenizer, decoder)
     api = Api([served], seconds, lines.append)
-    app = make_app(api.routes(), api.lifespan, api_key=api_key, **guard)
+    app = make_app([*pages.routes(), *api.routes()], api.lifespan, api_key=api_key, **guard)
     server = Server(app, grace, api.fail, connections=connections)
     listener = listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    one = Running(address, served, network, server, lines)
+    one = Running(address, served, network, server, lines, api)
     assert one.becomes(lambda: server.started)
     try:
         yield one
