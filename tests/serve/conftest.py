@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,15 +88,22 @@ def running(
     api_key: str | None = None,
     connections: int = MOST_CONNECTIONS,
     prefix_bytes: int = 1 << 20,
+    others: Mapping[str, GPT] | None = None,
     **guard: Any,
 ) -> Iterator[Running]:
-    """Run a server with a model, by default a tiny one of `block_size`, until the end of the block."""
-    network, tokenizer, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
-    ids = min(network.config.vocab_size, tokenizer.vocab_size)
-    made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
-    decoder = Decoder(made, slots, queue, lines.append)
-    served = Served("tiny", "a random model", network.config, tokenizer, decoder)
-    api = Api([served], seconds, lines.append)
+    """Run a server with a model, by default a tiny one of `block_size`, until the end of the block.
+
+    others: further models by name, with the same tokenizer.
+    """
+    network, words, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), list[str]()
+
+    def serve(name: str, network: GPT) -> Served:
+        ids = min(network.config.vocab_size, words.vocab_size)
+        made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
+        return Served(name, "a random model", network.config, words, Decoder(made, slots, queue, lines.append))
+
+    served = serve("tiny", network)
+    api = Api([served, *(serve(*other) for other in (others or {}).items())], seconds, lines.append)
     app = make_app([*pages.routes(), *api.routes()], api.lifespan, api_key=api_key, **guard)
     server = Server(app, grace, api.fail, connections=connections)
     listener = listen("127.0.0.1", 0)

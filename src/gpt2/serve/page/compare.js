@@ -3,13 +3,9 @@
 import { make, quoted, selectionOf, signed, tokenAt, tokenRow } from "./inside/shared.js";
 import { readView } from "./inside/read.js";
 
-// Differences of this many nats and more have the strongest colour.
-const MOST_NATS = 4;
-
 // both: two unpacked results of /inside/read. selection: the chosen token.
 export function compareView(both, container, selection) {
   const isAlike = both[0].ids.length === both[1].ids.length && both[0].ids.every((id, i) => id === both[1].ids[i]);
-  container.append(table(both));
   if (isAlike) differences(both, container, selection);
   else container.append(make("p", { class: "none" }, "The two models divide the text into different tokens, so there is no difference per token. "
     + "Bits per byte can be compared all the same."));
@@ -19,13 +15,6 @@ export function compareView(both, container, selection) {
     return column;
   });
   container.append(make("div", { class: "pair" }, ...columns));
-}
-
-function table(both) {
-  const rows = both.map((data) => make("tr", {}, make("th", { scope: "row" }, data.model),
-    ...[data.bits_per_byte === null ? "–" : data.bits_per_byte.toFixed(3), data.mean_loss.toFixed(3), data.ids.length].map((value) => make("td", {}, value))));
-  const heads = ["model", "bits per byte", "nats per token", "tokens"].map((name) => make("th", { scope: "col" }, name));
-  return make("div", { class: "wide whole" }, make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
 
 function differences(both, container, selection) {
@@ -38,15 +27,17 @@ function differences(both, container, selection) {
       ? { level: gain(token) < 0 ? "minus" : "plus", label: `${quoted(tokenAt(first, token))}, ${signed(gain(token))} nats for ${names[0]}` }
       : { level: "", label: quoted(tokenAt(first, token)) }),
   });
+  const most = Math.max(1e-3, ...Array.from({ length: first.ids.length - 1 }, (_, t) => Math.abs(gain(t + 1))));
   for (const span of row.element.children) {
     const token = +span.dataset.token;
-    if (isKnown(token)) span.style.setProperty("--strength", `${Math.round(60 * Math.min(1, Math.abs(gain(token)) / MOST_NATS))}%`);
+    if (isKnown(token)) span.style.setProperty("--strength", `${Math.round(60 * Math.min(1, Math.abs(gain(token)) / most))}%`);
   }
   const said = make("p", { class: "readout", role: "status" });
   const tokens = Array.from({ length: first.ids.length - 1 }, (_, t) => t + 1), better = tokens.filter((token) => gain(token) > 0).length;
   container.append(make("h2", {}, "Difference per token"),
     make("p", { class: "scale" }, make("i", { class: "swatch plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`,
-      make("i", { class: "swatch minus" }), `${names[1]} expects it more (${tokens.length - better})`),
+      make("i", { class: "swatch minus" }), `${names[1]} expects it more (${tokens.length - better})`,
+      ` strongest: ${most.toPrecision(2)} nats`),
     row.element, said);
   selection.listen((token) => {
     said.textContent = isKnown(token) ? `${quoted(tokenAt(first, token))}: ${names[0]} ${nats(first, token).toFixed(2)} nats, `

@@ -2,7 +2,7 @@
 
 import { ask, eventsOf, statusLine } from "./api.js";
 import { compareView } from "./compare.js";
-import { insideView } from "./inside/analysis.js";
+import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
 import { make, selectionOf, unpacked } from "./inside/shared.js";
 
@@ -33,10 +33,11 @@ function textView(container, page, { name, action, fields, compute }) {
       });
       await nextTask();
       own.signal.throwIfAborted();
-      result.replaceChildren();
+      const place = make("div");
+      result.replaceChildren(place);
       token = null;
       isShown = true;
-      show(result, (count) => {
+      await show(place, (count) => {
         const selection = selectionOf(count);
         if (chosen !== null) selection.choose(chosen);
         selection.listen((other) => { token = other; page.changed(); });
@@ -119,7 +120,10 @@ export function insideTab(container, page) {
       }
       await nextTask();
       const data = unpacked(last);
-      return (place, selectionFor) => insideView(data, place, selectionFor(data.ids.length));
+      await nextTask();
+      return async (place, selectionFor) => {
+        for (const _ of insideViews(data, place, selectionFor(data.ids.length))) await nextTask();
+      };
     },
   });
   return { ...view, against };

@@ -7,13 +7,10 @@ const POLICY = "default-src 'none'; style-src 'unsafe-inline'";
 // The HTML of a page with some elements, in the style of this page.
 export async function stillPage(title, elements) {
   const styles = await (await fetch("page/style.css")).text();
-  const made = document.implementation.createHTMLDocument(title);
-  made.documentElement.lang = "en";
-  made.head.prepend(make("meta", { charset: "utf-8" }), make("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
-    make("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }));
-  made.head.append(make("style", {}, styles));
-  made.body.append(make("main", {}, ...elements));
-  return `<!doctype html>\n${made.documentElement.outerHTML}\n`;
+  const head = make("head", {}, make("meta", { charset: "utf-8" }), make("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
+    make("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }), make("title", {}, title));
+  // an element with styles would be one of this page, whose policy refuses it
+  return `<!doctype html>\n<html lang="en"><head>${head.innerHTML}<style>${styles}</style></head><body>${make("main", {}, ...elements).outerHTML}</body></html>\n`;
 }
 
 export function download(name, html) {

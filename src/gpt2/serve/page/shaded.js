@@ -7,7 +7,7 @@ import { level, make, onOtherLine, percent, quoted, scaleLegend } from "./inside
 const DECADES = 4;
 
 export function shadedText(label, { choose, hover, enter, take }) {
-  const prompt = make("span", { class: "prompt" }), end = make("span", { class: "ending" });
+  const prompt = make("span", { class: "prompt", role: "none" }), end = make("span", { class: "ending", role: "none" });
   const box = make("div", { class: "tokens written", role: "listbox", tabindex: "0", "aria-label": label }, prompt, end);
   let spans = [], chosen = null, complete = completing();
   const indexOf = (event) => event.target.closest?.("[data-token]")?.dataset.token;
@@ -57,7 +57,7 @@ export function shadedText(label, { choose, hover, enter, take }) {
       if (inside.top < outside.top || inside.bottom > outside.bottom) box.scrollTop += inside.top - outside.top - 20;
     },
     end: (text) => { end.textContent = text; },
-    legend: () => scaleLegend("100%", `${percent(10 ** -DECADES)} or less`),
+    legend: () => scaleLegend("probability of each token: 100%", `${10 ** -DECADES * 100}% or less`),
   };
 }
 
