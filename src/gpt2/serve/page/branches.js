@@ -3,8 +3,9 @@
 import { make, quoted } from "./inside/shared.js";
 
 // A token: { id, bytes, logprob, top }, where top lists the likeliest tokens instead of it as { id, bytes, logprob }.
+// A branch's ending is undefined while it is written, then what the API calls `finish_reason`, or null.
 export function branchOf(parent, kept, tokens, run) {
-  const branch = { parent, kept, tokens, children: [], run };
+  const branch = { parent, kept, tokens, children: [], run, ending: undefined };
   parent?.children.push(branch);
   return branch;
 }
@@ -70,5 +71,5 @@ function labelOf(branch) {
   const text = completing(), shown = branch.tokens.slice(0, 12).map(text).join("");
   const where = branch.parent ? `from token ${branch.kept + 1}`
     : `${branch.run.prompt ? quoted(branch.run.prompt.slice(-16)) : "no prompt"}, seed ${branch.run.settings.seed}`;
-  return [make("span", {}, shown ? quoted(shown) : "…"), make("small", {}, `${where} · ${branch.tokens.length} tokens`)];
+  return [make("span", {}, shown ? quoted(shown) : "…"), make("small", {}, `${where} · ${branch.ending === undefined ? "writing …" : `${branch.tokens.length} tokens`}`)];
 }

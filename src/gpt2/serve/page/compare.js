@@ -36,8 +36,7 @@ function differences(both, container, selection) {
   const tokens = Array.from({ length: first.ids.length - 1 }, (_, t) => t + 1), better = tokens.filter((token) => gain(token) > 0).length;
   container.append(make("h2", {}, "Difference per token"),
     make("p", { class: "scale" }, make("i", { class: "swatch plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`,
-      make("i", { class: "swatch minus" }), `${names[1]} expects it more (${tokens.length - better})`,
-      ` strongest: ${most.toPrecision(2)} nats`),
+      make("i", { class: "swatch minus" }), `${names[1]} expects it more (${tokens.length - better}); the strongest colour is ${most.toPrecision(2)} nats`),
     row.element, said);
   selection.listen((token) => {
     said.textContent = isKnown(token) ? `${quoted(tokenAt(first, token))}: ${names[0]} ${nats(first, token).toFixed(2)} nats, `

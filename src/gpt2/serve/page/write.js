@@ -82,6 +82,7 @@ export function writeView(container, page) {
       const model = page.model(), run = { prompt: prompt.value, model: model.id, settings: settings.values() };
       run.settings.seed ??= Math.floor(Math.random() * 1e9);
       run.ids = await idsOf(run, signal);
+      roomAfter(run, 0);
       const branch = branchOf(null, 0, [], run);
       roots.push(branch);
       show(branch);
@@ -98,6 +99,7 @@ export function writeView(container, page) {
     running?.abort();
     if (same) { show(same); choose(index); return text.element.focus(); }
     await work(async (signal) => {
+      roomAfter(run, index + 1);
       const token = { ...other, top: tokens[index].top };
       const branch = branchOf(owner, index, [token], { ...run, settings: { ...settings.values(), seed: run.settings.seed } });
       show(branch);
@@ -111,6 +113,8 @@ export function writeView(container, page) {
   async function extend() {
     await work(async (signal) => {
       const branch = current;
+      roomAfter(branch.run, tokensOf(branch).length);
+      branch.ending = undefined;
       branch.run = { ...branch.run, settings: { ...settings.values(), seed: branch.run.settings.seed } };
       text.end("");
       await generate(branch, signal);
@@ -140,20 +144,29 @@ export function writeView(container, page) {
     }
   }
 
+  // The number of tokens that fit into the context after some new ones. Throws an Error where there is none.
+  function roomAfter({ model, ids }, count) {
+    const context = page.models.find(({ id }) => id === model).max_model_len, length = ids.length + count;
+    if (length >= context) throw new Error(`The model sees ${context} tokens, and there are ${length} already.`);
+    return context - length;
+  }
+
   async function generate(branch, signal) {
     const { run } = branch, before = [...run.ids, ...tokensOf(branch).map(({ id }) => id)], began = performance.now();
-    const context = page.models.find(({ id }) => id === run.model).max_model_len, room = context - before.length;
-    if (room < 1) throw new Error(`The model sees ${context} tokens, and there are ${before.length} already.`);
+    const room = roomAfter(run, before.length - run.ids.length);
     const { max_tokens: most, ...sampling } = run.settings;
     const body = { model: run.model, prompt: before, max_tokens: Math.min(most, room), ...sampling, stream: true, logprobs: ALTERNATIVES };
-    let count = 0;
-    for await (const { choices: [choice] } of eventsOf(await ask("v1/completions", body, signal))) {
-      if (!choice) continue;
-      const tokens = choice.logprobs ? tokensIn(choice.logprobs) : [];
-      count += tokens.length;
-      arrived(branch, tokens);
-      branch.ending = choice.finish_reason;
-      if (branch === current) status.say(`${count} tokens …`);
+    let count = 0, ending = null;
+    try {
+      for await (const { choices: [choice] } of eventsOf(await ask("v1/completions", body, signal))) {
+        const tokens = tokensIn(choice.logprobs);
+        count += tokens.length;
+        ending = choice.finish_reason;
+        arrived(branch, tokens);
+        if (branch === current) status.say(`${count} tokens …`);
+      }
+    } finally {
+      branch.ending = ending;
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(1), full = room <= most ? " The model's context is full." : "";
     status.say(`${count} tokens in ${seconds} s, seed ${run.settings.seed}.${branch.ending === "stop" ? " The text has ended." : full}`);
@@ -180,7 +193,7 @@ export function writeView(container, page) {
     for (const [parent, kept, ids] of state.branches) {
       const above = made[parent] ?? null, before = above ? tokensOf(above).slice(0, kept).map(({ id }) => id) : [];
       const tokens = ids.length ? (await echo(run.model, [...run.ids, ...before, ...ids], signal)).slice(run.ids.length + before.length) : [];
-      made.push(branchOf(above, kept, tokens, run));
+      made.push(Object.assign(branchOf(above, kept, tokens, run), { ending: null }));
     }
     return made;
   }
