@@ -112,6 +112,23 @@ def test_another_token_is_taken_with_keys_and_the_first_text_stays(two: Running,
     assert tree.count() == 2 and labels(tokens) == [name(token) for token in expected]
 
 
+def test_alternatives_are_shown_under_the_pointer_and_taken_with_it(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    tokens, panel = write(tab), tab.locator(".side .panel")
+    own = completed(two, list(b"the cat"), 12)
+    tokens.nth(5).hover()
+    assert "token 6" in panel.inner_text()
+    tab.get_by_label("Prompt").hover()
+    assert "Choose a token" in panel.inner_text()
+    tokens.nth(2).click()
+    assert "token 3" in panel.inner_text()
+    other = panel.locator("button:not(.own)").first
+    taken = other.locator(".name").inner_text()
+    other.click()
+    finished(tab, 12)
+    assert labels(tokens)[:3] == [*map(name, own["tokens"][:2]), taken]
+
+
 def test_a_text_is_continued_where_it_ends(two: Running, opened: Open) -> None:
     tab = opened(two.address)
     tokens = write(tab, "", tokens=5)
@@ -233,7 +250,7 @@ def test_a_link_restores_a_view_of_a_text(two: Running, opened: Open, view: str)
 
 def test_a_broken_link_says_so(two: Running, opened: Open) -> None:
     tab = opened(f"{two.address}/#Read/1/abc")
-    assert "cannot be restored" in tab.locator("main > .status").inner_text()
+    tab.locator("main > .status", has_text="cannot be restored").wait_for()
     assert tab.get_by_role("button", name="Write", exact=True).is_enabled()
 
 

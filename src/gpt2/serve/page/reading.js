@@ -94,7 +94,7 @@ export function readTab(container, page) {
       view.check();
       const before = others.value, choices = page.models.filter(({ id, inside }) => inside && id !== page.model().id);
       others.replaceChildren(make("option", { value: "" }, "no other model"), ...choices.map(({ id }) => make("option", { value: id }, id)));
-      others.value = choices.some(({ id }) => id === before) ? before : "";
+      others.value = choices.some(({ id }) => id === before) || !before ? before : choices[0]?.id ?? "";
     },
     compareWith: (model) => { others.value = model; if (others.selectedIndex < 0) others.value = ""; },
     comparedWith: () => others.value,

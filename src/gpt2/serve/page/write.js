@@ -72,8 +72,13 @@ export function writeView(container, page) {
   function arrived(branch, tokens) {
     branch.tokens.push(...tokens);
     if (branch !== current) return;
-    if (!unshown.length) requestAnimationFrame(() => { if (branch === current) text.add(unshown); unshown = []; });
+    if (!unshown.length) requestAnimationFrame(showArrived);
     unshown.push(...tokens);
+  }
+
+  function showArrived() {
+    text.add(unshown);
+    unshown = [];
   }
 
   // Starts a text from the prompt.
@@ -168,6 +173,7 @@ export function writeView(container, page) {
     } finally {
       branch.ending = ending;
     }
+    showArrived();
     const seconds = ((performance.now() - began) / 1000).toFixed(1), full = room <= most ? " The model's context is full." : "";
     status.say(`${count} tokens in ${seconds} s, seed ${run.settings.seed}.${branch.ending === "stop" ? " The text has ended." : full}`);
     if (branch === current) text.end(ENDINGS[branch.ending] ?? "");
