@@ -30,13 +30,15 @@ function differences(both, container, selection) {
   const most = Math.max(1e-3, ...Array.from({ length: first.ids.length - 1 }, (_, t) => Math.abs(gain(t + 1))));
   for (const span of row.element.children) {
     const token = +span.dataset.token;
-    if (isKnown(token)) span.style.setProperty("--strength", `${Math.round(60 * Math.min(1, Math.abs(gain(token)) / most))}%`);
+    if (isKnown(token)) span.style.setProperty("--strength", `${Math.round(45 * Math.min(1, Math.abs(gain(token)) / most))}%`);
   }
   const said = make("p", { class: "readout", role: "status" });
   const tokens = Array.from({ length: first.ids.length - 1 }, (_, t) => t + 1), better = tokens.filter((token) => gain(token) > 0).length;
   container.append(make("h2", {}, "Difference per token"),
-    make("p", { class: "scale" }, make("i", { class: "swatch plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`,
-      make("i", { class: "swatch minus" }), `${names[1]} expects it more (${tokens.length - better}); the strongest colour is ${most.toPrecision(2)} nats`),
+    make("ul", { class: "legend swatches" },
+      make("li", {}, make("i", { class: "plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`),
+      make("li", {}, make("i", { class: "minus" }), `${names[1]} expects it more (${tokens.length - better})`),
+      make("li", {}, `the strongest colour is ${most.toPrecision(2)} nats`)),
     row.element, said);
   selection.listen((token) => {
     said.textContent = isKnown(token) ? `${quoted(tokenAt(first, token))}: ${names[0]} ${nats(first, token).toFixed(2)} nats, `
