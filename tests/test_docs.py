@@ -43,7 +43,10 @@ def test_the_page_on_serving_prints_what_it_shows(
     measure, small = "gpt2 bench serve http://127.0.0.1:8000", "--prompt_tokens 2 9 --new_tokens 2 5 --vocab_size=200"
     Document(
         DOCS / "serving.md",
-        skipped={"lm_eval": "needs lm-eval; tests/serve/test_lm_eval.py runs it"},
+        skipped={
+            "lm_eval": "needs lm-eval; tests/serve/test_lm_eval.py runs it",
+            "python docs/page_picture.py": "needs a browser; tests/serve/test_page.py uses the page",
+        },
         instead={
             f"{measure} --rate=2 --requests=200": f"{measure} --rate=50 --requests=3{{rest}} {small}",
             f"{measure} --concurrency=16 --seconds=60": f"{measure} --concurrency=2 --seconds=0.3{{rest}} {small}",

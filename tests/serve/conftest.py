@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from gpt2.generation.engine import Engine
 from gpt2.model import GPT
+from gpt2.serve import pages
 from gpt2.serve.app import Api
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.run import MOST_CONNECTIONS, Server, listen
@@ -47,6 +48,7 @@ class Running:
     server: Server
     lines: list[str]
     """The lines of its log."""
+    api: Api
 
     def post(self, path: str = "/v1/completions", **fields: Any) -> httpx.Response:
         """Send a JSON object, with the name of the model."""
@@ -86,22 +88,29 @@ def running(
     api_key: str | None = None,
     connections: int = MOST_CONNECTIONS,
     prefix_bytes: int = 1 << 20,
+    others: Mapping[str, GPT] | None = None,
     **guard: Any,
 ) -> Iterator[Running]:
-    """Run a server with a model, by default a tiny one of `block_size`, until the end of the block."""
-    network, tokenizer, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), []
-    ids = min(network.config.vocab_size, tokenizer.vocab_size)
-    made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
-    decoder = Decoder(made, slots, queue, lines.append)
-    served = Served("tiny", "a random model", network.config, tokenizer, decoder)
-    api = Api([served], seconds, lines.append)
-    app = make_app(api.routes(), api.lifespan, api_key=api_key, **guard)
+    """Run a server with a model, by default a tiny one of `block_size`, until the end of the block.
+
+    others: further models by name, with the same tokenizer.
+    """
+    network, words, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), list[str]()
+
+    def serve(name: str, network: GPT) -> Served:
+        ids = min(network.config.vocab_size, words.vocab_size)
+        made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
+        return Served(name, "a random model", network.config, words, Decoder(made, slots, queue, lines.append))
+
+    served = serve("tiny", network)
+    api = Api([served, *(serve(*other) for other in (others or {}).items())], seconds, lines.append)
+    app = make_app([*pages.routes(), *api.routes()], api.lifespan, api_key=api_key, **guard)
     server = Server(app, grace, api.fail, connections=connections)
     listener = listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    one = Running(address, served, network, server, lines)
+    one = Running(address, served, network, server, lines, api)
     assert one.becomes(lambda: server.started)
     try:
         yield one

@@ -99,6 +99,28 @@ def test_log_probabilities_are_the_models(tiny: Running, client: openai.OpenAI) 
         assert (found.tokens or [])[position] in top
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_have_the_ids_of_their_tokens(tiny: Running, stream: bool) -> None:
+    fields: dict[str, Any] = {"prompt": "aé", "max_tokens": 20, "logprobs": 3, "seed": 1, "echo": True}
+    if stream:
+        lines = tiny.post(stream=True, **fields).text.splitlines()
+        parts = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines if line.startswith("data: {")]
+    else:
+        parts = [tiny.post(**fields).json()["choices"][0]["logprobs"]]
+    ids, tokens, tops, top_ids = (
+        [value for part in parts for value in part[name]]
+        for name in ("token_ids", "tokens", "top_logprobs", "top_token_ids")
+    )
+    assert len(ids) == 3 + 20 and ids[:3] == list("aé".encode())
+    expected = log_probabilities(tiny, ids)
+    assert (tops[0], top_ids[0]) == (None, None)
+    for position in range(1, len(ids)):
+        assert list(tops[position]) == list(top_ids[position])
+        assert top_ids[position][tokens[position]] == ids[position]
+        for name, i in top_ids[position].items():
+            assert tops[position][name] == pytest.approx(float(expected[position - 1, i]), abs=1e-4)
+
+
 def test_a_prompt_alone_can_be_measured(tiny: Running) -> None:
     """lm-eval asks in this way for the likelihood of a text."""
     answer = tiny.post(prompt="a cat", max_tokens=0, echo=True, logprobs=1).json()

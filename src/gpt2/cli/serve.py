@@ -32,7 +32,7 @@ def serve(
     dtype: DTypeArg = "float32",
     quantize: QuantizeArg = "none",
 ) -> None:
-    """Serve models over HTTP, with OpenAI's API: /v1/completions, /v1/chat/completions, /v1/models, and others.
+    """Serve models over HTTP: a page to write and read with, and OpenAI's API, such as /v1/completions.
 
     Parameters
     ----------
@@ -68,6 +68,7 @@ def serve(
             f"{KEY_VARIABLE}"
         )
     from gpt2.device import pick_device, pick_dtype
+    from gpt2.serve import pages
     from gpt2.serve.app import Api
     from gpt2.serve.open import named_models, open_served
     from gpt2.serve.run import Server, listen
@@ -94,9 +95,11 @@ def serve(
     api = Api(opened, timeout, note, log_prompts)
     # with a key, a page of another site cannot use the server under any name
     names = {"hosts": None} if key else {}
-    app = make_app(api.routes(), api.lifespan, origins=cors_origin, api_key=key, **names)
+    routes = [*pages.routes(), *api.routes()]
+    app = make_app(routes, api.lifespan, origins=cors_origin, api_key=key, **names)
     address = f"[{host}]" if ":" in host else host
-    note(f"serving http://{address}:{listener.getsockname()[1]}/v1 until Ctrl-C")
+    where_to = f"http://{address}:{listener.getsockname()[1]}"
+    note(f"serving {where_to}/v1 until Ctrl-C; {where_to}/ is a page to write and read with")
     Server(app, grace, api.fail).run([listener])
 
 

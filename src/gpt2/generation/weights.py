@@ -7,7 +7,7 @@ the cache stay as they are, in float32 on a CPU.
 import copy
 import ctypes
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,21 @@ def for_decoding(model: GPT, dtype: str = "float32", quantize: Quantize = "none"
     """
     if quantize == "none" and dtype == "float32":
         return _in_large_pages(model)
-    shared = {id(tensor): tensor for tensor in model.parameters()}  # the copy is of the modules only
-    prepared = copy.deepcopy(model, shared).eval()
+    prepared = with_own_modules(model).eval()
     for name, module in list(prepared.named_modules()):
         if isinstance(module, (nn.Linear, nn.Embedding)) and name != "transformer.wpe":
             parent, _, own = name.rpartition(".")
             setattr(prepared.get_submodule(parent), own, Matrix.of(module, DTYPES[dtype], quantize))
     return _in_large_pages(prepared)
+
+
+def with_own_modules(model: GPT) -> GPT:
+    """Return a copy of the modules of a model, with the same parameters.
+
+    Hooks of one are not called by the other, and a module that is replaced in one stays in the other.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def _in_large_pages(model: GPT) -> GPT:

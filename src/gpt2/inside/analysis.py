@@ -54,11 +54,16 @@ class Analysis:
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.model.transformer.wte.weight.device)
 
-    def add_text(self) -> None:
-        """Add losses, attention weights, the logit lens and attributions."""
+    def add_losses(self) -> Predictions:
+        """Add the loss, rank and entropy of each token, their totals, and the likeliest tokens; also return them."""
         found = losses(self.model, self.idx, self.top)
         self.values["losses"] = {"loss": _array(found.loss), "entropy": _array(found.entropy), **_listed(found)}
         self._add_totals(found.loss)
+        return found
+
+    def add_text(self) -> None:
+        """Add losses, attention weights, the logit lens and attributions."""
+        found = self.add_losses()
         shown = self.attention_tokens()
         weights = attention_weights(self.model, self.idx[None, :shown])[:, 0]
         self.values["attention"] = {"tokens": shown, "weights": _array(weights)}

@@ -28,7 +28,7 @@ def page(values: dict[str, Any]) -> str:
     facts = [f"{size:,} tokens", f"{config['n_layer']} layers", f"{config['n_head']} heads per layer"]
     facts += [f"{config['n_embd']} channels", f"{about(config['vocab_size'])} ids"]
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
-    text = json.dumps(for_page(values), default=packed).replace("<", "\\u003c")
+    text = as_json(values).replace("<", "\\u003c")
     content = (
         f"<h1>{escape(printable(name))}</h1><ul class=facts>{items}</ul><div id=analysis></div>"
         "<noscript><p>This page draws with JavaScript, which is switched off here.</p></noscript>"
@@ -37,8 +37,15 @@ def page(values: dict[str, Any]) -> str:
     return frame(name, content, styles=_file("page.css"), module=script())
 
 
+def as_json(values: dict[str, Any]) -> str:
+    """Return the values as JSON text, with arrays as `packed` has them."""
+    return json.dumps(for_page(values), default=packed)
+
+
 def for_page(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with attention weights as bytes, in steps of 1/255: each head's lower triangle by rows."""
+    if "attention" not in values:
+        return values
     attention = values["attention"]
     rows, columns = np.tril_indices(attention["tokens"])
     triangles = np.rint(attention["weights"][:, :, rows, columns] * 255).astype(np.uint8)

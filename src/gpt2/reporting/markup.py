@@ -32,9 +32,14 @@ def frame(title: str, content: str, live: bool = False, styles: str = "", module
         f'<meta http-equiv=Content-Security-Policy content="{content_policy(module)}">'
         "<meta name=viewport content='width=device-width, initial-scale=1'><link rel=icon href='data:,'>"
         f"<title>{escape(printable(title))} · gpt2</title>"
-        f"<style>{style.css()}\n{_file('page.css')}{styles}</style></head>"
+        f"<style>{stylesheet()}{styles}</style></head>"
         f"<body><main>{content}</main>{tag}{script}</script></body></html>\n"
     )
+
+
+def stylesheet() -> str:
+    """Return the CSS that all pages share: colours, text, tables and charts."""
+    return f"{style.css()}\n{_file('page.css')}"
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gpt2 import __version__
@@ -17,6 +17,7 @@ from gpt2.serve.completions import Ask, Completion, chat_completion, completion
 from gpt2.serve.errors import ApiError
 from gpt2.serve.events import ClientGone, EventStream, unless_gone
 from gpt2.serve.guard import read_body
+from gpt2.serve.inside import AnalysisBody, ReadBody, Reader
 from gpt2.serve.metrics import Metrics
 from gpt2.serve.openapi import document
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Settings, TokenizeBody, parse
@@ -36,6 +37,7 @@ class Api:
         self.models = {model.name: model for model in models}
         self.seconds, self.log, self.logs_prompts = seconds, log, logs_prompts
         self.metrics = Metrics(models)
+        self.readers = {model.name: Reader(model, log) for model in models}
 
     def routes(self) -> list[Route]:
         """Return the routes of the application."""
@@ -47,6 +49,9 @@ class Api:
             Route("/tokenize", self._counted(self.tokenize), methods=["POST"]),
             Route("/detokenize", self._counted(self.detokenize), methods=["POST"]),
             Route("/tokenizer_info", self._counted(self.show_tokenizer)),
+            Route("/inside/read", self._counted(self.read), methods=["POST"]),
+            Route("/inside/analysis", self._counted(self.analyse), methods=["POST"]),
+            Route("/inside/page", self._counted(self.make_page), methods=["POST"]),
             Route("/health", self.health),
             Route("/metrics", self.show_metrics),
             Route("/openapi.json", self.describe),
@@ -60,11 +65,16 @@ class Api:
         yield
         for model in self.models.values():
             model.decoder.stop()
+        for reader in self.readers.values():
+            reader.stop()
 
     def fail(self) -> None:
         """End all completions with an error, because the server stops."""
+        error = ApiError(503, "the server stops; send the request again later", code="server_stops")
         for model in self.models.values():
-            model.decoder.fail(ApiError(503, "the server stops; send the request again later", code="server_stops"))
+            model.decoder.fail(error)
+        for reader in self.readers.values():
+            reader.fail(error)
 
     # completions
 
@@ -117,6 +127,33 @@ class Api:
             line += f" {[choice.prompt for choice in asked.choices[:: max(1, asked.settings.n)]]!r}"
         self.log(line)
 
+    # what happens inside
+
+    async def read(self, request: Request) -> Response:
+        """Answer /inside/read."""
+        body = parse(ReadBody, await read_body(request))
+        reader = self.readers[self._named(body.model).name]
+        job = reader.submit(await asyncio.to_thread(reader.losses, body))
+        text = await unless_gone(request.receive, job.result(), self.seconds)
+        return Response(text, media_type="application/json")
+
+    async def analyse(self, request: Request) -> Response:
+        """Answer /inside/analysis."""
+        body = parse(AnalysisBody, await read_body(request))
+        reader = self.readers[self._named(body.model).name]
+        job = reader.submit(await asyncio.to_thread(reader.analysis, body))
+        if body.stream:
+            return EventStream(job.stream(), self.seconds)
+        text = await unless_gone(request.receive, job.result(), self.seconds)
+        return Response(text, media_type="application/json")
+
+    async def make_page(self, request: Request) -> Response:
+        """Answer /inside/page."""
+        body = parse(AnalysisBody, await read_body(request))
+        reader = self.readers[self._named(body.model).name]
+        job = reader.submit(await asyncio.to_thread(reader.analysis, body, as_page=True))
+        return HTMLResponse(await unless_gone(request.receive, job.result(), self.seconds))
+
     # models and tokens
 
     def _named(self, name: str | None) -> Served:
@@ -136,11 +173,25 @@ class Api:
 
     async def list_models(self, request: Request) -> Response:
         """Answer /v1/models."""
-        return JSONResponse({"object": "list", "data": [_described(model) for model in self.models.values()]})
+        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.values()]})
 
     async def show_model(self, request: Request) -> Response:
         """Answer /v1/models/NAME."""
-        return JSONResponse(_described(self._named(request.path_params["name"])))
+        return JSONResponse(self._described(self._named(request.path_params["name"])))
+
+    def _described(self, model: Served) -> dict[str, Any]:
+        """Return a model in the form of OpenAI's API, with its context length as in vLLM's server.
+
+        `inside` says whether /inside can read it.
+        """
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "gpt2",
+            "max_model_len": model.config.block_size,
+            "inside": self.readers[model.name].refusal is None,
+        }
 
     async def tokenize(self, request: Request) -> Response:
         """Answer /tokenize, in the form of vLLM's server."""
@@ -194,14 +245,3 @@ class Api:
             return response
 
         return handler
-
-
-def _described(model: Served) -> dict[str, Any]:
-    """Return a model in the form of OpenAI's API, with its context length as in vLLM's server."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "gpt2",
-        "max_model_len": model.config.block_size,
-    }

@@ -14,6 +14,7 @@ from gpt2.tokenizers import Tokenizer
 class Entry:
     """An entry describes one token of a text."""
 
+    id: int
     token: str
     """Its text, or `bytes:\\xe2\\x82` where it is a part of a character, as in OpenAI's API."""
     content: bytes
@@ -94,7 +95,7 @@ class Choice:
         if self.n_logprobs is None:
             return
         content = self.tokenizer.decode_bytes([token_id])
-        self.held.append(Entry(named(content), content, self.offset, logprobs))
+        self.held.append(Entry(token_id, named(content), content, self.offset, logprobs))
         self.offset += len(self.characters.decode(content))
 
     def _released(self, text: str) -> Addition:
@@ -106,7 +107,7 @@ class Choice:
         return Addition(text, entries, self.finish_reason)
 
     def legacy_logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
-        """Return entries in the form of /v1/completions."""
+        """Return entries in the form of /v1/completions, with the ids of all tokens, which OpenAI's lacks."""
         if self.n_logprobs is None:
             return None
         return {
@@ -114,6 +115,8 @@ class Choice:
             "token_logprobs": [None if e.logprobs is None else e.logprobs.chosen for e in entries],
             "top_logprobs": [self._top(entry) for entry in entries],
             "text_offset": [entry.offset for entry in entries],
+            "token_ids": [entry.id for entry in entries],
+            "top_token_ids": [self._top_ids(entry) for entry in entries],
         }
 
     def _top(self, entry: Entry) -> dict[str, float] | None:
@@ -122,6 +125,13 @@ class Choice:
             return None
         top = {named(self.tokenizer.decode_bytes([i])): value for i, value in reversed(entry.logprobs.top)}
         return dict(reversed(top.items())) | {entry.token: entry.logprobs.chosen}
+
+    def _top_ids(self, entry: Entry) -> dict[str, int] | None:
+        """Return the ids of the same tokens."""
+        if entry.logprobs is None:
+            return None
+        top = {named(self.tokenizer.decode_bytes([i])): i for i, _ in reversed(entry.logprobs.top)}
+        return dict(reversed(top.items())) | {entry.token: entry.id}
 
     def chat_logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
         """Return entries in the form of /v1/chat/completions."""

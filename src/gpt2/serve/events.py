@@ -52,8 +52,8 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[dict[str, Any]], seconds: float) -> None:
-        """seconds: time after which the stream ends with an error."""
+    def __init__(self, events: AsyncIterator[dict[str, Any] | str], seconds: float) -> None:
+        """events: objects, or what is JSON text already. seconds: time after which the stream ends with an error."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.events, self.seconds = events, seconds
         del self.headers["content-length"]
@@ -75,6 +75,6 @@ class EventStream(Response):
                 await send(_event(event))
 
 
-def _event(content: dict[str, Any]) -> dict[str, Any]:
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+def _event(content: dict[str, Any] | str) -> dict[str, Any]:
+    data = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}

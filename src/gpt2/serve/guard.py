@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ from gpt2.serve.errors import ApiError
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Host names by which a machine reaches itself."""
-OPEN_PATHS = ("/health",)
-"""Paths that need no key."""
+OPEN_PATHS = re.compile(r"/|/health|/page/.*")
+"""Paths that need no key: the page asks for it."""
 MOST_BYTES = 4 << 20
 """Maximum size of a body. A prompt that fills the context of GPT-2 has a few thousand bytes."""
 BODY_SECONDS = 30.0
@@ -56,7 +57,7 @@ class Guard:
         if origin is not None and origin not in self.origins and origin.partition("://")[2] != host:
             hint = "gpt2 serve allows them with --cors_origin"
             raise ApiError(403, f"pages of {origin[:100]!r} may not use this server; {hint}")
-        if self.api_key is not None and path not in OPEN_PATHS:
+        if self.api_key is not None and not OPEN_PATHS.fullmatch(path):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode("utf-8", "surrogateescape")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given, self.api_key.encode()):

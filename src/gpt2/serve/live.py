@@ -16,7 +16,7 @@ from starlette.routing import Route
 from gpt2.reporting.live import LiveReport
 from gpt2.reporting.markup import content_policy
 from gpt2.serve.run import Server, listen
-from gpt2.serve.web import make_app
+from gpt2.serve.web import make_app, safe_headers
 
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
@@ -41,17 +41,6 @@ def _answer(make: Callable[[], str]) -> Callable[[Request], Awaitable[HTMLRespon
     return answer
 
 
-def headers() -> list[tuple[str, str]]:
-    """Return the headers of all answers, also of errors. They forbid a browser all that the page does not need."""
-    return [
-        ("Content-Security-Policy", f"{content_policy()}; frame-ancestors 'none'"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("X-Frame-Options", "DENY"),
-        ("Referrer-Policy", "no-referrer"),
-        ("Cache-Control", "no-store"),
-    ]
-
-
 @contextmanager
 def served(
     runs: Path | Sequence[Path], defaults: dict[str, Any], port: int, *, in_trainer: bool = True
@@ -70,7 +59,9 @@ def served(
             connection.transport.abort()
 
     app = make_app(routes(live), hosts=HOSTS)
-    server = Server(app, END_SECONDS, cut, connections=MOST_CONNECTIONS, headers=headers())
+    # all answers have the headers, also errors
+    headers = list(safe_headers(content_policy()).items())
+    server = Server(app, END_SECONDS, cut, connections=MOST_CONNECTIONS, headers=headers)
     thread = threading.Thread(target=lambda: asyncio.run(_run(server, listener)), name="live report", daemon=True)
     with _silence():
         thread.start()

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from gpt2.serve.inside import AnalysisBody, ReadBody
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Strict, TokenizeBody
 
 BODIES: dict[str, tuple[type[Strict], str]] = {
@@ -12,6 +13,9 @@ BODIES: dict[str, tuple[type[Strict], str]] = {
     "/v1/chat/completions": (ChatBody, "Answer a conversation, with a model that has a chat template."),
     "/tokenize": (TokenizeBody, "Return the token ids of a text."),
     "/detokenize": (DetokenizeBody, "Return the text of token ids."),
+    "/inside/read": (ReadBody, "Return the loss of each token of a text, and the likeliest tokens."),
+    "/inside/analysis": (AnalysisBody, "Return losses, attention, logit lens, attribution and patching of a text."),
+    "/inside/page": (AnalysisBody, "Return the same as the page of `gpt2 lens`; `stream` is ignored."),
 }
 READS = {
     "/v1/models": "List the served models.",
@@ -79,9 +83,9 @@ def document(version: str, models: Sequence[str]) -> dict[str, Any]:
 
 def _operation(path: str, summary: str) -> dict[str, Any]:
     """Return the description of an operation, as far as it does not depend on the method."""
-    kind = "text/plain" if path == "/metrics" else "application/json"
-    content: dict[str, Any] = {kind: {"schema": {"type": "string" if path == "/metrics" else "object"}}}
-    if path.endswith("completions"):
+    kind = {"/metrics": "text/plain", "/inside/page": "text/html"}.get(path, "application/json")
+    content: dict[str, Any] = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
+    if path.endswith(("completions", "/analysis")):
         content["text/event-stream"] = {"schema": {"description": EVENTS}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses = {status: {"description": text, "content": error} for status, text in ERRORS.items()}

@@ -45,14 +45,15 @@ export function showAnalysis(packed, container) {
     if (made.has(name)) return;
     made.add(name);
     if (name === "Read") readView(data, views.Read, selection);
-    else inside(data, views.Inside, selection);
+    else [...insideViews(data, views.Inside, selection)];
   }
   const [name, token] = location.hash.slice(1).split("/");
   if (/^\d+$/.test(token)) selection.choose(+token);
   open(names.includes(name) ? name : "Read");
 }
 
-function inside(data, container, selection) {
+// Adds the views of what happens on the way to the prediction of one token. The browser may draw between two of them.
+export function* insideViews(data, container, selection) {
   const row = tokenRow(data, selection, "The token that is predicted; arrow keys choose it", {
     look: (token) => ({ level: "", label: quoted(tokenAt(data, token)) }),
   });
@@ -70,5 +71,6 @@ function inside(data, container, selection) {
     const section = make("section", {}, make("h2", {}, title));
     container.append(section);
     view(data, section, selection);
+    yield;
   }
 }

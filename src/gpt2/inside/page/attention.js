@@ -3,6 +3,8 @@
 import { colourTable, focusOn, level, make, onSchemeChange, percent, quoted, tokenAt, tokenRow } from "./shared.js";
 
 const THUMBNAIL = 48;
+// Time for which pictures are drawn without a pause, in milliseconds.
+const SLICE = 25;
 
 // data: an unpacked analysis. selection: the chosen token of all views.
 export function attentionView(data, container, selection) {
@@ -85,9 +87,17 @@ export function attentionView(data, container, selection) {
     place();
   }
 
+  // Draws the small pictures, with pauses in which the browser can do something else.
+  function drawSmall(from = 0) {
+    const small = Math.min(size, THUMBNAIL), began = performance.now();
+    for (let index = from; index < buttons.length; index++) {
+      if (performance.now() - began > SLICE) return void setTimeout(drawSmall, 0, index);
+      draw(buttons[index].firstChild, small, small, (r, c) => pooled(weight, index, r, c, size, small));
+    }
+  }
+
   function drawAll() {
-    const small = Math.min(size, THUMBNAIL);
-    buttons.forEach((button, index) => draw(button.firstChild, small, small, (r, c) => pooled(weight, index, r, c, size, small)));
+    drawSmall();
     drawLarge();
   }
 

@@ -8,7 +8,8 @@ export const MOST_COLUMNS = 32;
 export function unpacked(value) {
   if (Array.isArray(value) || value === null || typeof value !== "object") return value;
   if (typeof value.base64 === "string") {
-    const bytes = Uint8Array.from(atob(value.base64), (character) => character.charCodeAt(0));
+    const text = atob(value.base64), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i); // millions; a callback for each takes long
     const kinds = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
     return { shape: value.shape, values: new kinds[value.dtype](bytes.buffer) };
   }
@@ -103,10 +104,13 @@ export function scaleLegend(low, high) {
   return make("p", { class: "scale" }, low, make("span", { "aria-hidden": "true" }, ...boxes), high);
 }
 
+let groups = 0;
+
 // Radio buttons that call `choose` with the chosen name. options: { name: label }.
 export function choices(legend, name, options, choose) {
+  const group = `${name}${groups++}`; // the same view can be on a page twice
   const labels = Object.entries(options).map(([value, label], i) =>
-    make("label", {}, make("input", { type: "radio", name, value, checked: i === 0, onchange: () => choose(value) }), label));
+    make("label", {}, make("input", { type: "radio", name: group, value, checked: i === 0, onchange: () => choose(value) }), label));
   return make("fieldset", { class: "axes" }, make("legend", {}, legend), ...labels);
 }
 
@@ -164,7 +168,7 @@ export function tokenRow(data, selection, label, { look, hover = () => {} }) {
 }
 
 // The token of the line above or below that is nearest to a token.
-function onOtherLine(spans, token, direction) {
+export function onOtherLine(spans, token, direction) {
   const here = spans[token].getClientRects()[0];
   let best = token, distance = Infinity, line = null;
   for (let other = token + direction; other >= 0 && other < spans.length; other += direction) {

@@ -1,0 +1,217 @@
+"""Computes what happens inside a served model, in a thread of its own, one text after the other."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from gpt2.errors import Log, UserError, first_line
+from gpt2.generation.weights import with_own_modules
+from gpt2.inside.analysis import Analysis, Report, single_token
+from gpt2.inside.forward import require_own_parts, require_text
+from gpt2.inside.lens_page import as_json, page
+from gpt2.serve.errors import ApiError
+from gpt2.serve.schema import Strict
+from gpt2.serve.served import Served
+
+MOST_WAITING = 4
+"""Number of texts that may wait for a model."""
+Work = Callable[[Report], str]
+"""What a job does: it reports its progress, and returns the result as text."""
+PROGRESS_SECONDS = 0.1
+"""Least time between two reports of progress."""
+
+
+class ReadBody(Strict):
+    """Asks for the losses of a text."""
+
+    model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
+    text: str = Field(description="Text of at least 2 tokens; `<|endoftext|>` in it is the special token.")
+
+
+class AnalysisBody(ReadBody):
+    """Asks for everything that is known about a text."""
+
+    against: str | None = Field(None, description="A corrupted text of as many tokens, for activation patching.")
+    answer: str | None = Field(None, description="Token whose logit patching follows; needs against.")
+    other: str | None = Field(None, description="Token whose logit is subtracted; needs against.")
+    stream: bool = Field(False, description="Whether progress is reported, as server-sent events.")
+
+
+@dataclass(eq=False)
+class Job:
+    """A job is a text that is computed, or waits for it. Its methods but `report` are for the event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    events: "asyncio.Queue[dict[str, Any] | str | ApiError]" = field(default_factory=asyncio.Queue)
+    """Reports of progress, then the result as text, or an error."""
+    is_cancelled: bool = False
+    future: "Future[None] | None" = None
+    reported: float = 0.0
+
+    def put(self, event: dict[str, Any] | str | ApiError) -> None:
+        """Add an event from any thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    def report(self, part: str, done: int, total: int) -> None:
+        """Add a report of progress, unless there was one just before. Raises CancelledError."""
+        if self.is_cancelled:
+            raise CancelledError
+        if done == total or time.monotonic() - self.reported > PROGRESS_SECONDS:
+            self.reported = time.monotonic()
+            self.put({"progress": {"part": part, "done": done, "total": total}})
+
+    def cancel(self) -> None:
+        """End the job: at once where it waits, and otherwise at the next report of progress."""
+        self.is_cancelled = True
+        if self.future is not None:
+            self.future.cancel()
+
+    async def stream(self) -> AsyncIterator[dict[str, Any] | str]:
+        """Yield the reports, and the result at last. Raises ApiError. A job that nobody listens to is cancelled."""
+        try:
+            while True:
+                event = await self.events.get()
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
+                if isinstance(event, str):
+                    return
+        finally:
+            self.cancel()
+
+    async def result(self) -> str:
+        """Return the result. Raises ApiError."""
+        async with contextlib.aclosing(self.stream()) as events:  # pyrefly: ignore[bad-specialization]
+            found = [event async for event in events]
+        assert isinstance(found[-1], str)
+        return found[-1]
+
+
+class Reader:
+    """A reader computes texts with the weights of a served model, while its decoder decodes others."""
+
+    def __init__(self, served: Served, log: Log) -> None:
+        self.served, self.log = served, log
+        network = served.decoder.engine.model
+        self.refusal: ApiError | None = None
+        """The answer to all requests where the model has no plain weights."""
+        try:
+            require_own_parts(network)
+        except UserError:
+            self.refusal = ApiError(
+                400,
+                f"the matrices of {served.name} are not in float32, which is needed to look inside; start gpt2 serve "
+                "without --dtype and --quantize",
+                code="no_plain_weights",
+            )
+        # the decoder must not call the hooks by which values are read
+        self.network = network if self.refusal else with_own_modules(network)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="inside")
+        self.jobs: list[Job] = []
+        self.seconds = 1.0
+        """Time that the last job took."""
+        self.last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        """What the last analysis was about, and its values: they are often asked for again, to be saved."""
+
+    def losses(self, body: ReadBody) -> Work:
+        """Return what computes the losses of a text, as JSON. Raises ApiError for what cannot be read."""
+        ids = self._ids(body.text, "text")
+
+        def work(report: Report) -> str:
+            made = self._analysis(ids, report)
+            made.add_losses()
+            return as_json(made.finished())
+
+        return work
+
+    def analysis(self, body: AnalysisBody, *, as_page: bool = False) -> Work:
+        """Return what computes everything about a text, as JSON or as the page of `gpt2 lens`.
+
+        Raises ApiError for what cannot be read.
+        """
+        ids = self._ids(body.text, "text")
+        against = None if body.against is None else self._ids(body.against, "against", len(ids))
+        answer, other = self._token(body.answer, "answer"), self._token(body.other, "other")
+        about = (tuple(ids), against and tuple(against), answer, other)
+
+        def work(report: Report) -> str:
+            if self.last is None or self.last[0] != about:
+                made = self._analysis(ids, report)
+                made.add_text()
+                if against is not None:
+                    made.add_patching(against, answer, other)
+                self.last = about, made.finished()
+            return (page if as_page else as_json)(self.last[1])
+
+        return work
+
+    def submit(self, work: Work) -> Job:
+        """Add a job. Raises ApiError (429) where the queue is full."""
+        self.jobs = [job for job in self.jobs if job.future and not job.future.done()]
+        if len(self.jobs) > MOST_WAITING:
+            wait = str(max(1, min(60, round(self.seconds * len(self.jobs)))))
+            message = f"{MOST_WAITING} texts wait already to be read by {self.served.name}; try again in {wait} s"
+            raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": wait})
+        job = Job(asyncio.get_running_loop())
+        job.future = self.pool.submit(partial(self._run, job, work))
+        self.jobs.append(job)
+        return job
+
+    def fail(self, error: ApiError) -> None:
+        """End all jobs with an error."""
+        for job in self.jobs:
+            job.put(error)
+            job.cancel()
+
+    def stop(self) -> None:
+        """Let the thread end."""
+        self.fail(ApiError(503, "the server stops", code="server_stops"))
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ids(self, text: str, param: str, length: int | None = None) -> list[int]:
+        """Return the token ids of a text. Raises ApiError where it cannot be read; length: how many they must be."""
+        if self.refusal:
+            raise self.refusal
+        ids = self.served.encode(text, param)
+        try:
+            require_text(self.network, torch.tensor(ids), least=2)
+        except UserError as error:
+            raise ApiError(400, f"{param}: {error}", param=param) from None
+        if length is not None and len(ids) != length:
+            message = f"{param}: the two texts have {length} and {len(ids)} tokens; give texts of the same number"
+            raise ApiError(400, message, param=param)
+        return ids
+
+    def _token(self, text: str | None, param: str) -> int | None:
+        try:
+            return None if text is None else single_token(self.served.tokenizer, text, param)
+        except UserError as error:
+            raise ApiError(400, str(error), param=param) from None
+
+    def _analysis(self, ids: list[int], report: Report) -> Analysis:
+        return Analysis(self.served.name, self.network, self.served.tokenizer, ids, report)
+
+    def _run(self, job: Job, work: Work) -> None:
+        """Compute a job, in the thread."""
+        began = time.monotonic()
+        try:
+            job.report("losses", 0, 1)
+            job.put(work(job.report))
+            self.seconds = time.monotonic() - began
+        except CancelledError:
+            pass
+        except UserError as error:
+            job.put(ApiError(400, str(error)))
+        except Exception as error:  # whatever happens, the server goes on
+            message = f"{self.served.name}: reading failed ({type(error).__name__}: {first_line(error)})"
+            self.log(message)
+            job.put(ApiError(500, message))

@@ -1,0 +1,140 @@
+// The views of a given text: where the model is surprised, and what happens inside it.
+
+import { ask, eventsOf, statusLine } from "./api.js";
+import { compareView } from "./compare.js";
+import { insideViews } from "./inside/analysis.js";
+import { readView } from "./inside/read.js";
+import { make, selectionOf, unpacked } from "./inside/shared.js";
+
+// What both views share: a text, a button that starts and stops, and the place of the result.
+// page: { model(), models, changed(), text() }. compute(signal, status) returns what shows the result in a container.
+function textView(container, page, { name, action, fields, compute }) {
+  const status = statusLine(), result = make("div", { class: "result" });
+  const text = make("textarea", { id: `${name}-text`, rows: 5, spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
+  const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : start()) }, action);
+  const progress = make("progress", { hidden: true, "aria-label": "Progress" });
+  const model = make("p", { class: "warning", hidden: true });
+  let running = null, token = null, isShown = false;
+  text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); start(); }
+  });
+  container.append(model, make("div", { class: "asking" }, make("label", { for: `${name}-text` }, "Text"), text, ...fields,
+    make("div", { class: "buttons" }, go, status.element), progress), result);
+
+  async function start(chosen = null) {
+    running?.abort();
+    const own = running = new AbortController();
+    go.textContent = "Stop";
+    status.say("Waiting for the model …");
+    try {
+      const show = await compute(text.value, own.signal, {
+        say: status.say,
+        progress(done, total) { progress.hidden = false; progress.max = total; progress.value = done; },
+      });
+      await nextTask();
+      own.signal.throwIfAborted();
+      const place = make("div");
+      result.replaceChildren(place);
+      token = null;
+      isShown = true;
+      await show(place, (count) => {
+        const selection = selectionOf(count);
+        if (chosen !== null) selection.choose(chosen);
+        selection.listen((other) => { token = other; page.changed(); });
+        return selection;
+      });
+      status.say("");
+    } catch (error) {
+      if (running === own) status.fail(error);
+      if (running === own && error.name === "AbortError") status.say("Stopped.");
+    } finally {
+      if (running === own) {
+        running = null;
+        go.textContent = action;
+        progress.hidden = true;
+        page.changed();
+      }
+    }
+  }
+
+  return {
+    start,
+    text,
+    token: () => token,
+    isShown: () => isShown,
+    // Says where a model cannot be read.
+    check() {
+      model.hidden = page.model().inside;
+      go.disabled = !page.model().inside;
+      model.textContent = `The matrices of ${page.model().id} are not in float32, and these views need its plain weights. `
+        + "Start gpt2 serve without --dtype and --quantize to look inside.";
+    },
+  };
+}
+
+// Where the model is surprised; with another model, both next to each other.
+export function readTab(container, page) {
+  const others = make("select", { id: "compare", onchange: page.changed });
+  const field = make("p", { class: "field", hidden: page.models.length < 2 }, make("label", { for: "compare" }, "Compare with"), others);
+  const view = textView(container, page, {
+    name: "read", action: "Read", fields: [field],
+    async compute(text, signal) {
+      const found = [], names = [page.model().id, ...(others.value ? [others.value] : [])];
+      for (const model of names) found.push(unpacked(await (await ask("inside/read", { model, text }, signal)).json()));
+      return (place, selectionFor) => {
+        const selection = selectionFor(found[0].ids.length);
+        if (found.length === 1) readView(found[0], place, selection);
+        else compareView(found, place, selection);
+      };
+    },
+  });
+  return {
+    ...view,
+    check() {
+      view.check();
+      const before = others.value, choices = page.models.filter(({ id, inside }) => inside && id !== page.model().id);
+      others.replaceChildren(make("option", { value: "" }, "no other model"), ...choices.map(({ id }) => make("option", { value: id }, id)));
+      others.value = choices.some(({ id }) => id === before) || !before ? before : choices[0]?.id ?? "";
+    },
+    compareWith: (model) => { others.value = model; if (others.selectedIndex < 0) others.value = ""; },
+    comparedWith: () => others.value,
+  };
+}
+
+// Attention, logit lens, attribution, and patching where there is a second text.
+export function insideTab(container, page) {
+  const against = make("textarea", { id: "against", rows: 2, spellcheck: "false", oninput: page.changed,
+    placeholder: "For patching, a text of the same number of tokens; may be empty" });
+  const parts = { losses: "losses", "positions of the lens": "logit lens", "batches of patching": "patching" };
+  const view = textView(container, page, {
+    name: "inside", action: "Look inside", fields: [make("label", { for: "against" }, "Second text"), against],
+    async compute(text, signal, { say, progress }) {
+      const body = { ...requested(page, text, against.value), stream: true };
+      let last = null;
+      for await (const event of eventsOf(await ask("inside/analysis", body, signal))) {
+        last = event;
+        if (!event.progress) continue;
+        const { part, done, total } = event.progress;
+        say(`Computing: ${parts[part] ?? part} …`);
+        progress(done, total);
+      }
+      await nextTask();
+      const data = unpacked(last);
+      await nextTask();
+      return async (place, selectionFor) => {
+        for (const _ of insideViews(data, place, selectionFor(data.ids.length))) await nextTask();
+      };
+    },
+  });
+  return { ...view, against };
+}
+
+// The body of a request for an analysis.
+export function requested(page, text, against) {
+  return { model: page.model().id, text, ...(against ? { against } : {}) };
+}
+
+// Lets the browser draw and react before long work goes on.
+function nextTask() {
+  return new Promise((resolve) => setTimeout(resolve));
+}
