@@ -118,6 +118,7 @@ def running(
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server does not end"
+        assert not served.decoder.thread.is_alive(), "the decoder does not end"
 
 
 @pytest.fixture(scope="module")

@@ -181,9 +181,12 @@ def test_an_error_of_the_engine_ends_the_requests_and_not_the_server() -> None:
 
 def test_running_requests_end_in_time_when_the_server_stops() -> None:
     """A request that needs less than the grace period is completed, and a longer one gets an error event."""
-    with running(engine=SlowEngine, grace=0.4) as one, ThreadPoolExecutor(2) as pool:
-        short = pool.submit(one.post, max_tokens=30)
-        SlowEngine.seconds = 0.01
+
+    class SlowerEngine(SlowEngine):
+        seconds = 0.05
+
+    with running(engine=SlowerEngine, grace=2.0) as one, ThreadPoolExecutor(2) as pool:
+        short = pool.submit(one.post, max_tokens=8)  # 0.4 s, and the long one 6 s
         long = send(one, stream=True)
         assert one.becomes(lambda: len(one.served.decoder.streams) == 2)
         idle = connect(one)
@@ -196,4 +199,3 @@ def test_running_requests_end_in_time_when_the_server_stops() -> None:
         assert idle.recv(10) == b""
         with pytest.raises(OSError):
             connect(one)
-    SlowEngine.seconds = 0.005

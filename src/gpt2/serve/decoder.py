@@ -11,6 +11,9 @@ from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request, Token
 from gpt2.serve.errors import ApiError
 
+STEP_SECONDS = 10.0
+"""Seconds that the end of a server waits for a step of the engine."""
+
 
 @dataclass(eq=False)
 class Stream:
@@ -58,13 +61,15 @@ class Decoder:
     def start(self) -> None:
         """Start the thread; its tokens go to the running event loop."""
         self.loop = asyncio.get_running_loop()
-        threading.Thread(target=self._run, daemon=True, name="decoder").start()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="decoder")
+        self.thread.start()
 
     def stop(self) -> None:
-        """Let the thread end after its step."""
+        """End the thread after its step, and wait for it: the process could not exit cleanly while it computes."""
         with self.changed:
             self.is_stopped = True
             self.changed.notify()
+        self.thread.join(STEP_SECONDS)
 
     @property
     def n_waiting(self) -> int:
@@ -164,4 +169,4 @@ class Decoder:
         try:
             self.loop.call_soon_threadsafe(function, argument)
         except RuntimeError:  # the event loop was closed meanwhile
-            self.stop()
+            self.is_stopped = True
