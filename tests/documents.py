@@ -5,6 +5,12 @@ network, a GPU or hours is made small by a table that the test of the document g
 block of commands or Python shows their output, and has to be equal to it. With `GPT2_TEST_UPDATE=1` the document gets
 the new output.
 
+The title of a block, which a reader of the page sees, says what differs from that:
+
+    ```sh title="needs a GPU"         is not run; any title that begins with `needs` has this effect
+    ```text title="for example"       is not compared, because it depends on the processor or on a trained model
+    ```text title="within 5 %"        is compared, but its figures may differ by so much
+
 Sybil and pytest-markdown-docs run Python blocks; for the commands, the tables of small commands and the outputs in
 blocks of their own, they would need as much code of ours as there is here.
 """
@@ -20,8 +26,9 @@ from pathlib import Path
 
 from servers import ADDRESS, fetched, served
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHOWN = re.compile(r"\n+```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r'\n+```text(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 LONG = ("train", "sweep", "bench", "plan", "demo")
 """Commands that can take hours, and need an entry in `instead`."""
 
@@ -40,6 +47,8 @@ class Document:
     """
     in_python: dict[str, str] = field(default_factory=dict)
     """Pieces of Python programs, and what is run for them."""
+    is_compared: bool = True
+    """Whether outputs are compared. False where the texts that the document is about are missing."""
     used: set[str] = field(default_factory=set)
     """The entries of the tables that were needed so far."""
     address: str = ""
@@ -103,10 +112,10 @@ class Document:
                     printed += self.output(words, gpt2_command, servers)
             else:
                 raise AssertionError(f"{self.path.name} has a block in {language}, which nothing runs")
-            if shown is not None and plain(printed) != plain(shown[1]):
-                wrong.append(f"{block}\nprints\n\n{printed}\nand the document shows\n\n{shown[1]}")
-                updated += f"{text[end : shown.start(1)]}{plain(printed)}\n"
-                end = shown.end(1)
+            if self.is_compared and shown is not None and not is_shown(printed, shown[2], shown[1] or ""):
+                wrong.append(f"{block}\nprints\n\n{printed}\nand the document shows\n\n{shown[2]}")
+                updated += f"{text[end : shown.start(2)]}{plain(printed)}\n"
+                end = shown.end(2)
         if os.environ.get("GPT2_TEST_UPDATE"):
             self.path.write_text(updated + text[end:], encoding="utf-8")
         assert not wrong, "\n".join(wrong)
@@ -117,15 +126,31 @@ def plain(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip()
 
 
+def is_shown(printed: str, shown: str, title: str) -> bool:
+    """Return whether a document shows what was printed, as exactly as the title of its block says."""
+    if title == "for example":
+        return True
+    percent = re.fullmatch(r"within ([\d.]+) %", title)
+    assert percent or not title, f'the title of an output is "for example" or "within … %", not "{title}"'
+    if percent is None:
+        return plain(printed) == plain(shown)
+    if FIGURE.sub("#", " ".join(printed.split())) != FIGURE.sub("#", " ".join(shown.split())):
+        return False
+    figures = [[float(figure.replace(",", "")) for figure in FIGURE.findall(text)] for text in (printed, shown)]
+    share = float(percent[1]) / 100
+    return all(abs(here - there) <= share * abs(there) for here, there in zip(*figures, strict=True))
+
+
 def blocks(text: str) -> Iterator[tuple[str, str, re.Match[str] | None]]:
-    """Yield the language and the text of each block of a document, and where its output is shown."""
+    """Yield the language and the text of each block of a document that is run, and where its output is shown."""
     end = 0
     for match in BLOCK.finditer(text):
         if match.start() < end:
             continue  # an output
         shown = SHOWN.match(text, match.end())
         end = shown.end() if shown else match.end()
-        yield match[1], match[2], shown
+        if not (match[2] or "").startswith("needs "):
+            yield match[1], match[3], shown
 
 
 def commands(block: str) -> Iterator[list[str]]:
