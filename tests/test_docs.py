@@ -1,6 +1,6 @@
 """The pages under docs whose blocks run, and the pictures that a program draws."""
 
-import importlib.util
+import runpy
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_vocabulary: None) 
 def test_the_page_on_the_architecture_prints_what_it_shows(hub: None, gpt2_command: Callable) -> None:
     Document(
         DOCS / "architecture.md",
-        skipped={"python docs/pictures.py": "overwrites the pictures, which the test below compares"},
+        skipped={"python docs/pictures": "overwrites the pictures, which the test below compares"},
         instead={"gpt2 sample gpt2": "gpt2 sample hub {rest}"},
         in_python={'gpt2.load("gpt2")': 'gpt2.load("hub")'},
     ).run(gpt2_command)
@@ -71,17 +71,16 @@ def test_the_page_on_gpus_prints_what_it_shows(
     ).run(gpt2_command)
 
 
-def test_the_pictures_are_those_that_the_program_draws() -> None:
-    found = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
-    assert found is not None and found.loader is not None
-    pictures = importlib.util.module_from_spec(found)
-    found.loader.exec_module(pictures)
-    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    for name, draw in pictures.PICTURES.items():
-        drawn = draw().svg()
-        ET.fromstring(drawn)
-        assert (DOCS / "images" / f"{name}.svg").read_text(encoding="utf-8") == drawn, "run python docs/pictures.py"
-        assert f"images/{name}.svg" in page
+def test_the_pictures_are_those_that_the_program_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "pictures")
+    drawn = runpy.run_path(str(DOCS / "pictures"), run_name="pictures")["PICTURES"]
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    for name, draw in drawn.items():
+        picture = draw().svg()
+        ET.fromstring(picture)
+        shown = (DOCS / "images" / f"{name}.svg").read_text(encoding="utf-8")
+        assert shown == picture, "run python docs/pictures"
+        assert f"images/{name}.svg" in pages
 
 
 @pytest.mark.parametrize(
