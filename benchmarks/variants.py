@@ -63,8 +63,8 @@ def activations(recomputes: bool) -> None:
     from gpt2.training import setup
     from gpt2.training.compile import recompute_activations
 
-    assert hasattr(setup, "choose_recomputation")
-    setup.choose_recomputation = lambda *_: recompute_activations(recomputes)
+    assert hasattr(setup, "choose_kernels")
+    setup.choose_kernels = lambda *_: recompute_activations(recomputes)
 
 
 VARIANTS = {

@@ -20,6 +20,7 @@ LAYERS = [
         "special_tokens",
         "tokenizers",
         "chunked_loss",
+        "documents",
         "distributed",
         "tensor_file",
     },

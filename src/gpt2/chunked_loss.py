@@ -4,13 +4,15 @@ PyTorch's `F.linear_cross_entropy` is not used: in 2.13 it ignores autocast, its
 gradient of the head is five times less exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
+from gpt2.documents import document_mask
 from gpt2.model import GPT
 
 IGNORED = -1
@@ -26,16 +28,19 @@ FLOAT16_SCALE = 2.0**10
 class TrainingLoss(nn.Module):
     """The mean cross-entropy of a model over a micro-batch, as the one module that is compiled and trained.
 
-    Its value is that of `GPT.forward` with targets, in less memory.
+    Its value is that of `GPT.forward` with targets, in less memory. eot_token: the token that begins a document, and
+    attention stays inside documents; None for attention to the complete sequence.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, eot_token: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.eot_token = model, eot_token
+        self.mask_of: Callable[[Tensor, int], Tensor | BlockMask | None] = document_mask
         self.cross_entropy = chunked_cross_entropy
 
-    def forward(self, idx: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Return the loss in nats, a scalar in float32 at least. Shapes and dtypes are those of `GPT.forward`."""
+        mask = None if self.eot_token is None else self.mask_of(idx, self.eot_token)
         x = self.model.hidden(idx, mask).flatten(0, 1)  # (B·T, C)
         weight = self.model.transformer.wte.weight
         return self.cross_entropy(x, weight, targets.flatten(), self.model.config.pad_vocab)

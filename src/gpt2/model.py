@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from gpt2.errors import require
 from gpt2.nanogpt_methods import NanoGPTMethods
@@ -19,6 +20,7 @@ from gpt2.nanogpt_methods import NanoGPTMethods
 if TYPE_CHECKING:
     from gpt2.generation.kv_cache import KVCache
 
+Mask = Tensor | BlockMask | None
 PRESETS: dict[str, dict[str, Any]] = {
     name: {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
     for name, n_layer, n_head, n_embd in (
@@ -60,15 +62,11 @@ class GPTConfig:
         return replace(cls(**PRESETS[name]), **overrides)
 
 
-class LayerNorm(nn.Module):
-    def __init__(self, size: int, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (p if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
-        return F.layer_norm(x, self.weight.shape, weight, bias, 1e-5)
+class LayerNorm(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        parameters = (self.weight, self.bias)  # FSDP may gather them in bfloat16
+        weight, bias = (p if p is None else p.to(input.dtype) for p in parameters)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class CausalSelfAttention(nn.Module):
@@ -78,7 +76,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.flash, self.layer = config.n_head, config.dropout, config.flash, layer
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: "KVCache | None") -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, cache: "KVCache | None") -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -87,7 +85,9 @@ class CausalSelfAttention(nn.Module):
         y = self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+        if isinstance(mask, BlockMask):
+            return flex_attention(q, k, v, block_mask=mask)
         T, S, dropout = q.size(2), k.size(2), self.dropout if self.training else 0.0
         if mask is None and not (self.flash and T in (1, S)):  # is_causal, or the last position sees all
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
@@ -114,12 +114,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = LayerNorm(config.n_embd, bias=config.bias)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: "KVCache | None") -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, cache: "KVCache | None") -> Tensor:
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = LayerNorm(config.n_embd, config.bias)
+        self.ln_f = LayerNorm(config.n_embd, bias=config.bias)
 
 
 class GPT(NanoGPTMethods):
@@ -162,9 +162,7 @@ class GPT(NanoGPTMethods):
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, idx: Tensor, targets: Tensor | None = None, mask: Mask = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits and, with targets, their mean cross-entropy in nats, a float32 scalar.
 
         idx: int64 (B, T). targets: int64 (B, T), where -1 is ignored. Without targets the logits are those of the
@@ -178,13 +176,14 @@ class GPT(NanoGPTMethods):
         return logits, F.cross_entropy(exact, targets.flatten(), ignore_index=-1)
 
     def hidden(
-        self, idx: Tensor, mask: Tensor | None = None, cache: "KVCache | None" = None, positions: Tensor | None = None
+        self, idx: Tensor, mask: Mask = None, cache: "KVCache | None" = None, positions: Tensor | None = None
     ) -> Tensor:
         """Return the final hidden states, (B, T, C), after `ln_f`.
 
-        idx: int64 (B, T). mask: bool (B, 1, T, S), True where a position (third axis) attends to another (last axis);
-        None is causal attention, or attention to all S positions if T is 1. cache: keeps the keys and values of idx,
-        and returns those of all S positions. positions: int64 (T,) or (B, T), by default 0 … T - 1.
+        idx: int64 (B, T). mask: bool (B, 1, T, S), True where a position (third axis) attends to another (last axis),
+        or the same as a BlockMask; None is causal attention, or attention to all S positions if T is 1. cache: keeps
+        the keys and values of idx, and returns those of all S positions. positions: int64 (T,) or (B, T), by default
+        0 … T - 1.
         """
         if positions is None:
             assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions; see block_size of the config"

@@ -1,4 +1,3 @@
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 from gpt2.data.batches import (
     Batches,
     align,
-    document_mask,
     evaluation_starts,
     gather,
     permute,
@@ -173,7 +171,7 @@ def test_all_processes_together_see_the_samples_of_one(
             assert [micro_batch.number for micro_batch in micro_batches] == list(range(accumulation))
             assert all(len(rank[step - begin]) == each for rank in ranks)
             seen[step] = [int(x[0]) for micro_batch in micro_batches for x in micro_batch.x]
-            assert all(torch.equal(m.y, m.x + 1) and m.mask is None for m in micro_batches)
+            assert all(torch.equal(m.y, m.x + 1) for m in micro_batches)
     assert [seen[step] for step in range(7)] == alone
     if order != "sequential":  # how llm.c walks depends on the rows of a micro-batch
         again = [
@@ -251,13 +249,3 @@ def test_a_window_moves_as_far_as_a_block_and_not_out_of_the_split(start: int, t
     ids = [9 if i in (0, 5, 11, 16) else 1 for i in range(19)]
     tokens = in_shards(tmp_path, ids[:9], ids[9:])
     assert align(tokens, np.array([start]), 4, 9).tolist() == [to]
-
-
-def test_a_document_mask_begins_at_an_end_of_text_token() -> None:
-    x = torch.tensor([[9, 1, 2, 9, 9, 3], [1, 2, 9, 3, 4, 9], [1, 2, 3, 4, 5, 6]])
-    numbers = torch.tensor([[1, 1, 1, 2, 3, 3], [0, 0, 1, 1, 1, 2], [0] * 6])
-    mask = document_mask(x, 9)
-    assert mask.shape == (3, 1, 6, 6)
-    for b, i, j in itertools.product(range(3), range(6), range(6)):
-        assert bool(mask[b, 0, i, j]) == (j <= i and bool(numbers[b, i] == numbers[b, j]))
-    assert document_mask(x, None) is None

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gpt2.chunked_loss import TrainingLoss, chunked_cross_entropy
 from gpt2.device import autocast
+from gpt2.documents import document_blocks
 from gpt2.model import GPT, GPTConfig
 from gpt2.optim.muon import Muon
 from gpt2.optim.optimizers import make_optimizers, update
@@ -65,20 +66,25 @@ def test_the_chunked_loss_and_its_gradients(
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("eot_token", [None, 7])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_loss_and_the_gradients_of_a_model(
-    dtype: str, is_compiled: bool, where: torch.device, compiler: Compiler
+    dtype: str, eot_token: int | None, is_compiled: bool, where: torch.device, compiler: Compiler
 ) -> None:
+    """With documents too, which are masked by blocks where the loss is compiled."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, vocab_size=211, block_size=64, pad_vocab=64))
     exact = GPT(model.config).double()
     exact.load_state_dict(model.state_dict())
     idx, targets = torch.randint(211, (2, 4, 64))
-    expected = TrainingLoss(exact)(idx, targets)
+    idx[:, [5, 6, 40]] = 7
+    expected = TrainingLoss(exact, eot_token)(idx, targets)
     expected.backward()
 
     torch.set_float32_matmul_precision("highest")
-    loss_of: Any = TrainingLoss(model.to(where))
+    loss_of: Any = TrainingLoss(model.to(where), eot_token)
+    if is_compiled and where.type == "cuda":
+        loss_of.mask_of = document_blocks
     loss_of = compiler(loss_of) if is_compiled else loss_of
     with autocast(where, dtype):
         loss = loss_of(idx.to(where), targets.to(where))

@@ -25,8 +25,6 @@ class MicroBatch(NamedTuple):
     """Inputs, int64 (B, T)."""
     y: Tensor
     """Targets, int64 (B, T): each position's next token."""
-    mask: Tensor | None
-    """Document mask, bool (B, 1, T, T), for `GPT.forward`; None for causal attention."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,10 @@ class Batches:
     seed: int
     eot_token: int | None = None
     """Id of the end-of-text token, with which a document begins."""
-    document_mask: bool = False
-    """Attention stays inside a document."""
     align_documents: bool = False
     """Sequences begin at a document where one begins nearby; see `align`."""
     overfit_step: int | None = None
     """Every optimizer step has the batch of this one."""
-
-    @property
-    def mask_token(self) -> int | None:
-        """Return the token at which a document mask begins a document; None without a mask."""
-        return self.eot_token if self.document_mask else None
 
     def micro_batches(self, step: int, rank: int, world_size: int, device: torch.device) -> Iterator[MicroBatch]:
         """Yield the micro-batches of the zero-based optimizer step `step` that process `rank` computes, on `device`.
@@ -67,7 +58,7 @@ class Batches:
         starts = np.split(self.starts(step), self.accumulation)
         for number in range(rank * share, (rank + 1) * share):
             x, y = gather(self.tokens, starts[number], self.block_size, device)
-            yield MicroBatch(number, x, y, document_mask(x, self.mask_token))
+            yield MicroBatch(number, x, y)
 
     def starts(self, step: int) -> np.ndarray:
         """Return the offsets of all sequences of an optimizer step, micro-batch by micro-batch: int64 (count,)."""
@@ -210,14 +201,3 @@ def gather(
     batch = torch.from_numpy(sequences)
     batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
     return batch[:, :-1], batch[:, 1:]
-
-
-def document_mask(x: Tensor, eot_token: int | None) -> Tensor | None:
-    """Return the mask with which attention stays inside a document: bool (B, 1, T, T) for inputs x, int64 (B, T).
-
-    A document begins with the end-of-text token, from which its first token is predicted. None without such a token.
-    """
-    if eot_token is None:
-        return None
-    documents = (x == eot_token).cumsum(dim=1)  # (B, T), the number of each position's document
-    return (documents[:, None, :, None] == documents[:, None, None, :]).tril()

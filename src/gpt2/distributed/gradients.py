@@ -27,7 +27,7 @@ class GradientSync(Protocol):
 
     @property
     def loss_of(self) -> Callable[..., Any]:
-        """The module that computes the loss of a micro-batch: `loss_of(x, y, mask)`."""
+        """The module that computes the loss of a micro-batch: `loss_of(x, y)`."""
         ...
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gpt2.data.batches import document_mask, evaluation_starts, gather
+from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast, exact_float32
 from gpt2.distributed.sharding import compute_device
 from gpt2.distributed.world import ALONE, World
+from gpt2.documents import document_mask
 from gpt2.evaluation.scoring import token_losses
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer

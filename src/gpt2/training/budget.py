@@ -72,7 +72,9 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
     where = pick_device(config.device)
     _require(
         "a micro-batch and the state of the training",
-        (state if config.parallel == "ddp" else 0) + needs.activations // 2 + _square_bytes(config, shape),
+        (state if config.parallel == "ddp" else 0)
+        + needs.activations // 2
+        + _square_bytes(config, shape, where.type),
         where,
     )
 
@@ -114,11 +116,20 @@ def training_memory(
     return memory(True), True
 
 
-def _square_bytes(config: TrainConfig, shape: GPTConfig) -> int:
+def masks_by_blocks(config: TrainConfig, kind: str) -> bool:
+    """Return whether documents are masked by blocks, on a kind of device: compiled on a GPU, and without dropout.
+
+    FlexAttention has no dropout. Uncompiled it computes all scores, and on a CPU it has no backward pass.
+    """
+    return kind == "cuda" and config.compile and config.flash and config.document_mask and not config.dropout
+
+
+def _square_bytes(config: TrainConfig, shape: GPTConfig, kind: str) -> int:
     """Return the bytes of what has a number for every pair of positions: the document mask, and unfused attention."""
     pairs = config.batch_size * shape.block_size**2
     kept = 1 if config.activation_checkpointing else shape.n_layer
-    return pairs * (config.document_mask + (0 if config.flash else 4 * shape.n_head * kept))
+    masks = config.document_mask and not masks_by_blocks(config, kind)
+    return pairs * (masks + (0 if config.flash else 4 * shape.n_head * kept))
 
 
 def _require(what: str, needed: int, device: torch.device) -> None:

@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2 import device
 from gpt2.chunked_loss import TrainingLoss, chunked_cross_entropy
-from gpt2.data.batches import Batches, document_mask, gather
+from gpt2.data.batches import Batches, gather
 from gpt2.distributed.world import World
+from gpt2.documents import document_blocks, document_mask
 from gpt2.errors import Log, UserError, first_line
-from gpt2.model import GPTConfig
-from gpt2.training.budget import shares, training_memory
+from gpt2.training.budget import masks_by_blocks, shares, training_memory
 from gpt2.training.config import TrainConfig
 
 
@@ -27,11 +27,10 @@ def compiled_loss(
     """
     where = next(loss_of.parameters()).device
     x, y = gather(batches.tokens, [0] * config.batch_size, config.block_size, where)
-    mask = document_mask(x, batches.mask_token)
 
     def attempt(forward: Callable[..., Any]) -> None:
         with device.autocast(where, config.dtype):
-            loss = forward(x, y, mask)
+            loss = forward(x, y)
         loss.backward()
         loss_of.zero_grad(set_to_none=True)
 
@@ -49,6 +48,7 @@ def compiled_loss(
                 log(f"torch.compile cannot work here ({first_line(error)}); training without it")
                 torch._dynamo.reset()
                 undo()
+                loss_of.mask_of = document_mask
                 loss_of.zero_grad(set_to_none=True)
         if where.type == "cuda":
             attempt(loss_of)
@@ -71,20 +71,22 @@ def compile_pieces(loss_of: TrainingLoss) -> Callable[[], None]:
     for block in blocks:
         block.forward = compiled_for_training(block.forward)
     loss_of.cross_entropy = compiled_for_training(loss_of.cross_entropy)
+    loss_of.mask_of = compiled_for_training(loss_of.mask_of)
 
     def undo() -> None:
         for block, forward in zip(blocks, plain, strict=True):
             block.forward = forward
         loss_of.cross_entropy = chunked_cross_entropy
+        loss_of.mask_of = document_mask
 
     return undo
 
 
-def compiled_for_training(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled_for_training(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that is compiled where gradients are needed; other shapes of evaluations compile nothing."""
     compiled = torch.compile(function, fullgraph=True)
 
-    def either(*inputs: Any) -> Tensor:
+    def either(*inputs: Any) -> Any:
         return (compiled if torch.is_grad_enabled() else function)(*inputs)
 
     return either
@@ -109,11 +111,14 @@ def recompute_activations(is_on: bool) -> None:
         config.ban_recompute_materialized_backward = not is_on
 
 
-def choose_recomputation(config: TrainConfig, shape: GPTConfig, world: World, where: torch.device) -> None:
-    """Recompute activations in compiled backward passes as far as `training_memory` says for this device.
+def choose_kernels(loss_of: TrainingLoss, config: TrainConfig, world: World, where: torch.device) -> None:
+    """Choose what compiled code does on a device: how documents are masked, and what the backward pass recomputes.
 
-    Its total memory decides and not what is free, so that every start of a run computes alike.
+    Activations are recomputed as far as `training_memory` says. All memory of the device counts and not what is free,
+    so that every start of a run computes alike.
     """
+    if masks_by_blocks(config, where.type):
+        loss_of.mask_of = document_blocks
     available = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else 0
     sharing = shares(config, world.size, world.local_size)
-    recompute_activations(training_memory(config, shape, sharing, where.type, available)[1])
+    recompute_activations(training_memory(config, loss_of.model.config, sharing, where.type, available)[1])

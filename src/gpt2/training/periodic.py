@@ -98,7 +98,7 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
             batch_size=run.config.batch_size,
             batches=run.config.eval_iters or 0,
             dtype=run.config.dtype,
-            eot_token=run.batches.mask_token,
+            eot_token=run.tokenizer.eot if run.config.document_mask else None,
             world=run.world,
             progress=progress,
         )

@@ -25,7 +25,7 @@ from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step, shared
-from gpt2.training.compile import checkpoint_activations, choose_recomputation, compile_pieces, compiled_loss
+from gpt2.training.compile import checkpoint_activations, choose_kernels, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
@@ -172,11 +172,12 @@ def set_up_state(prepared: Prepared, data: Data, machine: Machine, log: Log) -> 
 
 def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, log: Log) -> nn.Module:
     """Step 5: make the module that computes the training loss; compile it, and try it where it could fail."""
-    config, loss_of = prepared.config, TrainingLoss(prepared.model)
+    config = prepared.config
+    loss_of = TrainingLoss(prepared.model, data.dataset.tokenizer.eot if config.document_mask else None)
     if config.activation_checkpointing:
         checkpoint_activations(prepared.model.transformer.h)
     if config.compile:
-        choose_recomputation(config, prepared.model.config, world, machine.device)
+        choose_kernels(loss_of, config, world, machine.device)
     if config.parallel != "ddp" and world.size > 1:  # the model may not fit into one process, so nothing is tried
         if config.compile:
             compile_pieces(loss_of)
@@ -273,7 +274,6 @@ def _batches(config: TrainConfig, data: Data) -> Batches:
         order=config.data_order,
         seed=config.seed,
         eot_token=data.dataset.tokenizer.eot,
-        document_mask=config.document_mask,
         align_documents=config.align_documents,
         overfit_step=config.overfit_step,
     )

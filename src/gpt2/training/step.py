@@ -44,7 +44,7 @@ def train_step(run: Run) -> StepResult:
             torch.manual_seed(dropout_seed(config.seed, step, batch.number))
         with gradients.micro_batch(is_last=len(losses) == count - 1):
             with torch.autocast(run.device.type, DTYPES[config.dtype], enabled=config.dtype != "float32"):
-                loss = gradients.loss_of(batch.x, batch.y, batch.mask)
+                loss = gradients.loss_of(batch.x, batch.y)
             marks.append(("forward", run.clock()))
             run.scaler.scale(loss / run.batches.accumulation).backward()
         marks.append(("backward", run.clock()))
