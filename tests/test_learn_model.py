@@ -1,12 +1,13 @@
 """The first chapters of docs/learn, from tokens to the first update of the weights, run in one folder."""
 
+import ast
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from documents import Document
+from documents import Document, blocks
 
 from gpt2.errors import UserError
 from gpt2.tokenizers import gpt2_tokenizer
@@ -14,6 +15,9 @@ from gpt2.tokenizers import gpt2_tokenizer
 LEARN = Path(__file__).parent.parent / "docs" / "learn"
 SHAKESPEARE = SHARED / "shakespeare" / "input.txt"
 PREPARE, TRAIN = "gpt2 prepare shakespeare_char", "gpt2 tokenizer train shakespeare_char"
+
+ON_THE_MODEL = ["03-embeddings", "04-attention", "05-mlp", "06-update"]
+"""Chapters that need neither Shakespeare nor GPT-2's vocabulary."""
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +68,23 @@ def test_the_chapter_on_batches_prints_what_it_shows(
     Document(LEARN / "02-batch.md", is_compared=SHAKESPEARE.is_file()).run(gpt2_command)
 
 
-@pytest.mark.parametrize("chapter", ["03-embeddings", "04-attention", "05-mlp", "06-update"])
+@pytest.mark.parametrize("chapter", ON_THE_MODEL)
 def test_a_chapter_on_the_model_prints_what_it_shows(
     chapter: str, folder: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
 ) -> None:
     monkeypatch.chdir(folder)
     Document(LEARN / f"{chapter}.md").run(gpt2_command)
+
+
+@pytest.mark.parametrize("chapter", ["01-tokens", "02-batch", *ON_THE_MODEL])
+def test_programs_can_be_pasted_into_an_interactive_python(chapter: str) -> None:
+    """Before Python 3.13, an empty line ends a statement with a body there, and nothing else does."""
+    for language, block, _ in blocks((LEARN / f"{chapter}.md").read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        lines = [*block.splitlines(), ""]
+        for statement in ast.parse(block).body:
+            assert statement.end_lineno is not None
+            if hasattr(statement, "body"):
+                assert "" not in lines[statement.lineno - 1 : statement.end_lineno], block
+                assert lines[statement.end_lineno] == "", block
