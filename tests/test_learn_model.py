@@ -41,7 +41,11 @@ def text_tables(folder: Path, text: str) -> dict[str, dict[str, str]]:
     try:
         gpt2_tokenizer()
     except UserError:
-        return {"instead": instead, "skipped": {"gpt2 tokenizer encode": "needs GPT-2's vocabulary"}}
+        return {
+            "instead": instead,
+            "skipped": {"gpt2 tokenizer encode": "needs GPT-2's vocabulary"},
+            "in_python": {'named_tokenizer("gpt2")': 'named_tokenizer("byte")'},
+        }
     return {"instead": instead}
 
 
