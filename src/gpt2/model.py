@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.flash, self.layer = config.n_head, config.dropout, config.flash, layer
 
-    def forward(self, x: Tensor, mask: Mask, cache: "KVCache | None") -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, cache: "KVCache | None" = None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Mask, cache: "KVCache | None") -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, cache: "KVCache | None" = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -186,7 +186,7 @@ class GPT(NanoGPTMethods):
         0 … T - 1.
         """
         if positions is None:
-            assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions; see block_size of the config"
+            assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions exceed block_size"
             positions = torch.arange(idx.size(1), device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)

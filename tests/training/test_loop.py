@@ -210,6 +210,20 @@ def test_what_is_compiled_is_tried_as_it_is_trained(tiny, heeding: dict, heed: b
     assert seen == [256 if heed else None] * 4  # both trials and both updates
 
 
+def test_a_sample_without_finite_logits_does_not_end_the_training(
+    tiny, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Overflowing weights: each update is skipped, and each sample is left out."""
+    run = set_up(tiny(), lambda line: None)
+    with torch.no_grad():
+        run.model.transformer.ln_f.weight.fill_(3e38)
+        run.model.transformer.wte.weight.mul_(1e4)
+    result = train(tiny(max_iters=4, sample_interval=2, sample_tokens=3), model=run.model)
+    assert result.step == 4
+    assert capfd.readouterr().err.count("no sample at step") == 3
+    assert not [r for r in read_log(tmp_path / "run") if r["event"] == "sample"]
+
+
 def test_samples_of_a_prompt_that_cannot_be_encoded_are_refused_at_the_start(tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'ß'"):
         train(tiny(sample_interval=10, sample_start="ß"))

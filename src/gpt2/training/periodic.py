@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Protocol
 
 from gpt2 import checkpoint
+from gpt2.errors import UserError
 from gpt2.evaluation.choices import choose
 from gpt2.evaluation.loss import Progress, evaluate_loss, no_progress
 from gpt2.generation.text import decode_with, request_for
@@ -106,6 +107,12 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
     }
 
 
+def _leave_out(session: Session, what: str, phase: str, error: UserError) -> None:
+    """Say why a task gave no result, such as logits that are not finite. The training goes on, and decides itself."""
+    session.console.note(f"no {what} at step {session.run.state.step}: {error}")
+    session.run.ledger.mark(phase)
+
+
 class HellaSwag:
     """Measures how often the model finds the right ending in HellaSwag's tasks."""
 
@@ -121,13 +128,17 @@ class HellaSwag:
         run.ledger.mark()
         session.stop.check_all_processes()
         show = session.progress("HellaSwag")
-        result = choose(
-            run.model,
-            run.hellaswag,
-            dtype=run.config.dtype,
-            world=run.world,
-            progress=lambda done, total, tasks: show(done, total),
-        )
+        try:
+            result = choose(
+                run.model,
+                run.hellaswag,
+                dtype=run.config.dtype,
+                world=run.world,
+                progress=lambda done, total, tasks: show(done, total),
+            )
+        except UserError as error:
+            _leave_out(session, "HellaSwag", "evaluation", error)
+            return
         seconds = round(run.ledger.mark("evaluation"), 5)
         session.log.write("eval", run.state.step, acc=result.acc, acc_norm=result.acc_norm, seconds=seconds)
         session.console.note(
@@ -149,7 +160,11 @@ class Sampling:
         session, run, step = self.session, self.session.run, self.session.run.state.step
         run.ledger.mark()
         session.stop.check_all_processes()
-        text = sample_texts(run, session.stop.check_all_processes)
+        try:
+            text = sample_texts(run, session.stop.check_all_processes)
+        except UserError as error:
+            _leave_out(session, "sample", "sampling", error)
+            return
         session.log.sample(step, text, seconds=round(run.ledger.mark("sampling"), 5))
         session.console.note(f"--- sample at step {step}\n{text.strip()}\n---")
         run.ledger.mark("records")
