@@ -54,7 +54,7 @@ def induction_scores(weights: Tensor) -> Tensor:
     positions t of the second half, except the last one, to the position t - T/2 + 1.
     """
     half = weights.size(-1) // 2
-    return weights.diagonal(1 - half, dim1=-2, dim2=-1)[..., 1:].mean(dim=(1, 3))
+    return weights.diagonal(1 - half, dim1=-2, dim2=-1)[..., 1:-1].mean(dim=(1, 3))
 
 
 def induction(model: GPT, tokens: Tensor) -> Induction:
