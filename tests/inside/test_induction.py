@@ -7,7 +7,7 @@ import torch
 
 from gpt2.errors import UserError
 from gpt2.inside import induction as module
-from gpt2.inside.induction import induction, induction_scores, repeated_tokens
+from gpt2.inside.induction import induction, induction_scores, previous_scores, repeated_tokens
 from gpt2.model import GPT
 
 
@@ -37,6 +37,7 @@ def test_scores_of_heads_that_are_made_by_hand() -> None:
     weights[0, :, :, 3, 0] = 1  # in the first half, and therefore not counted
     weights[0, :, :, 7, 4] = 1  # after the last token, what comes next is unknown
     assert induction_scores(weights)[0].tolist() == pytest.approx([1, 0, 0, 0.75 / 6])
+    assert previous_scores(weights)[0].tolist() == pytest.approx([0, 0, 1, 0])
 
 
 def test_losses_are_those_of_the_two_halves(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +54,5 @@ def test_a_model_that_has_learned_nothing_does_not_copy(model: GPT) -> None:
     expected = -logits.log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
     assert found.first_loss == pytest.approx(float(expected[:, :11].mean()), abs=1e-4)
     assert found.second_loss == pytest.approx(float(expected[:, 12:].mean()), abs=1e-4)
-    assert found.heads.shape == (3, 2)
+    assert found.heads.shape == found.previous.shape == (3, 2)
     assert float(found.heads.max()) < 0.5

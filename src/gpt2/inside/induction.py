@@ -25,6 +25,8 @@ class Induction:
     """Mean loss of the tokens of the second half in nats, except its first token."""
     heads: Tensor
     """Scores of the heads by `induction_scores`, (n_layer, nh)."""
+    previous: Tensor
+    """Scores of the heads by `previous_scores`, (n_layer, nh)."""
 
     @property
     def difference(self) -> float:
@@ -57,6 +59,15 @@ def induction_scores(weights: Tensor) -> Tensor:
     return weights.diagonal(1 - half, dim1=-2, dim2=-1)[..., 1:-1].mean(dim=(1, 3))
 
 
+def previous_scores(weights: Tensor) -> Tensor:
+    """Return the mean weight of each head to the token just before, (n_layer, nh), from 0 to 1.
+
+    weights: attention weights (n_layer, B, nh, T, T). An induction head needs such a head in an earlier layer, which
+    tells each position what came before it.
+    """
+    return weights.diagonal(-1, dim1=-2, dim2=-1).mean(dim=(1, 3))
+
+
 def induction(model: GPT, tokens: Tensor) -> Induction:
     """Return the losses and the scores of the heads of a model on repeated tokens, int64 (B, T) as `repeated_tokens`.
 
@@ -66,4 +77,4 @@ def induction(model: GPT, tokens: Tensor) -> Induction:
     found = torch.stack([losses(model, row).loss for row in tokens])  # (B, T - 1); the first is that of token 1
     weights = attention_weights(model, tokens)
     first, second = found[:, : half - 1], found[:, half:]
-    return Induction(float(first.mean()), float(second.mean()), induction_scores(weights))
+    return Induction(float(first.mean()), float(second.mean()), induction_scores(weights), previous_scores(weights))
