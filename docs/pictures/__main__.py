@@ -8,10 +8,12 @@ Each module beside this one draws the pictures of some pages, and has a table `P
 from pathlib import Path
 
 import architecture
+import inside
 import learn_model
 
 IMAGES = Path(__file__).parent.parent / "images"
-PICTURES = architecture.PICTURES | learn_model.PICTURES
+MODULES = (architecture, inside, learn_model)
+PICTURES = {name: draw for module in MODULES for name, draw in module.PICTURES.items()}
 """Names of the files in docs/images, and what draws them."""
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Attention and the logit lens against TransformerLens 4, on our export for transformers."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
+from varied import varied
 
 from gpt2.formats.export import export
 from gpt2.formats.source import Source, StoredTensor
@@ -18,15 +16,23 @@ bridge = pytest.importorskip(
 )
 
 
-@pytest.fixture
-def theirs(model: GPT, tmp_path: Path):
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return varied()
+
+
+@pytest.fixture(scope="module")
+def theirs(model: GPT, tmp_path_factory: pytest.TempPathFactory):
+    tmp_path = tmp_path_factory.mktemp("export")
     tensors = {name: StoredTensor.of(p.detach()) for name, p in model.named_parameters()}
     export(Source(model.config, tensors, lambda: None, "a test"), "hf", tmp_path / "hf", print)
     return bridge.TransformerBridge.boot_transformers(str(tmp_path / "hf"), device="cpu")
 
 
+@pytest.mark.parametrize("seed", range(10))
 @torch.no_grad()
-def test_attention_lens_and_attribution_are_those_of_transformer_lens(model: GPT, theirs, text: Tensor) -> None:
+def test_attention_lens_and_attribution_are_those_of_transformer_lens(model: GPT, theirs, seed: int) -> None:
+    text = torch.randint(53, (24,), generator=torch.Generator().manual_seed(seed))
     logits, cache = theirs.run_with_cache(text[None])
     attention = attention_weights(model, text[None])
     lens = logit_lens(model, text)

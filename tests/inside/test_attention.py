@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gpt2.inside.attention import attention_weights
+from gpt2.inside.attention import attention_weights, traced_weights
+from gpt2.inside.forward import trace
 from gpt2.model import GPT, GPTConfig
 
 CONFIG = GPTConfig(block_size=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
@@ -53,3 +54,9 @@ def test_a_mask_is_respected_and_the_mode_stays(model: GPT) -> None:
     model.train()
     assert torch.equal(attention_weights(model, idx, mask)[0, 0, 0], torch.eye(6).double())
     assert model.training
+
+
+def test_weights_of_a_trace_are_those_of_a_forward_pass(model: GPT) -> None:
+    idx = torch.tensor([1, 2, 3, 4, 5, 6])
+    weights = traced_weights(model, trace(model, idx), 4)
+    assert torch.allclose(weights, attention_weights(model, idx[None])[:, 0, :, :4, :4], atol=1e-12)

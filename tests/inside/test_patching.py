@@ -1,8 +1,11 @@
 """Patching against complete forward passes in which a hook replaces the activation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
+from varied import CONFIG, varied
 
 from gpt2.errors import UserError
 from gpt2.inside import patching
@@ -10,11 +13,6 @@ from gpt2.inside.patching import patch
 from gpt2.model import GPT
 
 ANSWER, OTHER = 3, 44
-
-
-@pytest.fixture(autouse=True)
-def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patching, "POSITIONS", 5)
 
 
 @torch.no_grad()
@@ -32,13 +30,20 @@ def inputs_of(model: GPT, module: torch.nn.Module, text: Tensor) -> Tensor:
     return seen[0][0].clone()
 
 
-def test_every_value_is_that_of_a_forward_pass_with_a_hook(model: GPT, text: Tensor) -> None:
+@pytest.mark.parametrize(("flash", "tokens", "batches"), [(True, 512, 6), (False, 40, 9)])
+def test_every_value_is_that_of_a_forward_pass_with_a_hook(
+    flash: bool, tokens: int, batches: int, text: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 40 tokens, positions 3 to 23 make groups of 1, 2, 2, 2, 2, 3, 4 and 5."""
+    model = varied(replace(CONFIG, flash=flash))
+    monkeypatch.setattr(patching, "POSITIONS", 5)
+    monkeypatch.setattr(patching, "TOKENS", tokens)
     clean, corrupted = text, text.clone()
     corrupted[3], corrupted[9] = 0, 1
     done: list[tuple[int, int]] = []
     found = patch(model, clean, corrupted, ANSWER, OTHER, progress=lambda *work: done.append(work))
     assert model.training
-    assert done == [(i, 18) for i in range(1, 19)]  # 3 layers; 21 positions make 5 batches, and the heads one
+    assert done == [(i, 3 * batches) for i in range(1, 3 * batches + 1)]
     before = difference(model, corrupted)
     assert found.corrupted == pytest.approx(before, abs=1e-4)
     assert found.clean == pytest.approx(difference(model, clean), abs=1e-4)

@@ -28,7 +28,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictions, "POSITIONS", 7)
+    monkeypatch.setattr(predictions, "ROWS", 15)
+    monkeypatch.setattr(predictions, "CACHED_ROWS", 2)
+    monkeypatch.setattr(predictions, "CACHED_EMBEDDINGS", 20)
 
 
 def test_losses_ranks_and_entropies_are_those_of_the_definition(model: GPT, text: Tensor) -> None:
@@ -63,6 +65,7 @@ def test_the_mean_loss_is_that_of_the_model(model: GPT, text: Tensor) -> None:
 
 def test_the_lens_of_the_last_layer_is_the_model(model: GPT, text: Tensor) -> None:
     lens, own = logit_lens(model, text, k=3), losses(model, text, k=3)
+    assert torch.equal(lens.last.rank, lens.layers.rank[-1])
     assert lens.layers.top_ids.shape == (3, 24, 3)
     for name, values in vars(own).items():
         assert torch.allclose(vars(lens.layers)[name][-1], values, atol=1e-5), name
@@ -88,12 +91,15 @@ def test_the_lens_of_a_layer_is_a_model_that_ends_there(model: GPT, text: Tensor
 
 
 def test_few_logits_exist_at_a_time(model: GPT, text: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, done = [], []
-    head = GPT.head
-    monkeypatch.setattr(GPT, "head", lambda self, x: (sizes.append(x.shape[:-1]), head(self, x))[1])
+    """Those of 5 positions in 3 layers; log-probabilities, of 2 positions in 1 layer."""
+    sizes, rows, done = [], [], []
+    computed, divided = predictions._logits, predictions._log_probs
+    monkeypatch.setattr(predictions, "_logits", lambda m, h: (sizes.append(len(h)), computed(m, h))[1])
+    monkeypatch.setattr(predictions, "_log_probs", lambda x: (rows.append(len(x)), divided(x))[1])
     logit_lens(model, text, progress=lambda *work: done.append(work))
-    assert set(sizes) == {(7,), (3,)}
-    assert done == [(7, 24), (14, 24), (21, 24), (24, 24)]
+    assert sizes == [15, 15, 15, 15, 12]
+    assert set(rows) == {1, 2}
+    assert done == [(5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
 
 
 def test_a_text_has_a_least_and_a_largest_length(model: GPT) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError, require
-from gpt2.inside.attention import attention_weights
+from gpt2.inside.attention import traced_weights
 from gpt2.inside.attribution import attribute
-from gpt2.inside.forward import require_text
+from gpt2.inside.forward import Trace, require_text, trace
 from gpt2.inside.memorised import longest_matches
 from gpt2.inside.patching import patch
 from gpt2.inside.predictions import Predictions, logit_lens, losses
@@ -54,45 +54,43 @@ class Analysis:
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.model.transformer.wte.weight.device)
 
-    def add_losses(self) -> Predictions:
-        """Add the loss, rank and entropy of each token, their totals, and the likeliest tokens; also return them."""
-        found = losses(self.model, self.idx, self.top)
-        self.values["losses"] = {"loss": _array(found.loss), "entropy": _array(found.entropy), **_listed(found)}
-        self._add_totals(found.loss)
-        return found
+    def add_losses(self) -> None:
+        """Add the loss, rank and entropy of each token, their totals, and the likeliest tokens."""
+        self._add_predictions(losses(self.model, self.idx, self.top))
 
     def add_text(self) -> None:
-        """Add losses, attention weights, the logit lens and attributions."""
-        found = self.add_losses()
+        """Add losses, attention weights, the logit lens and attributions, all from one forward pass."""
+        run = trace(self.model, self.idx)
+        lens = logit_lens(self.model, self.idx, self.top, partial(self.report, "positions of the lens"), run)
+        self._add_predictions(lens.last)
         shown = self.attention_tokens()
-        weights = attention_weights(self.model, self.idx[None, :shown])[:, 0]
-        self.values["attention"] = {"tokens": shown, "weights": _array(weights)}
-        lens = logit_lens(self.model, self.idx, self.top, partial(self.report, "positions of the lens"))
+        self.values["attention"] = {"tokens": shown, "weights": _array(traced_weights(self.model, run, shown))}
         log_prob, kl = _array(lens.layers.log_prob), _array(lens.kl)
         self.values["lens"] = {"log_prob": log_prob, "kl": kl, **_listed(lens.layers)}
-        self._add_attribution(found)
+        self._add_attribution(lens.last, run)
 
     def attention_tokens(self) -> int:
         """Return the number of first tokens of which the attention weights of all heads are kept."""
         heads = self.model.config.n_layer * self.model.config.n_head
         return min(len(self.idx), max(2, math.isqrt(2 * MOST_WEIGHTS // heads)))
 
-    def _add_totals(self, loss: Tensor) -> None:
-        """Add the mean loss, and bits per byte, for which end-of-text has no bytes."""
-        total = math.fsum(loss.tolist())
+    def _add_predictions(self, found: Predictions) -> None:
+        """Add predictions, the mean loss, and bits per byte, for which end-of-text has no bytes."""
+        self.values["losses"] = {"loss": _array(found.loss), "entropy": _array(found.entropy), **_listed(found)}
+        total = math.fsum(found.loss.tolist())
         predicted = [i for i in self.idx[1:].tolist() if i != self.tokenizer.eot]
         size = len(self.tokenizer.decode_bytes(predicted))
         bits = total / math.log(2) / size if size else None
-        self.values |= {"mean_loss": total / len(loss), "bits_per_byte": bits, "bytes": size}
+        self.values |= {"mean_loss": total / len(found.loss), "bits_per_byte": bits, "bytes": size}
 
-    def _add_attribution(self, found: Predictions) -> None:
+    def _add_attribution(self, found: Predictions, run: Trace) -> None:
         """Add what divides the next token's logit minus that of the likeliest other token, at every position."""
         targets, rivals = found.top_ids[:, 0].clone(), found.top_ids[:, min(1, found.top_ids.size(1) - 1)].clone()
         targets[:-1] = self.idx[1:]  # after the last token, the likeliest is compared with the second
         is_other = targets != found.top_ids[:, 0]
         rivals[is_other] = found.top_ids[is_other, 0]
         positions = torch.arange(len(self.idx), device=self.idx.device)
-        shares = attribute(self.model, self.idx, positions, targets, rivals)
+        shares = attribute(self.model, self.idx, positions, targets, rivals, run)
         self.values["attribution"] = {
             "targets": _array(targets),
             "against": _array(rivals),

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gpt2.inside.forward import blocks_of, reading
+from gpt2.inside.forward import Trace, blocks_of, reading
 from gpt2.model import GPT, CausalSelfAttention
 
 
@@ -16,16 +16,10 @@ def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Te
     are computed from the inputs of each layer, since fused attention never has them in memory. Raises UserError for a
     model with replaced parts.
     """
-    T = idx.size(1)
-    allowed = torch.ones(T, T, dtype=torch.bool, device=idx.device).tril() if mask is None else mask
     found: list[Tensor] = []
 
     def compute(attention: CausalSelfAttention, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        q, k, _ = attention.c_attn(x).split(x.size(2), dim=2)
-        q, k = (t.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for t in (q, k))  # (B, nh, T, hs)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-        found.append(scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1))
+        found.append(_weights(attention, inputs[0], mask))
 
     with reading(model):
         hooks = [block.attn.register_forward_pre_hook(compute) for block in blocks_of(model)]
@@ -35,3 +29,24 @@ def attention_weights(model: GPT, idx: Tensor, mask: Tensor | None = None) -> Te
             for hook in hooks:
                 hook.remove()
     return torch.stack(found)
+
+
+def traced_weights(model: GPT, run: Trace, tokens: int) -> Tensor:
+    """Return the attention weights of the first `tokens` tokens of a traced text, (n_layer, nh, tokens, tokens).
+
+    They are those of `attention_weights` with causal attention, without another forward pass. Raises UserError for a
+    model with replaced parts.
+    """
+    with reading(model):
+        layers = zip(blocks_of(model), run.streams[:-1, None, :tokens], strict=True)
+        return torch.stack([_weights(block.attn, block.ln_1(x), None)[0] for block, x in layers])
+
+
+def _weights(attention: CausalSelfAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the weights (B, nh, T, T) of a layer with the inputs x, (B, T, C)."""
+    T = x.size(1)
+    allowed = torch.ones(T, T, dtype=torch.bool, device=x.device).tril() if mask is None else mask
+    q, k, _ = attention.c_attn(x).split(x.size(2), dim=2)
+    q, k = (t.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for t in (q, k))  # (B, nh, T, hs)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+    return scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2.inside.forward import blocks_of, reading, trace
+from gpt2.inside.forward import Trace, blocks_of, reading, trace
 from gpt2.model import GPT
 
 
@@ -39,16 +39,22 @@ class Attribution:
 
 
 def attribute(
-    model: GPT, idx: Tensor, positions: Tensor, targets: Tensor, against: Tensor | None = None
+    model: GPT,
+    idx: Tensor,
+    positions: Tensor,
+    targets: Tensor,
+    against: Tensor | None = None,
+    run: Trace | None = None,
 ) -> Attribution:
     """Return what the parts of a model add to a logit at some positions of a text.
 
     idx: int64 (T,). positions: int64 (P,), at which the next token is predicted. targets: int64 (P,), the tokens
     whose logits are divided. against: int64 (P,), tokens whose logits are subtracted; a difference is often more
-    telling, because probabilities do not depend on what is added to all logits. Dropout is off. Raises UserError for
-    a model with replaced parts, and for a text that is empty or longer than the context.
+    telling, because probabilities do not depend on what is added to all logits. run: the trace of the text, if there
+    is one. Dropout is off. Raises UserError for a model with replaced parts, and for a text that is empty or longer
+    than the context.
     """
-    found = trace(model, idx)
+    found = trace(model, idx) if run is None else run
     net = model.transformer
     with reading(model):
         unembedding = net.wte.weight[targets] - (0 if against is None else net.wte.weight[against])  # (P, C)

@@ -1,5 +1,6 @@
 """Activation patching: what happens to a prediction when a part of one text's computation is put into another's."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from gpt2.errors import require
 from gpt2.generation.kv_cache import KVCache, KVMemory
 from gpt2.inside.forward import Progress, Trace, blocks_of, no_progress, reading, require_text, trace
-from gpt2.model import GPT
+from gpt2.model import GPT, Block
 
 POSITIONS = 8
-"""Number of positions that are patched in one batch, a sequence for each."""
+"""Largest number of positions that are patched in one batch, a sequence for each."""
+TOKENS = 512
+"""Largest number of tokens in a batch of several sequences; of more, the hidden states leave a CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,14 @@ def patch(
     require(len(differing) > 0, "the two texts have the same tokens; give texts that differ")
     first = int(differing[0])  # before it, both texts have the same values
     run = _Run(model, trace(model, clean), corrupted, answer, other)
-    total, done = n_layer * (1 + -(-(T - first) // POSITIONS)), 0
+    groups = list(_groups(first, T))
+    total, done = n_layer * (len(groups) + 1), 0
     streams, heads = torch.zeros(n_layer, T), torch.zeros(n_layer, n_head)
     with reading(model):
         before = run.difference(run.old.streams[-1][None])
         after = run.difference(run.new.streams[-1][None])
-        for start in range(first, T, POSITIONS):
-            positions = range(start, min(start + POSITIONS, T))
+        for positions in groups:
+            start = positions[0]
             cache = run.cache(start, len(positions))
             for layer in range(n_layer):
                 x = run.old.streams[layer, start:].repeat(len(positions), 1, 1)  # (rows, T - start, C)
@@ -74,6 +78,17 @@ def patch(
             done += 1
             progress(done, total)
     return Patching(float(after), float(before), streams, heads)
+
+
+def _groups(first: int, T: int) -> Iterator[range]:
+    """Yield the positions first … T - 1 in groups that are patched in one batch.
+
+    All sequences of a batch begin at its first position, because values before a patched position stay as they are.
+    """
+    while first < T:
+        size = max(1, min(POSITIONS, TOKENS // (T - first)))
+        yield range(first, min(first + size, T))
+        first += size
 
 
 class _Run:
@@ -110,10 +125,22 @@ class _Run:
 
     def finish(self, x: Tensor, layer: int, cache: KVCache) -> Tensor:
         """Return the difference of the logits, (rows,), for streams x before a layer, (rows, T - start, C)."""
-        for block in blocks_of(self.model)[layer:]:
+        *blocks, last = blocks_of(self.model)
+        for block in blocks[layer:]:
             x = block(x, cache.mask, cache)
-        return self.difference(x)
+        return self.difference(_last_position(last, x, cache) if layer <= len(blocks) else x)
 
     def difference(self, x: Tensor) -> Tensor:
         """Return the difference of the logits, (rows,), for streams x after the last block, (rows, …, C)."""
         return self.model.transformer.ln_f(x[:, -1]) @ self.direction
+
+
+def _last_position(block: Block, x: Tensor, cache: KVCache) -> Tensor:
+    """Return what the last block makes of streams (rows, T - start, C) at their last position alone, (rows, 1, C)."""
+    attention = block.attn
+    qkv = attention.c_attn(block.ln_1(x)).split(x.size(2), dim=2)
+    q, k, v = (t.unflatten(2, (attention.n_head, -1)).transpose(1, 2) for t in qkv)  # (rows, nh, T - start, hs)
+    k, v = cache.extend(attention.layer, k, v)
+    y = attention.attend(q[:, :, -1:], k, v, None).transpose(1, 2).flatten(2)
+    x = x[:, -1:] + attention.c_proj(y)
+    return x + block.mlp(block.ln_2(x))

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import require
-from gpt2.inside.forward import Progress, no_progress, reading, require_text, trace
+from gpt2.inside.forward import Progress, Trace, no_progress, reading, require_text, trace
 from gpt2.model import GPT
 
-POSITIONS = 128
-"""Number of positions whose logits exist at a time. In float32 they take 26 MB with GPT-2's vocabulary."""
+ROWS = 256
+"""Number of hidden states whose logits exist at a time. In float32 they take 51 MB with GPT-2's vocabulary."""
+CACHED_ROWS = 16
+"""Number of hidden states whose logits are read together. In float32 they take 3 MB, which a CPU's cache holds."""
+CACHED_EMBEDDINGS = 512
+"""Number of embeddings that are multiplied together, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Lens:
     It is the sum over the vocabulary of p_last·log(p_last / p_layer).
     """
 
+    @property
+    def last(self) -> Predictions:
+        """Return the predictions of the last layer, which are those of the model."""
+        return Predictions(**{name: values[-1] for name, values in vars(self.layers).items()})
+
 
 def losses(model: GPT, idx: Tensor, k: int = 5) -> Predictions:
     """Return the loss, rank and entropy at each position of a text, and the k likeliest tokens. idx: int64 (T,).
@@ -59,49 +68,68 @@ def losses(model: GPT, idx: Tensor, k: int = 5) -> Predictions:
     """
     require_text(model, idx)
     with reading(model):
-        x = model.hidden(idx[None])[0]
-        found = [_described(_log_probs(model, h), t, k) for h, t in _chunks(x, idx)]
+        x = model.hidden(idx[None])
+        (found,), _ = _read(model, x, idx, k, no_progress)
     return _joined(found, len(idx))
 
 
-def logit_lens(model: GPT, idx: Tensor, k: int = 5, progress: Progress = no_progress) -> Lens:
+def logit_lens(
+    model: GPT, idx: Tensor, k: int = 5, progress: Progress = no_progress, run: Trace | None = None
+) -> Lens:
     """Return the predictions of every layer for a text idx, int64 (T,): its hidden state, through ln_f and the head.
 
-    The last layer's are those of the model. Logits exist of two layers and of some positions at a time. progress:
-    receives the number of positions done and T. Errors are those of `losses`.
+    The last layer's are those of the model. Logits exist of some positions at a time. progress: receives the number
+    of positions done and T. run: the trace of the text, if there is one. Errors are those of `losses`.
     """
-    streams = trace(model, idx).streams[1:]  # (n_layer, T, C)
-    layers: list[list[tuple[Tensor, ...]]] = [[] for _ in streams]
-    divergences: list[Tensor] = []
-    done = 0
+    run = trace(model, idx) if run is None else run
     with reading(model):
-        for x, targets in _chunks(streams.transpose(0, 1), idx):
-            last = _log_probs(model, model.transformer.ln_f(x[:, -1]))  # (positions, V)
-            kl: list[Tensor] = []
-            for layer, found in enumerate(layers):
-                is_last = layer == len(layers) - 1
-                own = last if is_last else _log_probs(model, model.transformer.ln_f(x[:, layer]))
-                kl.append((last.exp() * (last - own)).sum(dim=1))
-                found.append(_described(own, targets, k))
-            divergences.append(torch.stack(kl))
-            done += len(x)
-            progress(done, len(idx))
+        layers, divergences = _read(model, model.transformer.ln_f(run.streams[1:]), idx, k, progress)
     by_layer = [vars(_joined(found, len(idx))) for found in layers]
     stacked = {name: torch.stack([one[name] for one in by_layer]) for name in by_layer[0]}
     return Lens(Predictions(**stacked), torch.cat(divergences, dim=1))
 
 
-def _chunks(x: Tensor, idx: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the hidden states (T, …) in chunks of positions, each with the tokens that come next.
+def _read(
+    model: GPT, x: Tensor, idx: Tensor, k: int, progress: Progress
+) -> tuple[list[list[tuple[Tensor, ...]]], list[Tensor]]:
+    """Return what `_described` gives for each layer and some positions at a time, and KL divergences.
 
-    After the last position comes none, and the first token is in its place.
+    x: hidden states after ln_f, (n_layer, T, C). The divergences are those from the last layer, (n_layer, positions).
     """
-    return list(zip(x.split(POSITIONS), idx.roll(-1).split(POSITIONS), strict=True))
+    n_layer, T, _ = x.shape
+    layers: list[list[tuple[Tensor, ...]]] = [[] for _ in range(n_layer)]
+    divergences: list[Tensor] = []
+    positions = max(1, ROWS // n_layer)
+    next_tokens = idx.roll(-1)  # after the last position comes none, and the first token is in its place
+    for start in range(0, T, positions):
+        h = x[:, start : start + positions]
+        logits = _logits(model, h.flatten(0, 1)).unflatten(0, h.shape[:2])  # (n_layer, positions, V)
+        chunk_targets = next_tokens[start : start + positions]
+        for some, targets in zip(logits.split(CACHED_ROWS, dim=1), chunk_targets.split(CACHED_ROWS), strict=True):
+            last = _log_probs(some[-1])
+            probs = last.exp()
+            kl: list[Tensor] = []
+            for layer, found in enumerate(layers):
+                own = last if layer == n_layer - 1 else _log_probs(some[layer])
+                kl.append((probs * (last - own)).sum(dim=1))
+                found.append(_described(own, targets, k))
+            divergences.append(torch.stack(kl))
+        progress(min(start + positions, T), T)
+    return layers, divergences
 
 
-def _log_probs(model: GPT, h: Tensor) -> Tensor:
-    """Return log-probabilities (positions, V) of hidden states after ln_f, (positions, C)."""
-    logits = model.head(h)
+def _logits(model: GPT, h: Tensor) -> Tensor:
+    """Return the logits (N, V) of hidden states after ln_f, (N, C), as `GPT.head` does, but faster on a CPU."""
+    embeddings = model.transformer.wte.weight
+    logits = h.new_empty(len(h), len(embeddings))
+    parts = logits.split(CACHED_EMBEDDINGS, dim=1)
+    for part, out in zip(embeddings.split(CACHED_EMBEDDINGS), parts, strict=True):
+        torch.mm(h, part.T, out=out)
+    return logits
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """Return log-probabilities (positions, V) of logits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
 
 
@@ -109,7 +137,7 @@ def _described(log_probs: Tensor, targets: Tensor, k: int) -> tuple[Tensor, ...]
     """Return the fields of Predictions for log-probabilities (positions, V), all of length `positions`."""
     top = log_probs.topk(min(k, log_probs.size(1)), dim=1)
     log_prob = log_probs.gather(1, targets[:, None])
-    rank = 1 + (log_probs > log_prob).sum(dim=1)
+    rank = 1 + (log_probs > log_prob).sum(dim=1, dtype=torch.int32).long()
     return top.indices, top.values, -(log_probs.exp() * log_probs).sum(dim=1), log_prob[:, 0], rank
 
 
