@@ -8,9 +8,10 @@ Each module beside this one draws the pictures of some pages, and has a table `P
 from pathlib import Path
 
 import architecture
+import learn_training
 
 IMAGES = Path(__file__).parent.parent / "images"
-PICTURES = architecture.PICTURES
+PICTURES = architecture.PICTURES | learn_training.PICTURES
 """Names of the files in docs/images, and what draws them."""
 
 if __name__ == "__main__":
