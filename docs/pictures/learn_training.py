@@ -201,7 +201,7 @@ def sampling() -> Picture:
     picture = Picture(760, 330, "Probabilities of the next character at three temperatures")
     picture.text(20, 26, f"after {found['prompt']!r}", anchor="start", bold=True)
     for column, temperature in enumerate((0.5, 1.0, 2.0)):
-        left, limit = 60 + 240 * column, 0.6
+        left, limit = 60 + 240 * column, 0.75
         p, _ = candidates(logits[None], Sampling(temperature=temperature))
         kept, ids = candidates(logits[None], Sampling(temperature=temperature, top_p=limit))
         assert ids is not None
@@ -215,7 +215,7 @@ def sampling() -> Picture:
             picture.text(left + 250 * float(p[0, i]) + 8, y + 9, f"{float(p[0, i]):.2f}", "quiet", "start", 12)
         y = 76 + 27 * 3 - 5
         picture.line([(left - 30, y), (left + 165, y)], "s1", 1.5, dashes="5 4")
-    picture.text(20, 312, "blue: kept by top-p 0.6. Above the dashed line: kept by top-k 3.", "quiet", "start", 12)
+    picture.text(20, 312, "blue: kept by top-p 0.75. Above the dashed line: kept by top-k 3.", "quiet", "start", 12)
     return picture
 
 
