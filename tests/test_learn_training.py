@@ -1,4 +1,4 @@
-"""Chapters 7 to 11 of docs/learn run in their order, as a reader does, on small models and texts."""
+"""Chapters 7 to 11 and 14 of docs/learn run in their order, as a reader does, on small models and texts."""
 
 import itertools
 import json
@@ -58,6 +58,14 @@ CHAPTERS: dict[str, dict[str, Any]] = {
         "in_python": {"n = 1000": "n = 100"},
     },
     "11-memory.md": {"instead": {"gpt2 plan gpt2": "{line}"}},
+    "14-exactness.md": {
+        "instead": {
+            RUN: f"{{line}} {FEW} {SHAPE} --max_iters=4 --lr_decay_iters=4",
+            f"{RUN} --out_dir=out-stopped": f"{{line}} {FEW} {SHAPE} --max_iters=2 --lr_decay_iters=4",
+            "gpt2 train --init_from=resume --out_dir=out-stopped": "{line} --max_iters=4",
+            f"{RUN} --out_dir=out-two-exact": f"{{line}} {FEW} {SHAPE} --max_iters=4 --lr_decay_iters=4 --nproc=1",
+        },
+    },
 }
 """The chapters in their order, and the small commands that are run in place of long ones."""
 

@@ -1,4 +1,4 @@
-"""The pictures of chapters 7 to 11 of docs/learn, and the curves that they show.
+"""The pictures of chapters 7 to 11 and 14 of docs/learn, and the curves that they show.
 
     python docs/pictures/learn_training.py NAME RUN...
 
@@ -320,6 +320,34 @@ def memory_of_batches() -> Picture:
     return picture
 
 
+def tree() -> Picture:
+    """Draw the order in which the gradients of eight micro-batches are added, and which of four processes does it."""
+    picture = Picture(760, 330, "The order in which the gradients of eight micro-batches are added")
+    n, left, pitch, top = 8, 150, 72, 262
+    picture.text(left - 20, top + 15, "micro-batch", "quiet", "end", 12)
+    for leaf in range(n):
+        x = left + pitch * leaf
+        picture.box(x - 16, top, 32, 30, f"s{leaf * 4 // n}", 0.5)
+        picture.text(x, top + 15, str(leaf))
+    nodes, level, y = [left + pitch * leaf for leaf in range(n)], 0, top
+    names = ("inside a process", "processes 0 and 1, 2 and 3", "all processes")
+    while len(nodes) > 1:
+        above = y - 72
+        picture.text(20, above, names[level], "quiet", "start", 12)
+        merged = []
+        for pair, (one, other) in enumerate(zip(nodes[::2], nodes[1::2], strict=True)):
+            middle = (one + other) / 2
+            colour = f"s{pair}" if level == 0 else "text"
+            for x in (one, other):
+                picture.line([(x, y - (11 if level else 0)), (middle, above)], colour, 2)
+            picture.plus(middle, above)
+            merged.append(middle)
+        nodes, level, y = merged, level + 1, above
+    for process in range(4):
+        picture.text(left + pitch * (2 * process + 0.5), top + 46, f"process {process}", "quiet", size=12)
+    return picture
+
+
 PICTURES = {
     "learn-schedules": schedules,
     "learn-processes": processes,
@@ -330,6 +358,7 @@ PICTURES = {
     "learn-overfitting": overfitting,
     "learn-seeds": seeds,
     "learn-memory": memory_of_batches,
+    "learn-tree": tree,
 }
 """Names of the files in docs/images, and what draws them."""
 
