@@ -55,7 +55,7 @@ def test_the_blocks_that_need_other_packages_run(
     name = package.split(".")[0].replace("_", "-")
     pytest.importorskip(package, reason=f"needs {name}")
     monkeypatch.chdir(tmp_path)
-    model = GPT(GPTConfig(block_size=64, vocab_size=64, n_layer=2, n_head=4, n_embd=64)).eval()
+    model = GPT(GPTConfig(block_size=64, vocab_size=64, n_layer=2, n_head=4, n_embd=128)).eval()
     gpt2.export(model, "hf", "hf-twice", tokenizer=None)
     tokens = repeated_tokens(64, 20, count=2)
     (block,) = [m[3] for m in BLOCK.finditer(PAGE.read_text(encoding="utf-8")) if m[2] == f"needs {name}"]
