@@ -57,6 +57,16 @@ def test_the_table_has_a_column_for_each_run_and_marks_the_best(runs: list[Path]
     assert rows["batch_size"] == ["100", "200"]
 
 
+def test_losses_of_different_datasets_have_no_best(runs: list[Path], gpt2_command) -> None:
+    with (runs[1] / "config.toml").open("a") as file:
+        file.write('dataset = "other"\n')
+    status, out, err = gpt2_command("compare", *runs, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["best"] == {"tokens_per_second": [1]}
+    assert found["settings"]["dataset"] == ["–", '"other"']
+
+
 def test_long_or_equal_names_get_a_legend(runs: list[Path], tmp_path: Path, gpt2_command) -> None:
     status, out, _ = gpt2_command("compare", runs[0], runs[0])
     assert status == 0

@@ -17,7 +17,7 @@ from gpt2.formats.run_folder import best_step, saved_steps
 from gpt2.model import GPTConfig
 from gpt2.runlog.records import read_log
 from gpt2.training import loop, periodic
-from gpt2.training.budget import evaluations_since, last_step, training_memory
+from gpt2.training.budget import evaluations_since, last_step, log_late_decay, training_memory
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
 
@@ -171,3 +171,19 @@ def test_a_gpu_recomputes_activations_only_where_they_do_not_fit() -> None:
     assert found[24][0].activations < 0.7 * found[40][0].activations
     assert found[40][0].total < 0.9 * 40e9
     assert training_memory(config, shape, Sharing(), "cpu", 10**12)[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [
+        ({"max_iters": 1000, "lr_decay_iters": 2000}, True),
+        ({"max_iters": 2000, "lr_decay_iters": 2000}, False),
+        ({"max_iters": 1000}, False),
+        ({"max_iters": 1000, "lr_decay_iters": 2000, "decay_lr": False}, False),
+        ({"max_iters": 1000, "lr_decay_iters": 2000, "lr_schedule": "constant"}, False),
+    ],
+)
+def test_a_run_that_ends_before_its_schedule_is_told(settings: dict, is_told: bool) -> None:
+    lines: list[str] = []
+    log_late_decay(TrainConfig(**settings).resolved(), lines.append)
+    assert [("step 2000" in line and "--lr_decay_iters=auto" in line) for line in lines] == [True] * is_told

@@ -68,7 +68,11 @@ class Comparison:
 
 
 def compare(reports: Sequence[RunReport]) -> Comparison:
-    """Return how runs compare. Losses are compared at their best, at their end, and at the same step and tokens."""
+    """Return how runs compare. Losses are compared at their best, at their end, and at the same step and tokens.
+
+    None of them is the best where the runs have different datasets, because their losses are of different texts.
+    """
+    least = min if len({r.settings.get("dataset") for r in reports}) == 1 else None
     losses = [{e["step"]: e["val_loss"] for e in r.evaluations if e.get("val_loss") is not None} for r in reports]
     shared = set.intersection(*map(set, losses)) if losses else set()
     step = max(shared, default=None)
@@ -78,16 +82,16 @@ def compare(reports: Sequence[RunReport]) -> Comparison:
     best = [r.best["val_loss"] if r.best else None for r in reports]
     figures = [
         Figure("status", "state", [r.status for r in reports]),
-        Figure("best_val_loss", "best val loss", best, _loss, min),
-        Figure("val_loss", "last val loss", last, _loss, min),
-        Figure("train_loss", "last train loss", train, _loss, min),
+        Figure("best_val_loss", "best val loss", best, _loss, least),
+        Figure("val_loss", "last val loss", last, _loss, least),
+        Figure("train_loss", "last train loss", train, _loss, least),
     ]
     at_step = [run[step] for run in losses] if step is not None else []
     if step is not None:
-        figures.append(Figure("val_loss_at_same_step", f"val loss at step {step:,}", at_step, _loss, min))
+        figures.append(Figure("val_loss_at_same_step", f"val loss at step {step:,}", at_step, _loss, least))
     if tokens is not None and at_tokens != at_step:
         title = f"val loss at {style.about(tokens)} tokens"
-        figures.append(Figure("val_loss_at_same_tokens", title, at_tokens, _loss, min))
+        figures.append(Figure("val_loss_at_same_tokens", title, at_tokens, _loss, least))
     figures += [
         Figure("step", "steps", [r.step for r in reports], _count),
         Figure("tokens", "tokens", [r.tokens for r in reports], _about),

@@ -200,12 +200,12 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(end)
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: str | Path) -> list[dict[str, Any]]:
     """Return the records of a run folder (or of a `log.jsonl`) in order, without those that a resume replaced.
 
     Lines that are not records are omitted. Raises UserError where there is no log.
     """
-    path = run / FILE if run.is_dir() else run
+    path = Path(run) / FILE if Path(run).is_dir() else Path(run)
     if not path.is_file():
         raise UserError(f"{run} holds no {FILE}; name the out_dir of a run")
     return list(stream(path))

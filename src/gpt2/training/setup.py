@@ -24,7 +24,7 @@ from gpt2.generation.text import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
-from gpt2.training.budget import last_step, shared
+from gpt2.training.budget import last_step, log_late_decay, shared
 from gpt2.training.compile import checkpoint_activations, choose_kernels, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
@@ -150,6 +150,8 @@ def set_up_model(
         f"batch_size {config.batch_size} × block_size {config.block_size}"
         + (f", shared by {world.size} processes" if world.size > 1 else "")
     )
+    if data.restored is None:
+        log_late_decay(config, log)
     size, tokens = accounting.num_params(model.config), len(data.train_tokens)
     log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
     tokenizer, own_layers = run_tokenizer(data.dataset, data.restored, source), own is not None and not is_plain(own)
