@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
-from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder, safetensors_file
+from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder
 from gpt2.formats.source import Source, StoredTensor
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
@@ -57,7 +57,7 @@ FILES = (
     (lambda start, size: start.startswith(TORCH_STARTS), nanogpt.open_file),
     (lambda start, size: start.startswith(b"GGUF"), gguf.open_file),
     (_is_llmc, llmc.open_file),
-    (_is_safetensors, safetensors_file.open_file),
+    (_is_safetensors, run_folder.open_safetensors),
 )
 
 
