@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,11 +90,12 @@ def running(
     connections: int = MOST_CONNECTIONS,
     prefix_bytes: int = 1 << 20,
     others: Mapping[str, GPT] | None = None,
+    run: Path | None = None,
     **guard: Any,
 ) -> Iterator[Running]:
     """Run a server with a model, by default a tiny one of `block_size`, until the end of the block.
 
-    others: further models by name, with the same tokenizer.
+    others: further models by name, with the same tokenizer. run: the folder of the run that the model is from.
     """
     network, words, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), list[str]()
 
@@ -102,7 +104,7 @@ def running(
         made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
         return Served(name, "a random model", network.config, words, Decoder(made, slots, queue, lines.append))
 
-    served = serve("tiny", network)
+    served = replace(serve("tiny", network), run=run)
     api = Api([served, *(serve(*other) for other in (others or {}).items())], seconds, lines.append)
     app = make_app([*pages.routes(), *api.routes()], api.lifespan, api_key=api_key, **guard)
     server = Server(app, grace, api.fail, connections=connections)

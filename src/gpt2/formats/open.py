@@ -26,7 +26,8 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and (folder / "state.json").is_file()
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run."""
     if not (folder / "checkpoints").is_dir():
         return False
     return (folder / "config.toml").is_file() or bool(run_folder.saved_steps(folder))
@@ -47,7 +48,7 @@ def _is_llmc(start: bytes, size: int) -> bool:
 # Folders are recognised by the files in them, and the first match counts.
 FOLDERS = (
     (_is_checkpoint, run_folder.open_checkpoint),
-    (_is_run, run_folder.open_run),
+    (is_run, run_folder.open_run),
     (_is_huggingface, huggingface.open_folder),
     (lambda folder: (folder / "ckpt.pt").is_file(), lambda folder: nanogpt.open_file(folder / "ckpt.pt")),
     (lambda folder: llmc.model_in(folder) is not None, llmc.open_folder),

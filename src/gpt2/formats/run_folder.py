@@ -69,6 +69,13 @@ def snapshot_steps(out_dir: Path) -> list[int]:
     return sorted(int(f.stem[5:]) for f in files if re.fullmatch(r"step_\d{7,}", f.stem))
 
 
+def weights_by_step(out_dir: Path) -> dict[int, Path]:
+    """Return the snapshots and checkpoints of a run by step, oldest first; of a step that has both, the snapshot."""
+    found = {step: folder_of(out_dir, step) for step in saved_steps(out_dir)}
+    found |= {step: snapshot_file(out_dir, step) for step in snapshot_steps(out_dir)}
+    return dict(sorted(found.items()))
+
+
 def snapshot_metadata(config: "GPTConfig", tokenizer: Tokenizer, step: int, own_layers: bool) -> dict[str, str]:
     """Return the metadata of a snapshot, with which its file is a model of its own.
 
