@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gpt2.formats.open import load
 from gpt2.generation.engine import Engine
 from gpt2.model import GPT
 from gpt2.serve import pages
@@ -20,6 +21,8 @@ from gpt2.serve.run import MOST_CONNECTIONS, Server, listen
 from gpt2.serve.served import Served
 from gpt2.serve.web import make_app
 from gpt2.tokenizers import ByteTokenizer, Tokenizer
+from gpt2.training.config import TrainConfig
+from gpt2.training.loop import train
 from tests.generation.models import random_model
 
 CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
@@ -128,3 +131,16 @@ def tiny() -> Iterator[Running]:
     """A server whose model has a chat template."""
     with running(tokenizer=chat_tokenizer()) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def learned(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
+    """A server of a run with snapshots of steps 0, 1, 2, 4, 8 and 10 and a checkpoint of step 5, and of no run."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64, "batch_size": 4, "learning_rate": 1e-2}
+    machine = {"device": "cpu", "dtype": "float32", "compile": False}
+    often = {"max_iters": 10, "eval_interval": 0, "checkpoint_interval": 5, "snapshot_interval": "geometric"}
+    train(TrainConfig(out_dir=str(run), dataset=str(dataset), **shape, **machine, **often))
+    model, tokenizer = load(run)
+    with running(network=model, tokenizer=tokenizer, run=run, others={"other": model}) as one:
+        yield one, run

@@ -20,8 +20,8 @@ from gpt2.inside.analysis import Analysis, Report, single_token
 from gpt2.inside.forward import require_own_parts, require_text
 from gpt2.inside.lens_page import as_json, page
 from gpt2.inside.predictions import losses
+from gpt2.serve.earlier import EarlierWeights
 from gpt2.serve.errors import ApiError
-from gpt2.serve.moments import Moments
 from gpt2.serve.schema import Strict
 from gpt2.serve.served import Served
 
@@ -134,7 +134,7 @@ class Reader:
             )
         # the decoder must not call the hooks by which values are read
         self.network = network if self.refusal else with_own_modules(network)
-        self.moments = Moments(served.run, served.config, network.transformer.wte.weight.device)
+        self.earlier = EarlierWeights(served.run, served.config, network.transformer.wte.weight.device)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="inside")
         self.jobs: list[Job] = []
         self.seconds = 1.0
@@ -161,7 +161,7 @@ class Reader:
         is float32 (steps, tokens - 1) in nats. Raises ApiError for what cannot be read.
         """
         ids = self._ids(body.text, "text")
-        steps = self._answered(self.moments.steps)
+        steps = self._answered(self.earlier.steps)
 
         def work(report: Report) -> str:
             found: dict[int, np.ndarray] = {}
@@ -169,7 +169,7 @@ class Reader:
             for done, step in enumerate(steps):
                 report("snapshots", done, len(steps))
                 try:
-                    read = losses(self.moments.model(step), torch.tensor(ids, device=self.moments.device), 1)
+                    read = losses(self.earlier.model(step), torch.tensor(ids, device=self.earlier.device), 1)
                     found[step] = read.loss.float().cpu().numpy()
                 except UserError:  # the run may have removed a checkpoint
                     unreadable.append(step)
@@ -245,8 +245,8 @@ class Reader:
             raise ApiError(400, str(error), param=param) from None
 
     def _check(self, step: int | None) -> tuple[Path, int] | None:
-        """Return what `Moments.find` returns for a step. Raises ApiError where a body names one that there is not."""
-        return None if step is None else self._answered(lambda: self.moments.find(step))
+        """Return the file of a step that a body names, and its time. Raises ApiError where there is no such step."""
+        return None if step is None else self._answered(lambda: self.earlier.find(step))
 
     def _answered(self, find: Callable[[], T]) -> T:
         """Return what `find` returns. Raises ApiError (400) for a UserError of it."""
@@ -256,7 +256,7 @@ class Reader:
             raise ApiError(400, str(error), param="step" if str(error).startswith("step") else "model") from None
 
     def _analysis(self, ids: list[int], report: Report, step: int | None = None) -> Analysis:
-        network = self.network if step is None else self.moments.model(step)
+        network = self.network if step is None else self.earlier.model(step)
         name = self.served.name if step is None else f"{self.served.name}, step {step}"
         return Analysis(name, network, self.served.tokenizer, ids, report)
 

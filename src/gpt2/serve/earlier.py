@@ -18,7 +18,7 @@ MOST_NAMED = 12
 """Number of steps that an error names at most."""
 
 
-class Moments:
+class EarlierWeights:
     """Opens the snapshots and checkpoints of a run. Its models are for one thread at a time."""
 
     def __init__(self, run: Path | None, config: GPTConfig, device: torch.device) -> None:

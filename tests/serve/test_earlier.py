@@ -1,35 +1,18 @@
 """What a server says about the earlier steps of a run is what each snapshot says by hand."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import gpt2
 from gpt2.formats.run_folder import folder_of, snapshot_file, weights_by_step
-from gpt2.serve.moments import MOST_MODELS, thinned
-from gpt2.training.config import TrainConfig
-from gpt2.training.loop import train
-from tests.serve.conftest import Running, running
+from gpt2.serve.earlier import MOST_MODELS, thinned
+from tests.serve.conftest import Running
 from tests.serve.test_inside import unpacked
 
 TEXT = "the cat sat on a mat"
-
-
-@pytest.fixture(scope="module")
-def learned(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
-    """A server of a run with snapshots of steps 0, 1, 2, 4, 8 and 10, and a checkpoint of step 5."""
-    run = tmp_path_factory.mktemp("learned") / "run"
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64, "batch_size": 4, "learning_rate": 1e-2}
-    machine = {"device": "cpu", "dtype": "float32", "compile": False}
-    often = {"max_iters": 10, "eval_interval": 0, "checkpoint_interval": 5, "snapshot_interval": "geometric"}
-    train(TrainConfig(out_dir=str(run), dataset=str(dataset), **shape, **machine, **often))
-    model, tokenizer = gpt2.load(run)
-    with running(network=model, tokenizer=tokenizer, run=run) as one:
-        yield one, run
 
 
 def by_hand(path: Path) -> torch.Tensor:
@@ -51,7 +34,7 @@ def test_a_curve_has_the_losses_of_every_snapshot(learned: tuple[Running, Path])
     for step, own in zip(found["steps"], found["losses"], strict=True):
         torch.testing.assert_close(own.double(), by_hand(paths[step]), atol=1e-5, rtol=1e-5)
     assert float(found["losses"][0].mean()) > float(found["losses"][-1].mean())
-    assert len(one.api.readers["tiny"].moments.models) == MOST_MODELS
+    assert len(one.api.readers["tiny"].earlier.models) == MOST_MODELS
     events = [json.loads(line[6:]) for line in one.post("/inside/curve", text=TEXT, stream=True).text.splitlines()
               if line.startswith("data: {")]  # fmt: skip
     assert "progress" in events[0] and events[-1] == answer.json()
