@@ -1,14 +1,17 @@
 """What a server says about the earlier steps of a run is what each snapshot says by hand."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import gpt2
 from gpt2.formats.run_folder import folder_of, snapshot_file, weights_by_step
-from gpt2.serve.earlier import MOST_MODELS, thinned
+from gpt2.model import GPT
+from gpt2.serve.earlier import MOST_MODELS, EarlierWeights, thinned
 from tests.serve.conftest import Running
 from tests.serve.test_inside import unpacked
 
@@ -77,6 +80,28 @@ def test_damaged_and_removed_steps_are_omitted(learned: tuple[Running, Path]) ->
     assert found["unreadable"] == [] and 4 not in found["steps"]
     path.write_bytes(content)
     assert one.post(max_tokens=2).status_code == 200
+
+
+def test_others_write_while_weights_are_loaded(
+    learned: tuple[Running, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one, _), free, model = learned, threading.Event(), EarlierWeights.model
+    loading: list[int] = []
+
+    def wait(self: EarlierWeights, step: int) -> GPT:
+        loading.append(step)
+        assert free.wait(20)
+        return model(self, step)
+
+    monkeypatch.setattr(EarlierWeights, "model", wait)
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(one.post("/inside/curve", text=TEXT).status_code))
+    thread.start()
+    assert one.becomes(lambda: bool(loading))
+    assert one.post(max_tokens=3).status_code == 200 and not answers
+    free.set()
+    thread.join(20)
+    assert answers == [200]
 
 
 def test_many_steps_are_thinned_by_their_logarithm() -> None:

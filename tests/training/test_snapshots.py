@@ -9,8 +9,11 @@ from safetensors.torch import load_file
 
 import gpt2
 from gpt2.errors import UserError
-from gpt2.formats.run_folder import folder_of, snapshot_file, snapshot_steps
+from gpt2.formats.run_folder import folder_of, snapshot_file, snapshot_metadata, snapshot_steps
+from gpt2.model import GPT, GPTConfig
 from gpt2.runlog.records import read_log
+from gpt2.tensor_file import write_tensors
+from gpt2.tokenizers import ByteTokenizer
 from gpt2.training.loop import train
 from gpt2.training.prune import carry_out, choose
 
@@ -98,3 +101,16 @@ def test_a_disk_that_refuses_a_snapshot_does_not_end_the_run(tiny, tmp_path: Pat
     (tmp_path / "run" / "snapshots").write_text("a file in the way")
     assert train(tiny(max_iters=2, snapshot_interval=1)).step == 2
     assert "no snapshot at step 1" in capfd.readouterr().err
+
+
+def test_a_snapshot_of_other_layers_is_refused(tmp_path: Path) -> None:
+    config = GPTConfig(block_size=8, vocab_size=257, n_layer=1, n_head=1, n_embd=8)
+    path = snapshot_file(tmp_path, 3)
+    path.parent.mkdir()
+    for own_layers in (False, True):
+        metadata = snapshot_metadata(config, ByteTokenizer(), 3, own_layers)
+        write_tensors(path, dict(GPT(config).named_parameters()), metadata)
+        if not own_layers:
+            assert gpt2.load(path)[0].config == config
+    with pytest.raises(UserError, match="layers of its own"):
+        gpt2.load(path)
