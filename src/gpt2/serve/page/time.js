@@ -53,7 +53,7 @@ export function timeTab(container, page) {
       slider.setAttribute("aria-valuetext", `step ${steps[chosen]}, loss ${mean[chosen].toFixed(3)}, ${chosen + 1} of ${steps.length}`);
       legend.replaceChildren(make("li", {}, make("i", { class: "of-text" }), `the text: ${mean[chosen].toFixed(2)} nats per token`),
         ...(own ? [make("li", {}, make("i", { class: "of-token" }), `the token ${name}: ${own[chosen].toFixed(2)} nats`)] : []),
-        make("li", {}, "the axis is that of optimizer steps, by their logarithm"));
+        make("li", {}, "optimizer steps on a logarithmic axis"));
       draw({ mean, own, chosen });
     }
 
