@@ -21,8 +21,14 @@ LINK = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 HEADING = re.compile(r"^#{1,6} +(.*?)(?: +#+)? *$", re.MULTILINE)
-COPIED = ("README.md", "CONTRIBUTING.md", "LICENSE", "docs")
+COPIED = ("README.md", "CONTRIBUTING.md", "LICENSE", "benchmarks", "docs", "launch", "src", "tests")
 """What `make docs` copies into the site."""
+DIFFERENT = {
+    r"^[^\s|>#*\-].*\n(?:[-*] |1\. |\|)": "a list or table needs an empty line before it",
+    r"^(?: {1,3}|\t)(?:[-*] |\d\. |\||```)": "what is inside an item of a list is indented by 4 spaces",
+    r"^\|(?:[^`\n]|`[^`\n]*`)*`[^`\n]*\\\|": "only GitHub drops the backslash before a pipe in code",
+}
+"""What GitHub and the site show in different ways (https://python-markdown.github.io/#differences)."""
 
 
 def links(text: str) -> list[str]:
@@ -55,7 +61,9 @@ def broken(page: Path, root: Path) -> list[str]:
             continue
         path, _, anchor = unquote(link).partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.is_file():
+        if target.is_dir():
+            wrong.append(f"{link}: the site has no page of a folder; link to a file in it")
+        elif not target.is_file():
             wrong.append(f"{link}: there is no such file")
         elif not target.is_relative_to(root) or target.relative_to(root).parts[0] not in COPIED:
             wrong.append(f"{link}: the site has no copy of this file")
@@ -67,6 +75,37 @@ def broken(page: Path, root: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken(page, ROOT) == []
+
+
+def differences(text: str) -> list[str]:
+    """Return the lines of a page that look different on GitHub and on the site, and how to write them."""
+    text = FENCE.sub(lambda block: f"{block[0].split('`')[0]}```", text)
+    return [
+        f"{found[0]}: {how}" for what, how in DIFFERENT.items() for found in re.finditer(what, text, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_look_the_same_on_github_and_on_the_site(page: Path) -> None:
+    assert differences(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("A list:\n\n- one\n  goes on\n- two\n\n    ```sh\n    - x\n    ```\n", 0),
+        ("A list:\n- one\n", 1),
+        ("A table:\n| a | b |\n", 1),
+        ("- one\n\n  | a | b |\n", 1),
+        ("- one\n\n  ```sh\n  ls\n  ```\n", 1),
+        ("- one\n  - inner\n", 1),
+        ("| `a\\|b` | c |\n", 1),
+        ("| `a` \\| `b` | c |\n", 0),
+        ("```text\nA list:\n- one\n  - two\n| `\\|` |\n```\n", 0),
+    ],
+)
+def test_what_looks_different_is_found(text: str, count: int) -> None:
+    assert len(differences(text)) == count
 
 
 def test_the_site_lists_every_page_once() -> None:
@@ -104,11 +143,11 @@ def test_headings_of_the_same_name_are_numbered() -> None:
 def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/data.md").write_text("# Data\n")
-    (tmp_path / "src.py").touch()
+    (tmp_path / "setup.py").touch()
     page = tmp_path / "README.md"
     page.write_text(
         "# Start\n[a](docs/data.md) [b](docs/data.md#data) [c](#start) ![d](docs/missing.png)\n"
-        "[e](docs/data.md#date) [f](#end) [g](src.py) [h](https://example.org/x#y) `[i](none.md)`\n"
+        "[e](docs/data.md#date) [f](#end) [g](setup.py) [l](docs) [h](https://example.org/x#y) `[i](none.md)`\n"
         "[j]\n\n[j]: docs/none.md\n\n"
         '```text\n[k](none.md)\n```\n<img src="gone.svg">\n'
     )
@@ -116,7 +155,8 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
         "docs/missing.png: there is no such file",
         "docs/data.md#date: there is no such heading",
         "#end: there is no such heading",
-        "src.py: the site has no copy of this file",
+        "setup.py: the site has no copy of this file",
+        "docs: the site has no page of a folder; link to a file in it",
         "docs/none.md: there is no such file",
         "gone.svg: there is no such file",
     ]
