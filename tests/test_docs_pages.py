@@ -5,7 +5,11 @@ import json
 import random
 import re
 import shlex
+import signal
 import string
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,9 +149,20 @@ def test_the_page_on_records_prints_what_it_shows(folder: Path, gpt2_command: Ca
     ran(gpt2_command, *(f"train {SMALL} --dataset=mine --out_dir=out-{name}" for name in "ab"))
     Document(
         DOCS / "records.md",
-        skipped={"gpt2 report out-a --serve": "serves until it is interrupted; tests/reporting does that"},
+        skipped={"gpt2 report out-a --serve": "serves until it is interrupted; runs below"},
         instead={"gpt2 train shakespeare_char_cpu": f"{{line}} {SMALL}"},
     ).run(gpt2_command)
+    command = [sys.executable, "-m", "gpt2", "report", "out-a", "--serve"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = re.search(r"out-a: (http://127\.0\.0\.1:\d+\S*) until Ctrl-C", process.stderr.readline())
+        try:
+            assert address
+            with urllib.request.urlopen(address[1]) as page:
+                assert b"<html" in page.read()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 def test_the_page_on_speed_prints_what_it_shows(folder: Path, gpt2_command: Callable) -> None:
