@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-faults lint clean
+.PHONY: setup demo test test-faults lint docs clean
 
 setup: .venv/installed
 
@@ -34,5 +34,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
+# The pages are copied, with what they link to, because Zensical takes a folder that does not contain its own output.
+docs: setup
+	@test -x $(BIN)/zensical || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	rm -rf build/pages site
+	mkdir -p build/pages
+	tar -cf - --exclude=__pycache__ *.md LICENSE benchmarks docs launch src tests | tar -xf - -C build/pages
+	$(BIN)/zensical build --clean --strict
+	@echo "the start page is site/index.html; $(BIN)/python -m http.server -d site shows it with the search"
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site
