@@ -17,6 +17,7 @@ QUICK = "--max_iters=2 --warmup_iters=0 --eval_iters=1 --sample_tokens=3 --batch
 SMALL = f"--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 {QUICK}"
 GERMAN = "Die Sonne scheint über die Dächer. Der Käse liegt auf dem Tisch, und Äpfel fallen vom Baum.\n\n"
 CHAT = "<|user|>How are you?<|assistant|>I am well, and you?\n\n"
+PROGRAMS = 7  # columns of the tables of docs/comparison.md that compare programs
 LLMC_LOG = "s:0 tel:11.0214\ns:0 trl:10.9874 lr:0.000001 norm:15.34\ns:1 trl:10.8000 lr:0.000002 norm:14.10\n"
 
 
@@ -52,7 +53,7 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
         DOCS / "how-do-i.md",
         instead={
             "gpt2 tokenizer train texts/": "{line} --vocab_size=300",
-            "gpt2 tokenizer train chats.txt": "{line} --vocab_size=300",
+            "gpt2 tokenizer train chats.txt": "{line} --vocab_size=280",
             "gpt2 train own_text": small,
             "gpt2 train own_text --dataset=mine --out_dir=out-two": f"{small} --nproc=1",
             "gpt2 train own_text --dataset=mine --out_dir=out-stop": f"{small} --eval_interval=1",
@@ -63,7 +64,7 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
             "gpt2 train --init_from=resume --out_dir=out-mine --dataset=data/mine": f"{resumed}=4",
             "gpt2 train --init_from=resume --out_dir=out-mine --max_iters=8000": f"{resumed}=5",
             "gpt2 train --init_from=resume --out_dir=out-imported": f"{resumed}=2",
-            "gpt2 train --init_from=out-mine": f"{{line}} {QUICK}",
+            "gpt2 train out-mine/config.toml": f"{{line}} {QUICK}",
             "gpt2 prepare notes.txt --tokenizer=gpt2": "gpt2 prepare notes.txt --tokenizer=hub {rest}",
             "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
             "gpt2 sample out-mine": "{line} --max_new_tokens=3",
@@ -73,6 +74,27 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
             'batch_size=2, eval_iters=1, device="cpu", compile=False',
         },
     ).run(gpt2_command)
+
+
+def test_the_commands_of_the_comparison_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Document(DOCS / "comparison.md", instead={"gpt2 plan --gpu=list": "{line}"}).run(gpt2_command)
+    text = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    named = {re.match(r"(?:eval |tokenizer |bench )?[a-z]+", words) for words in re.findall(r"`gpt2 ([^`]+)`", text)}
+    for command in sorted(match[0] for match in named if match):
+        status, out, err = gpt2_command(*command.split(), "--help")
+        assert status == 0 and f"Usage: gpt2 {command}" in out, f"gpt2 {command}: {err}"
+
+
+def test_each_cell_on_this_program_links_to_a_test_or_names_a_command() -> None:
+    text = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    cells = [row[1] for row in rows if len(row) == PROGRAMS + 1]
+    assert len(cells) > 30
+    for cell in cells:
+        assert cell == "gpt2" or "](../tests/" in cell or "`gpt2 " in cell, cell
 
 
 def test_every_link_of_the_two_pages_leads_somewhere() -> None:
