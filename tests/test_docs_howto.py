@@ -15,6 +15,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 QUICK = "--max_iters=2 --warmup_iters=0 --eval_iters=1 --sample_tokens=3 --batch_size=2 --device=cpu --compile=False"
 SMALL = f"--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 {QUICK}"
+SMALL_PYTHON = (
+    "n_layer=1, n_head=1, n_embd=32, block_size=32, max_iters=2, batch_size=2, eval_iters=1, compile=False, "
+    "device='cpu'"
+)
 GERMAN = "Die Sonne scheint über die Dächer. Der Käse liegt auf dem Tisch, und Äpfel fallen vom Baum.\n\n"
 CHAT = "<|user|>How are you?<|assistant|>I am well, and you?\n\n"
 PROGRAMS = 7  # columns of the tables of docs/comparison.md that compare programs
@@ -33,7 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     log.parent.mkdir(parents=True)
     log.write_text(LLMC_LOG)
     config = gpt2.GPTConfig(block_size=32, n_layer=1, n_head=1, n_embd=4)
-    gpt2.export(gpt2.GPT(config), "safetensors", "hub", tokenizer=gpt2_tokenizer())
+    gpt2.export(gpt2.GPT(config), "hf", "hub", tokenizer=gpt2_tokenizer())
     nanogpt = Path("path/to/nanoGPT")
     chars = nanogpt / "data/shakespeare_char"
     for line in (
@@ -51,6 +55,7 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
     small = f"{{line}} {SMALL}"
     Document(
         DOCS / "how-do-i.md",
+        skipped={"gpt2 doctor": "measures the machine; tests/doctor runs it"},
         instead={
             "gpt2 tokenizer train texts/": "{line} --vocab_size=300",
             "gpt2 tokenizer train chats.txt": "{line} --vocab_size=280",
@@ -69,10 +74,7 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
             "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
             "gpt2 sample out-mine": "{line} --max_new_tokens=3",
         },
-        in_python={
-            'model="d6", block_size=256, max_iters=1000': "n_layer=1, n_head=1, n_embd=32, block_size=32, max_iters=2, "
-            'batch_size=2, eval_iters=1, device="cpu", compile=False',
-        },
+        in_python={'model="d6", block_size=256, max_iters=1000': SMALL_PYTHON},
     ).run(gpt2_command)
 
 
