@@ -74,7 +74,12 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
             "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
             "gpt2 sample out-mine": "{line} --max_new_tokens=3",
         },
-        in_python={'model="d6", block_size=256, max_iters=1000': SMALL_PYTHON},
+        in_python={
+            'model="d6", block_size=256, max_iters=1000': SMALL_PYTHON,
+            "n_layer=6, n_head=6, n_embd=384": "n_layer=1, n_head=1, n_embd=32",
+            'out_dir="out-silu", block_size=256, max_iters=1000': 'out_dir="out-silu", block_size=256, max_iters=2, '
+            'batch_size=1, eval_iters=1, device="cpu", compile=False',
+        },
     ).run(gpt2_command)
 
 
