@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-faults lint docs clean
+# Tests that run the commands and programs of README and docs.
+OF_DOCS := tests/test_readme.py $(wildcard tests/test_docs*.py tests/test_learn*.py) tests/inside/test_inside_page.py
+
+.PHONY: setup demo test test-docs test-faults lint docs clean
 
 setup: .venv/installed
 
@@ -23,7 +26,10 @@ demo: setup
 	$(BIN)/gpt2 demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(OF_DOCS:%=--ignore=%)
+
+test-docs: setup
+	$(BIN)/python -m pytest -n 2 $(OF_DOCS)
 
 test-faults: setup
 	GPT2_TEST_FAULTS=1 GPT2_TEST_WORLDS=2,4 GPT2_TEST_DAMAGES=500 \
