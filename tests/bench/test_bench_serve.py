@@ -319,6 +319,15 @@ def test_who_cancels_closes_the_connection() -> None:
     assert speed.first_token is speed.per_token is speed.whole is None
 
 
+def test_greedy_requests_name_no_seed() -> None:
+    fake = Fake()
+    measured(fake, temperature=0.0, requests=3)
+    assert [(body["temperature"], "seed" in body) for body in fake.bodies[1:]] == [(0.0, False)] * 3
+    fake = Fake()
+    measured(fake, requests=3)
+    assert sorted((body["temperature"], body["seed"]) for body in fake.bodies[1:]) == [(1.0, n) for n in range(3)]
+
+
 def test_some_cancel_and_some_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2.bench.serve.SLOW_SECONDS", 0.001)
     pauses: list[float] = []

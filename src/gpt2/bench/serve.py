@@ -166,8 +166,9 @@ class LoadGenerator:
     def _content(self, prompt: str | list[int], n_new: int, number: int) -> dict[str, Any]:
         """Return the body of a request."""
         counting = {"stream_options": {"include_usage": True}} if self.has_usage else {}
-        settings = {"max_tokens": n_new, "temperature": 1.0, "seed": number, "stream": True}
-        return {"model": self.model, "prompt": prompt} | settings | counting
+        sampling = {"temperature": self.load.temperature} | ({"seed": number} if self.load.temperature else {})
+        settings = {"max_tokens": n_new, "stream": True}
+        return {"model": self.model, "prompt": prompt} | settings | sampling | counting
 
     async def _receive(self, content: dict[str, Any], answer: Answer, most: int = 0, pause: float = 0.0) -> Answer:
         """Send a request, add what arrives to its answer, and return it. Raises RequestFailed.

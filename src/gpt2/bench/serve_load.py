@@ -93,6 +93,8 @@ class Load:
     """Share of requests whose client reads slowly."""
     timeout: float = 600.0
     """Seconds that an answer may take."""
+    temperature: float = 1.0
+    """Temperature of the answers. At 0 a request names no seed, which not every server takes."""
     seed: int = 0
 
     def __post_init__(self) -> None:

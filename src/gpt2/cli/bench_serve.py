@@ -10,7 +10,7 @@ from gpt2.cli.results import table
 from gpt2.cli.serve import api_key
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole
-from gpt2.training.setting import CONTEXT, SAMPLES, SEED, within
+from gpt2.training.setting import CONTEXT, SAMPLES, SEED, TEMPERATURE, within
 
 if TYPE_CHECKING:
     from gpt2.bench.serve import Percentiles, ServerSpeed
@@ -40,6 +40,7 @@ def bench_serve(
     cancel: Annotated[float, SHARE] = 0.0,
     slow: Annotated[float, SHARE] = 0.0,
     timeout: Annotated[float, within(0.1, 86_400)] = 600.0,
+    temperature: Annotated[float, TEMPERATURE] = 1.0,
     seed: Annotated[int, SEED] = 0,
     json_: JsonFlag = False,
 ) -> int:
@@ -83,6 +84,8 @@ def bench_serve(
         Share of the requests whose client reads slowly. Their times are not reported.
     timeout
         Seconds that an answer may take.
+    temperature
+        Temperature of the answers. At 0 requests name no seed, which not every server takes.
     seed
         Seed of arrivals, lengths and prompts.
     """
@@ -110,6 +113,7 @@ def bench_serve(
         cancel=cancel,
         slow=slow,
         timeout=timeout,
+        temperature=temperature,
         seed=seed,
     )
     with WorkConsole("tokens") as console:
