@@ -10,6 +10,7 @@ import pytest
 import torch
 from browsing import CHROMIUM, DESKTOP
 from hypothesis import settings
+from real_data import SHARED
 
 from gpt2.data.prepare import prepare
 from gpt2.training.config import TrainConfig
@@ -17,7 +18,6 @@ from gpt2.training.config import TrainConfig
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
 from documents import Document, blocks
+from real_data import SHARED
 
 from gpt2.errors import UserError
 from gpt2.tokenizers import gpt2_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED
 from documents import Document, blocks, commands
+from real_data import SHARED
 
 from gpt2.bench.sweep import parse_grid, value_of
 from gpt2.data import corpora

@@ -10,10 +10,11 @@ from pathlib import Path
 import architecture
 import inside
 import learn_model
+import learn_scale
 import learn_training
 
 IMAGES = Path(__file__).parent.parent / "images"
-MODULES = (architecture, inside, learn_model, learn_training)
+MODULES = (architecture, inside, learn_model, learn_scale, learn_training)
 PICTURES = {name: draw for module in MODULES for name, draw in module.PICTURES.items()}
 """Names of the files in docs/images, and what draws them."""
 

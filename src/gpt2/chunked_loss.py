@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask
 
 from gpt2.documents import document_mask
-from gpt2.model import GPT
+from gpt2.model import GPT, Mask
 
 IGNORED = -1
 """Target of a position that has no loss."""
@@ -35,7 +34,7 @@ class TrainingLoss(nn.Module):
     def __init__(self, model: GPT, eot_token: int | None = None) -> None:
         super().__init__()
         self.model, self.eot_token = model, eot_token
-        self.mask_of: Callable[[Tensor, int], Tensor | BlockMask | None] = document_mask
+        self.mask_of: Callable[[Tensor, int], Mask] = document_mask
         self.cross_entropy = chunked_cross_entropy
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:

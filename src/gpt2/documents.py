@@ -4,8 +4,12 @@ A document begins with the end-of-text token, from which its first token is pred
 the middle of one.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def document_numbers(x: Tensor, eot_token: int) -> Tensor:
@@ -24,16 +28,27 @@ def document_mask(x: Tensor, eot_token: int | None) -> Tensor | None:
     return (documents[:, None, :, None] == documents[:, None, None, :]).tril()
 
 
-def document_blocks(x: Tensor, eot_token: int) -> BlockMask:
+def document_blocks(x: Tensor, eot_token: int) -> "BlockMask":
     """Return the same as `document_mask` for FlexAttention, which skips blocks of positions without attention.
 
     It takes 2 bytes for each pair of blocks of 128 positions, where the mask takes one for each pair of positions. It
     is for compiled attention on a GPU (Dong et al. 2024, "Flex Attention"): uncompiled, FlexAttention computes all
     scores, and on a CPU it has no backward pass.
     """
+    from torch.nn.attention.flex_attention import create_block_mask  # takes a second in PyTorch 2.14
+
     (B, T), documents = x.shape, document_numbers(x, eot_token)
 
     def attends(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) & (documents[b, i] == documents[b, j])
 
     return create_block_mask(attends, B, None, T, T, device=x.device)
+
+
+def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: "BlockMask") -> Tensor:
+    """Return attention under a mask of blocks, (B, nh, T, hs), for queries, keys and values of that shape."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    y = flex_attention(q, k, v, block_mask=blocks)
+    assert isinstance(y, Tensor)  # and not a pair, which it returns only when asked for more
+    return y

@@ -7,20 +7,22 @@ In shape comments B is the batch, T the time, C = n_embd, nh = n_head, hs = C / 
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from gpt2.documents import attend_in_blocks
 from gpt2.errors import require
 from gpt2.nanogpt_methods import NanoGPTMethods
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from gpt2.generation.kv_cache import KVCache
 
-Mask = Tensor | BlockMask | None
+Mask: TypeAlias = "Tensor | BlockMask | None"
 PRESETS: dict[str, dict[str, Any]] = {
     name: {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
     for name, n_layer, n_head, n_embd in (
@@ -86,8 +88,8 @@ class CausalSelfAttention(nn.Module):
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        if isinstance(mask, BlockMask):
-            return flex_attention(q, k, v, block_mask=mask)
+        if mask is not None and not isinstance(mask, Tensor):
+            return attend_in_blocks(q, k, v, mask)
         T, S, dropout = q.size(2), k.size(2), self.dropout if self.training else 0.0
         if mask is None and not (self.flash and T in (1, S)):  # is_causal, or the last position sees all
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
@@ -181,9 +183,8 @@ class GPT(NanoGPTMethods):
         """Return the final hidden states, (B, T, C), after `ln_f`.
 
         idx: int64 (B, T). mask: bool (B, 1, T, S), True where a position (third axis) attends to another (last axis),
-        or the same as a BlockMask; None is causal attention, or attention to all S positions if T is 1. cache: keeps
-        the keys and values of idx, and returns those of all S positions. positions: int64 (T,) or (B, T), by default
-        0 … T - 1.
+        or such a BlockMask; None is causal attention, or attention to all S positions if T is 1. cache: keeps keys
+        and values of idx, and returns those of all S positions. positions: int64 (T,) or (B, T); default 0 … T - 1.
         """
         if positions is None:
             assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions exceed block_size"
