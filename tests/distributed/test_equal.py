@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
 
-from gpt2.formats.run_folder import saved_steps
+from gpt2.formats.run_folder import folder_of, saved_steps, snapshot_file
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
@@ -99,8 +100,11 @@ def test_shared_optimizers_and_parameters_train_the_same(kind: str, run, tmp_pat
     alone = run("alone", 1, **measured)
     assert len(figures(alone)) == 3
     for n in WORLDS:
-        shared = run(f"{kind}{n}", n, **SHARED[kind], **measured, sample_interval=6, sample_tokens=5)
+        shared = run(
+            f"{kind}{n}", n, **SHARED[kind], **measured, sample_interval=6, sample_tokens=5, snapshot_interval=12
+        )
         agree(alone, shared)
+        assert_snapshot_is_the_checkpoint(Path(shared), 12)
         assert figures(alone) == figures(shared)
     # what is saved does not know of the sharing, and goes on shared in another way
     settings = {"init_from": "auto", "max_iters": 16, "lr_decay_iters": 16}
@@ -117,6 +121,15 @@ def test_muon_trains_the_same_shared(kind: str, run) -> None:
         agree(alone, shared)
     settings = {"optimizer": "muon", "init_from": "auto", "max_iters": 12, "lr_decay_iters": 12}
     agree(run("alone", 1, **settings), run(f"{kind}{n}", n, **settings, **SHARED[kind]))
+
+
+def assert_snapshot_is_the_checkpoint(out: Path, step: int) -> None:
+    """The file that the processes wrote together has the weights of the checkpoint of the step, in bfloat16."""
+    whole = torch_file(folder_of(out, step) / "model.safetensors")
+    kept = torch_file(snapshot_file(out, step))
+    assert kept.keys() == whole.keys()
+    assert all(torch.equal(kept[name], weights.bfloat16()) for name, weights in whole.items())
+    assert not list((out / "snapshots").glob(".*"))
 
 
 def agree(one: str, other: str) -> None:

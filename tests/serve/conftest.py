@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gpt2.formats.open import load
 from gpt2.generation.engine import Engine
 from gpt2.model import GPT
 from gpt2.serve import pages
@@ -19,6 +21,8 @@ from gpt2.serve.run import MOST_CONNECTIONS, Server, listen
 from gpt2.serve.served import Served
 from gpt2.serve.web import make_app
 from gpt2.tokenizers import ByteTokenizer, Tokenizer
+from gpt2.training.config import TrainConfig
+from gpt2.training.loop import train
 from tests.generation.models import random_model
 
 CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
@@ -89,11 +93,12 @@ def running(
     connections: int = MOST_CONNECTIONS,
     prefix_bytes: int = 1 << 20,
     others: Mapping[str, GPT] | None = None,
+    run: Path | None = None,
     **guard: Any,
 ) -> Iterator[Running]:
     """Run a server with a model, by default a tiny one of `block_size`, until the end of the block.
 
-    others: further models by name, with the same tokenizer.
+    others: further models by name, with the same tokenizer. run: the folder of the run that the model is from.
     """
     network, words, lines = network or random_model(block_size=block_size), tokenizer or ByteTokenizer(), list[str]()
 
@@ -102,7 +107,7 @@ def running(
         made = engine(network, slots=slots, vocab_size=ids, prefix_bytes=prefix_bytes, prefill_tokens=64)
         return Served(name, "a random model", network.config, words, Decoder(made, slots, queue, lines.append))
 
-    served = serve("tiny", network)
+    served = replace(serve("tiny", network), run=run)
     api = Api([served, *(serve(*other) for other in (others or {}).items())], seconds, lines.append)
     app = make_app([*pages.routes(), *api.routes()], api.lifespan, api_key=api_key, **guard)
     server = Server(app, grace, api.fail, connections=connections)
@@ -126,3 +131,16 @@ def tiny() -> Iterator[Running]:
     """A server whose model has a chat template."""
     with running(tokenizer=chat_tokenizer()) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def learned(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
+    """A server of a run with snapshots of steps 0, 1, 2, 4, 8 and 10 and a checkpoint of step 5, and of no run."""
+    run = tmp_path_factory.mktemp("learned") / "run"
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64, "batch_size": 4, "learning_rate": 1e-2}
+    machine = {"device": "cpu", "dtype": "float32", "compile": False}
+    often = {"max_iters": 10, "eval_interval": 0, "checkpoint_interval": 5, "snapshot_interval": "geometric"}
+    train(TrainConfig(out_dir=str(run), dataset=str(dataset), **shape, **machine, **often))
+    model, tokenizer = load(run)
+    with running(network=model, tokenizer=tokenizer, run=run, others={"other": model}) as one:
+        yield one, run

@@ -121,10 +121,10 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Holds up every analysis until the event is set, or until nobody wants it."""
     free, analysis = threading.Event(), Reader._analysis
 
-    def wait(self: Reader, ids: list[int], report: Any) -> Any:
+    def wait(self: Reader, ids: list[int], report: Any, step: int | None) -> Any:
         while not free.wait(0.005):
             report("held", 1, 1)
-        return analysis(self, ids, report)
+        return analysis(self, ids, report, step)
 
     monkeypatch.setattr(Reader, "_analysis", wait)
     yield free

@@ -13,11 +13,12 @@ from gpt2.training.loop import train
 
 SETTINGS = {
     "max_iters": 4, "sample_interval": 2, "sample_tokens": 3, "eval_interval": 2, "llmc_log": True,
-    "build_nanogpt_log": True, "write_tensors": True,
+    "build_nanogpt_log": True, "write_tensors": True, "snapshot_interval": 2,
 }  # fmt: skip
 FOREIGN = (
     "checkpoints/step_500/model.bin", "checkpoints/step_0000500/model.bin", "checkpoints/model_step_7.pt",
     "checkpoints/.other.tmp", "checkpoints/.step_0000009.tmp/theirs.bin", "samples/step_9.txt", "samples/notes.txt",
+    "snapshots/step_9.safetensors", "snapshots/step_0000008.safetensors",
     "llmc/notes.txt", "tensorboard/events.out.tfevents.1.host.2.0", "events.out.tfevents.1.host.2.0",
     "damaged_step_0000001_1/x", "notes.txt",
 )  # fmt: skip
@@ -53,7 +54,8 @@ def test_overwrite_deletes_all_of_the_run_and_nothing_else(tiny, tmp_path: Path)
 @pytest.mark.parametrize(
     "name",
     ["config.toml", "log.jsonl", "checkpoints/best.json", "samples/step_0000002.txt", "llmc/main.log",
-     "llmc/gpt2_124M.bin", "build-nanogpt/log.txt", "checkpoints/step_0000002/model.bin"],
+     "llmc/gpt2_124M.bin", "build-nanogpt/log.txt", "checkpoints/step_0000002/model.bin",
+     "snapshots/step_0000002.safetensors"],
 )  # fmt: skip
 @pytest.mark.parametrize("changes", [{}, {"overwrite": True}, {"init_from": "auto"}])
 def test_what_would_be_replaced_is_refused_by_name(tiny, tmp_path: Path, name: str, changes: dict) -> None:

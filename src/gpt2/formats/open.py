@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
-from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder, safetensors_file
+from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder
 from gpt2.formats.source import Source, StoredTensor
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
@@ -26,7 +26,8 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / "manifest.json").is_file() and (folder / "state.json").is_file()
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run."""
     if not (folder / "checkpoints").is_dir():
         return False
     return (folder / "config.toml").is_file() or bool(run_folder.saved_steps(folder))
@@ -47,7 +48,7 @@ def _is_llmc(start: bytes, size: int) -> bool:
 # Folders are recognised by the files in them, and the first match counts.
 FOLDERS = (
     (_is_checkpoint, run_folder.open_checkpoint),
-    (_is_run, run_folder.open_run),
+    (is_run, run_folder.open_run),
     (_is_huggingface, huggingface.open_folder),
     (lambda folder: (folder / "ckpt.pt").is_file(), lambda folder: nanogpt.open_file(folder / "ckpt.pt")),
     (lambda folder: llmc.model_in(folder) is not None, llmc.open_folder),
@@ -57,7 +58,7 @@ FILES = (
     (lambda start, size: start.startswith(TORCH_STARTS), nanogpt.open_file),
     (lambda start, size: start.startswith(b"GGUF"), gguf.open_file),
     (_is_llmc, llmc.open_file),
-    (_is_safetensors, safetensors_file.open_file),
+    (_is_safetensors, run_folder.open_safetensors),
 )
 
 

@@ -3,19 +3,22 @@
 `torch` is imported only where a model is opened, because the command line asks for a run's checkpoints before that.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem
 from gpt2.json_file import JsonObject, read_object
-from gpt2.tokenizers import from_json
+from gpt2.tokenizers import Tokenizer, from_json
 
 if TYPE_CHECKING:
     from gpt2.formats.source import Source
+    from gpt2.model import GPTConfig
 
 FORMAT = "gpt2 checkpoint 1"
 """Version of the format, which `state.json` records."""
@@ -53,6 +56,64 @@ def saved_steps(out_dir: Path) -> list[int]:
     """Return the steps that have a checkpoint folder, newest first, without checking that these are intact."""
     folders = (out_dir / "checkpoints").glob("step_*")
     return sorted((int(f.name[5:]) for f in folders if re.fullmatch(r"step_\d{7,}", f.name)), reverse=True)
+
+
+def snapshot_file(out_dir: Path, step: int) -> Path:
+    """Return the file in which a run keeps its snapshot of `step`: the weights alone, in bfloat16."""
+    return out_dir / "snapshots" / f"step_{step:07d}.safetensors"
+
+
+def snapshot_steps(out_dir: Path) -> list[int]:
+    """Return the steps that have a snapshot's file, oldest first, without reading these."""
+    files = (out_dir / "snapshots").glob("step_*.safetensors")
+    return sorted(int(f.stem[5:]) for f in files if re.fullmatch(r"step_\d{7,}", f.stem))
+
+
+def weights_by_step(out_dir: Path) -> dict[int, Path]:
+    """Return the snapshots and checkpoints of a run by step, oldest first; of a step that has both, the snapshot."""
+    found = {step: folder_of(out_dir, step) for step in saved_steps(out_dir)}
+    found |= {step: snapshot_file(out_dir, step) for step in snapshot_steps(out_dir)}
+    return dict(sorted(found.items()))
+
+
+def snapshot_metadata(config: "GPTConfig", tokenizer: Tokenizer, step: int, own_layers: bool) -> dict[str, str]:
+    """Return the metadata of a snapshot, with which its file is a model of its own.
+
+    own_layers: whether the model has other layers than this program's GPT, so that only its program can build it.
+    """
+    from gpt2.formats.safetensors_file import ENTRY, metadata
+
+    about = json.loads(metadata(config, tokenizer)[ENTRY])
+    return {ENTRY: json.dumps(about | {"step": step} | ({"own_layers": True} if own_layers else {}))}
+
+
+def read_snapshot(path: Path) -> JsonObject | None:
+    """Return what the metadata of a snapshot says; None for any other file."""
+    from gpt2.formats.safetensors_file import ENTRY, read_tensors
+
+    try:
+        _, found = read_tensors(path)
+        about = json.loads(found.get(ENTRY, "{}"))
+    except (OSError, ValueError, RecursionError, UserError):
+        return None
+    is_snapshot = isinstance(about, dict) and "step" in about
+    return JsonObject(about, str(path), "use another snapshot") if is_snapshot else None
+
+
+def open_safetensors(path: Path) -> "Source":
+    """Open a snapshot of a run, or any other `.safetensors` file. Raises UserError."""
+    from gpt2.formats.safetensors_file import open_file
+    from gpt2.formats.source import Progress
+
+    about = read_snapshot(path)
+    if about is None:
+        return open_file(path)
+    step = about.integer("step")
+    if about.has("own_layers"):
+        raise UserError(
+            f"{path} is of a model with layers of its own, which only the program that trained it can build"
+        )
+    return replace(open_file(path), origin=f"{path} (step {step})", progress=Progress(step=step))
 
 
 def read_saved(out_dir: Path, read: Callable[[list[int]], T | None]) -> T | None:

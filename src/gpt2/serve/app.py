@@ -17,7 +17,7 @@ from gpt2.serve.completions import Ask, Completion, chat_completion, completion
 from gpt2.serve.errors import ApiError
 from gpt2.serve.events import ClientGone, EventStream, unless_gone
 from gpt2.serve.guard import read_body
-from gpt2.serve.inside import AnalysisBody, ReadBody, Reader
+from gpt2.serve.inside import AnalysisBody, CurveBody, Job, ReadBody, Reader
 from gpt2.serve.metrics import Metrics
 from gpt2.serve.openapi import document
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Settings, TokenizeBody, parse
@@ -50,6 +50,7 @@ class Api:
             Route("/detokenize", self._counted(self.detokenize), methods=["POST"]),
             Route("/tokenizer_info", self._counted(self.show_tokenizer)),
             Route("/inside/read", self._counted(self.read), methods=["POST"]),
+            Route("/inside/curve", self._counted(self.draw_curve), methods=["POST"]),
             Route("/inside/analysis", self._counted(self.analyse), methods=["POST"]),
             Route("/inside/page", self._counted(self.make_page), methods=["POST"]),
             Route("/health", self.health),
@@ -137,12 +138,22 @@ class Api:
         text = await unless_gone(request.receive, job.result(), self.seconds)
         return Response(text, media_type="application/json")
 
+    async def draw_curve(self, request: Request) -> Response:
+        """Answer /inside/curve."""
+        body = parse(CurveBody, await read_body(request))
+        reader = self.readers[self._named(body.model).name]
+        return await self._streamed(request, reader.submit(await asyncio.to_thread(reader.curve, body)), body.stream)
+
     async def analyse(self, request: Request) -> Response:
         """Answer /inside/analysis."""
         body = parse(AnalysisBody, await read_body(request))
         reader = self.readers[self._named(body.model).name]
         job = reader.submit(await asyncio.to_thread(reader.analysis, body))
-        if body.stream:
+        return await self._streamed(request, job, body.stream)
+
+    async def _streamed(self, request: Request, job: Job, stream: bool) -> Response:
+        """Answer with the result of a job, and where it is streamed with its progress before that."""
+        if stream:
             return EventStream(job.stream(), self.seconds)
         text = await unless_gone(request.receive, job.result(), self.seconds)
         return Response(text, media_type="application/json")
@@ -182,7 +193,7 @@ class Api:
     def _described(self, model: Served) -> dict[str, Any]:
         """Return a model in the form of OpenAI's API, with its context length as in vLLM's server.
 
-        `inside` says whether /inside can read it.
+        `inside` says whether /inside can read it, and `time` whether it is a run with earlier steps.
         """
         return {
             "id": model.name,
@@ -191,6 +202,7 @@ class Api:
             "owned_by": "gpt2",
             "max_model_len": model.config.block_size,
             "inside": self.readers[model.name].refusal is None,
+            "time": model.run is not None,
         }
 
     async def tokenize(self, request: Request) -> Response:

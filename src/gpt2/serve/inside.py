@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -17,6 +19,8 @@ from gpt2.generation.weights import with_own_modules
 from gpt2.inside.analysis import Analysis, Report, single_token
 from gpt2.inside.forward import require_own_parts, require_text
 from gpt2.inside.lens_page import as_json, page
+from gpt2.inside.predictions import losses
+from gpt2.serve.earlier import EarlierWeights
 from gpt2.serve.errors import ApiError
 from gpt2.serve.schema import Strict
 from gpt2.serve.served import Served
@@ -25,15 +29,30 @@ MOST_WAITING = 4
 """Number of texts that may wait for a model."""
 Work = Callable[[Report], str]
 """What a job does: it reports its progress, and returns the result as text."""
+T = TypeVar("T")
 PROGRESS_SECONDS = 0.1
 """Least time between two reports of progress."""
 
 
-class ReadBody(Strict):
-    """Asks for the losses of a text."""
+class TextBody(Strict):
+    """Names a text, and the model that reads it."""
 
     model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
     text: str = Field(description="Text of at least 2 tokens; `<|endoftext|>` in it is the special token.")
+
+
+class ReadBody(TextBody):
+    """Asks for the losses of a text."""
+
+    step: int | None = Field(
+        None, ge=0, description="Optimizer step of a snapshot or checkpoint of the served run, to read with it."
+    )
+
+
+class CurveBody(TextBody):
+    """Asks for the losses of a text at the optimizer steps of a run."""
+
+    stream: bool = Field(False, description="Whether progress is reported, as server-sent events.")
 
 
 class AnalysisBody(ReadBody):
@@ -115,6 +134,7 @@ class Reader:
             )
         # the decoder must not call the hooks by which values are read
         self.network = network if self.refusal else with_own_modules(network)
+        self.earlier = EarlierWeights(served.run, served.config, network.transformer.wte.weight.device)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="inside")
         self.jobs: list[Job] = []
         self.seconds = 1.0
@@ -125,11 +145,38 @@ class Reader:
     def losses(self, body: ReadBody) -> Work:
         """Return what computes the losses of a text, as JSON. Raises ApiError for what cannot be read."""
         ids = self._ids(body.text, "text")
+        self._check(body.step)
 
         def work(report: Report) -> str:
-            made = self._analysis(ids, report)
+            made = self._analysis(ids, report, body.step)
             made.add_losses()
             return as_json(made.finished())
+
+        return work
+
+    def curve(self, body: CurveBody) -> Work:
+        """Return what computes the losses of a text at all steps of a run, as JSON.
+
+        `steps` are those of the snapshots and checkpoints that could be read, `unreadable` the others, and `losses`
+        is float32 (steps, tokens - 1) in nats. Raises ApiError for what cannot be read.
+        """
+        ids = self._ids(body.text, "text")
+        steps = self._answered(self.earlier.steps)
+
+        def work(report: Report) -> str:
+            found: dict[int, np.ndarray] = {}
+            unreadable: list[int] = []
+            for done, step in enumerate(steps):
+                report("snapshots", done, len(steps))
+                try:
+                    read = losses(self.earlier.model(step), torch.tensor(ids, device=self.earlier.device), 1)
+                    found[step] = read.loss.float().cpu().numpy()
+                except UserError:  # the run may have removed a checkpoint
+                    unreadable.append(step)
+            if not found:
+                raise UserError(f"no snapshot or checkpoint of {self.served.name} can be read; see gpt2 show")
+            values = {"model": self.served.name, "ids": ids, "steps": list(found), "unreadable": unreadable}
+            return as_json(values | {"losses": np.stack(list(found.values()))})
 
         return work
 
@@ -141,11 +188,11 @@ class Reader:
         ids = self._ids(body.text, "text")
         against = None if body.against is None else self._ids(body.against, "against", len(ids))
         answer, other = self._token(body.answer, "answer"), self._token(body.other, "other")
-        about = (tuple(ids), against and tuple(against), answer, other)
+        about = (tuple(ids), against and tuple(against), answer, other, self._check(body.step))
 
         def work(report: Report) -> str:
             if self.last is None or self.last[0] != about:
-                made = self._analysis(ids, report)
+                made = self._analysis(ids, report, body.step)
                 made.add_text()
                 if against is not None:
                     made.add_patching(against, answer, other)
@@ -197,8 +244,21 @@ class Reader:
         except UserError as error:
             raise ApiError(400, str(error), param=param) from None
 
-    def _analysis(self, ids: list[int], report: Report) -> Analysis:
-        return Analysis(self.served.name, self.network, self.served.tokenizer, ids, report)
+    def _check(self, step: int | None) -> tuple[Path, int] | None:
+        """Return the file of a step that a body names, and its time. Raises ApiError where there is no such step."""
+        return None if step is None else self._answered(lambda: self.earlier.find(step))
+
+    def _answered(self, find: Callable[[], T]) -> T:
+        """Return what `find` returns. Raises ApiError (400) for a UserError of it."""
+        try:
+            return find()
+        except UserError as error:
+            raise ApiError(400, str(error), param="step" if str(error).startswith("step") else "model") from None
+
+    def _analysis(self, ids: list[int], report: Report, step: int | None = None) -> Analysis:
+        network = self.network if step is None else self.earlier.model(step)
+        name = self.served.name if step is None else f"{self.served.name}, step {step}"
+        return Analysis(name, network, self.served.tokenizer, ids, report)
 
     def _run(self, job: Job, work: Work) -> None:
         """Compute a job, in the thread."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gpt2.errors import Log, UserError
-from gpt2.formats.open import build, open_model
+from gpt2.formats.open import build, is_run, open_model
 from gpt2.generation.engine import Engine
 from gpt2.generation.weights import Quantize, for_decoding
 from gpt2.serve.decoder import Decoder
@@ -60,4 +60,5 @@ def open_served(
         prefix_bytes=prefix_bytes,
         prefill_tokens=PREFILL_TOKENS,
     )
-    return Served(name, source.origin, network.config, found, Decoder(engine, slots, queue, log))
+    run = Path(model) if is_run(Path(model)) else None
+    return Served(name, source.origin, network.config, found, Decoder(engine, slots, queue, log), run)

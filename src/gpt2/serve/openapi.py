@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from gpt2.serve.inside import AnalysisBody, ReadBody
+from gpt2.serve.inside import AnalysisBody, CurveBody, ReadBody
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Strict, TokenizeBody
 
 BODIES: dict[str, tuple[type[Strict], str]] = {
@@ -14,6 +14,7 @@ BODIES: dict[str, tuple[type[Strict], str]] = {
     "/tokenize": (TokenizeBody, "Return the token ids of a text."),
     "/detokenize": (DetokenizeBody, "Return the text of token ids."),
     "/inside/read": (ReadBody, "Return the loss of each token of a text, and the likeliest tokens."),
+    "/inside/curve": (CurveBody, "Return the losses of a text at each snapshot and checkpoint of a run."),
     "/inside/analysis": (AnalysisBody, "Return losses, attention, logit lens, attribution and patching of a text."),
     "/inside/page": (AnalysisBody, "Return the same as the page of `gpt2 lens`; `stream` is ignored."),
 }
@@ -85,7 +86,7 @@ def _operation(path: str, summary: str) -> dict[str, Any]:
     """Return the description of an operation, as far as it does not depend on the method."""
     kind = {"/metrics": "text/plain", "/inside/page": "text/html"}.get(path, "application/json")
     content: dict[str, Any] = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}}
-    if path.endswith(("completions", "/analysis")):
+    if path.endswith(("completions", "/analysis", "/curve")):
         content["text/event-stream"] = {"schema": {"description": EVENTS}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses = {status: {"description": text, "content": error} for status, text in ERRORS.items()}

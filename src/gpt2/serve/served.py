@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gpt2.errors import UserError
 from gpt2.generation.request import Request
@@ -27,6 +28,8 @@ class Served:
     config: GPTConfig
     tokenizer: Tokenizer
     decoder: Decoder
+    run: Path | None = None
+    """Folder of the run that it is from, whose earlier steps can be read; None for any other model."""
     created: int = field(default_factory=lambda: int(time.time()))
     """When it was opened, in Unix seconds."""
 

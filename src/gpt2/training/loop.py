@@ -19,6 +19,7 @@ from gpt2.training.run import Run
 from gpt2.training.session import Session, open_session, release
 from gpt2.training.setup import set_up
 from gpt2.training.signals import Stopped
+from gpt2.training.snapshots import Snapshots
 from gpt2.training.spikes import Diverged
 from gpt2.training.step import train_step
 from gpt2.training.step_records import StepRecords
@@ -81,6 +82,8 @@ class Loop:
         self.session, self.run = session, session.run
         self.evaluation = Evaluation(session)
         self.periodic: list[Periodic] = [self.evaluation, HellaSwag(session), Sampling(session)]
+        if self.run.config.snapshot_interval:
+            self.periodic.append(Snapshots(session))
         self.saving = Saving(session, self.evaluation)
         self.records = StepRecords(session)
 

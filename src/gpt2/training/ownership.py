@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.formats.run_folder import best_file
+from gpt2.formats.run_folder import best_file, read_snapshot, snapshot_file, snapshot_steps
 from gpt2.json_file import read_object
 from gpt2.runlog.checks import parse
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC
@@ -40,6 +40,7 @@ def files_of_run(out_dir: Path) -> Iterator[Path]:
     if _is_best_file(best_file(out_dir)):
         yield best_file(out_dir)
     yield from checkpoints_of_run(out_dir)
+    yield from (path for path in _snapshots(out_dir) if not path.is_symlink() and read_snapshot(path) is not None)
     yield from leftovers(out_dir)
 
 
@@ -53,11 +54,14 @@ def checkpoints_of_run(out_dir: Path) -> Iterator[Path]:
 
 
 def leftovers(out_dir: Path) -> Iterator[Path]:
-    """Yield the temporary folders of checkpoints that a killed run did not finish writing or removing."""
+    """Yield the temporary checkpoints and snapshots that a killed run did not finish writing or removing."""
     for path in (out_dir / "checkpoints").glob(".step_*.tmp"):
         if re.fullmatch(r"\.step_\d{7,}\.tmp", path.name) and (
             path.is_symlink() or {file.name for file in path.iterdir()} <= checkpoint.FILES
         ):
+            yield path
+    for path in (out_dir / "snapshots").glob(".step_*.safetensors.tmp"):
+        if re.fullmatch(r"\.step_\d{7,}\.safetensors\.tmp", path.name):
             yield path
 
 
@@ -94,6 +98,8 @@ def _targets(out_dir: Path, config: TrainConfig) -> Iterator[Path]:
     """Yield the files that a run with this configuration replaces or extends if they exist."""
     yield from (out_dir / CONFIG, out_dir / LOG, best_file(out_dir))
     yield from (path for path in (out_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{7,}", path.name))
+    if config.snapshot_interval:
+        yield from _snapshots(out_dir)
     if config.sample_interval:
         yield from (path for path in (out_dir / "samples").glob("*.txt") if _step_of_sample(path) is not None)
     if config.llmc_log:
@@ -141,6 +147,11 @@ def _is_best_file(path: Path) -> bool:
         return read_object(path, "delete it").values.keys() == {"step", "val_loss"}
     except (OSError, UserError):
         return False
+
+
+def _snapshots(out_dir: Path) -> Iterator[Path]:
+    """Yield the files with the names of snapshots."""
+    yield from (snapshot_file(out_dir, step) for step in snapshot_steps(out_dir))
 
 
 def _step_of_sample(path: Path) -> int | None:

@@ -107,7 +107,7 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
     }
 
 
-def _leave_out(session: Session, what: str, phase: str, error: UserError) -> None:
+def leave_out(session: Session, what: str, phase: str, error: UserError) -> None:
     """Say why a task gave no result, such as logits that are not finite. The training goes on, and decides itself."""
     session.console.note(f"no {what} at step {session.run.state.step}: {error}")
     session.run.ledger.mark(phase)
@@ -137,7 +137,7 @@ class HellaSwag:
                 progress=lambda done, total, tasks: show(done, total),
             )
         except UserError as error:
-            _leave_out(session, "HellaSwag", "evaluation", error)
+            leave_out(session, "HellaSwag", "evaluation", error)
             return
         seconds = round(run.ledger.mark("evaluation"), 5)
         session.log.write("eval", run.state.step, acc=result.acc, acc_norm=result.acc_norm, seconds=seconds)
@@ -163,7 +163,7 @@ class Sampling:
         try:
             text = sample_texts(run, session.stop.check_all_processes)
         except UserError as error:
-            _leave_out(session, "sample", "sampling", error)
+            leave_out(session, "sample", "sampling", error)
             return
         session.log.sample(step, text, seconds=round(run.ledger.mark("sampling"), 5))
         session.console.note(f"--- sample at step {step}\n{text.strip()}\n---")

@@ -141,6 +141,8 @@ def check_combinations(config: "TrainConfig") -> None:
             f"early_stopping_patience={config.early_stopping_patience} counts evaluations, and eval_interval=0 "
             "makes none before the end; give --eval_interval or leave --early_stopping_patience at 0"
         )
+    if isinstance(config.snapshot_interval, str) and config.snapshot_interval != "geometric":
+        raise UserError(f"snapshot_interval is {config.snapshot_interval!r}; it must be a whole number, or geometric")
     if config.optimizer == "muon" and config.cpu_offload:
         raise UserError("optimizer=muon computes on the device; leave --cpu_offload out, or use --optimizer=adamw")
 

@@ -8,7 +8,7 @@ from gpt2.data.dataset import is_dataset
 from gpt2.data.listing import DatasetEntry
 from gpt2.data.listing import describe as describe_dataset
 from gpt2.errors import UserError
-from gpt2.formats.run_folder import saved_steps
+from gpt2.formats.run_folder import saved_steps, snapshot_steps
 from gpt2.reporting.figures import RunReport, report_on
 from gpt2.reporting.listing import is_run, newest_records, state_of
 from gpt2.runlog.console import duration
@@ -91,8 +91,15 @@ def _run(path: Path) -> Shown:
     for name, value, remark in report.headline():
         if value != "–":
             lines.append(f"{name}: {value}" + (f" ({remark})" if remark else ""))
-    lines += report.facts()
+    lines += [*report.facts(), *_snapshots(path)]
     return Shown("run", str(path), (*lines, *_next_for_run(path, state, settings, report)), filled, report)
+
+
+def _snapshots(path: Path) -> list[str]:
+    """Return a line about the snapshots of a run, and the command that shows them, if there are any."""
+    if not (steps := snapshot_steps(path)):
+        return []
+    return [f"snapshots: {len(steps)}, of steps {steps[0]} to {steps[-1]}; see how it learned: gpt2 serve {path}"]
 
 
 def _next_for_run(path: Path, state: str, settings: dict[str, Any], report: RunReport | None = None) -> list[str]:

@@ -50,7 +50,7 @@ export function attentionView(data, container, selection) {
     grid, make("div", { class: "head" }, make("div", {}, title, said, picture, readout), row.element));
 
   function choose(index) {
-    chosen = index;
+    chosen = selection.head = index;
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === index ? "true" : "false"));
     focusOn(buttons, index, { silent: true });
     title.textContent = `Layer ${Math.floor(index / heads) + 1}, head ${(index % heads) + 1}`;
@@ -126,7 +126,7 @@ export function attentionView(data, container, selection) {
   selection.listen(() => { row.paint(); place(); tell(); });
   onSchemeChange(drawAll);
   drawAll();
-  choose(0);
+  choose(selection.head ?? 0);
 }
 
 // A function of (head, query, key). A head's weights are the rows of its lower triangle, in steps of 1/255.

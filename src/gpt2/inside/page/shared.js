@@ -33,10 +33,12 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 // The token that all views are about: 0 is the first one, and the number of tokens stands for what comes next.
+// Its `head` is the head whose attention is shown.
 export function selectionOf(count) {
   const listeners = new Set();
   return {
     token: Math.min(1, count),
+    head: undefined,
     choose(token) {
       const chosen = Math.min(count, Math.max(0, token));
       if (chosen === this.token) return;

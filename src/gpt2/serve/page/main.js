@@ -1,13 +1,14 @@
-// The page of `gpt2 serve`: tabs to write with a model, to read a text with it, and to look inside it.
+// The page of `gpt2 serve`: tabs to write with a model, to read a text with it, to look inside it, and to see how it learned.
 
 import { ask, statusLine } from "./api.js";
 import { make } from "./inside/shared.js";
 import { packed, partsOf, unpackedState } from "./link.js";
 import { insideTab, readTab, requested } from "./reading.js";
 import { download, stillPage } from "./save.js";
+import { timeTab } from "./time.js";
 import { writeView } from "./write.js";
 
-const TABS = ["Write", "Read", "Inside"];
+const TABS = ["Write", "Read", "Inside", "Time"];
 // Time after the last change before the address follows, in milliseconds.
 const SETTLED = 300;
 
@@ -28,21 +29,22 @@ async function start() {
   const page = { models: found, model: () => found.find(({ id }) => id === models.value), changed };
   const tabs = tabbed(main, () => { carryText(); changed(); });
   const write = writeView(tabs.panels.Write, page), read = readTab(tabs.panels.Read, page), inside = insideTab(tabs.panels.Inside, page);
-  // The two views of a text have the same one.
-  read.text.addEventListener("input", () => { inside.text.value = read.text.value; });
-  inside.text.addEventListener("input", () => { read.text.value = inside.text.value; });
+  const time = timeTab(tabs.panels.Time, page), readers = [read, inside, time];
+  // The views of a text have the same one.
+  const giveText = (text) => { for (const { text: field } of readers) if (field.value !== text) field.value = text; };
+  for (const { text } of readers) text.addEventListener("input", () => giveText(text.value));
   let timer = null, isRestoring = false;
 
   function modelChanged() {
     const model = page.model();
     write.limit(model.max_model_len);
-    for (const tab of [read, inside]) tab.check();
+    for (const tab of readers) tab.check();
   }
 
   // A text that was written can be read without typing it again.
   function carryText() {
     if (tabs.open() === "Write" || read.text.value) return;
-    read.text.value = inside.text.value = write.text();
+    giveText(write.text());
   }
 
   function changed() {
@@ -51,9 +53,9 @@ async function start() {
   }
 
   async function fragment() {
-    const tab = tabs.open(), view = { Write: write, Read: read, Inside: inside }[tab], token = view.token();
+    const tab = tabs.open(), view = { Write: write, Read: read, Inside: inside, Time: time }[tab], token = view.token();
     const state = { model: models.value, ...write.state(), text: read.text.value, against: inside.against.value,
-      compare: read.comparedWith(), shown: tab !== "Write" && view.isShown() };
+      compare: read.comparedWith(), step: time.step(), shown: tab !== "Write" && view.isShown() };
     return `#${tab}/${token ?? ""}/${await packed(state)}`;
   }
 
@@ -66,7 +68,8 @@ async function start() {
       if (given.model && !isServed) status.say(`${given.model} is not served here, so ${models.value} is used.`);
       if (isServed) models.value = given.model;
       modelChanged();
-      read.text.value = inside.text.value = given.text ?? "";
+      giveText(given.text ?? "");
+      time.stepTo(Number.isInteger(given.step) ? given.step : null);
       inside.against.value = given.against ?? "";
       read.compareWith(given.compare ?? found.find(({ id, inside: isPlain }) => isPlain && id !== models.value)?.id ?? "");
       tabs.show(TABS.includes(tab) ? tab : "Write");
@@ -74,6 +77,7 @@ async function start() {
       await write.restore(given, opened === "Write" ? token : null);
       if (given.shown && opened === "Read") await read.start(token);
       if (given.shown && opened === "Inside") await inside.start(token);
+      if (given.shown && opened === "Time") await time.start(token);
     } catch (error) {
       status.fail(error);
     } finally {
@@ -103,7 +107,9 @@ async function start() {
         return download("written.html", await stillPage(`${page.model().id} · gpt2`, elements));
       }
       status.say("Computing the file …");
-      download("lens.html", await (await ask("inside/page", requested(page, read.text.value, inside.against.value))).text());
+      const body = tab === "Time" ? { model: page.model().id, text: time.text.value, step: time.step() ?? undefined }
+        : requested(page, read.text.value, inside.against.value);
+      download("lens.html", await (await ask("inside/page", body)).text());
       status.say("");
     } catch (error) {
       status.fail(error);

@@ -8,7 +8,8 @@ import { make, selectionOf, unpacked } from "./inside/shared.js";
 
 // What both views share: a text, a button that starts and stops, and the place of the result.
 // page: { model(), models, changed(), text() }. compute(signal, status) returns what shows the result in a container.
-function textView(container, page, { name, action, fields, compute }) {
+// reason(model): why a model has no such view, or null.
+export function textView(container, page, { name, action, fields, compute, reason = () => null }) {
   const status = statusLine(), result = make("div", { class: "result" });
   const text = make("textarea", { id: `${name}-text`, rows: 5, spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
   const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : start()) }, action);
@@ -29,7 +30,8 @@ function textView(container, page, { name, action, fields, compute }) {
     try {
       const show = await compute(text.value, own.signal, {
         say: status.say,
-        progress(done, total) { progress.hidden = false; progress.max = total; progress.value = done; },
+        fail: status.fail,
+        progress(done, total) { progress.hidden = running !== own; progress.max = total; progress.value = done; },
       });
       await nextTask();
       own.signal.throwIfAborted();
@@ -64,9 +66,10 @@ function textView(container, page, { name, action, fields, compute }) {
     isShown: () => isShown,
     // Says where a model cannot be read.
     check() {
-      model.hidden = page.model().inside;
-      go.disabled = !page.model().inside;
-      model.textContent = `The matrices of ${page.model().id} are not in float32, and these views need its plain weights. `
+      const why = reason(page.model());
+      go.disabled = !page.model().inside || why !== null;
+      model.hidden = !go.disabled;
+      model.textContent = why ?? `The matrices of ${page.model().id} are not in float32, and these views need its plain weights. `
         + "Start gpt2 serve without --dtype and --quantize to look inside.";
     },
   };
@@ -135,6 +138,6 @@ export function requested(page, text, against) {
 }
 
 // Lets the browser draw and react before long work goes on.
-function nextTask() {
+export function nextTask() {
   return new Promise((resolve) => setTimeout(resolve));
 }
