@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-faults lint clean
+# Tests that run the commands and programs of README and docs.
+OF_DOCS := tests/test_readme.py $(wildcard tests/test_docs*.py tests/test_learn*.py) tests/inside/test_inside_page.py
+
+.PHONY: setup demo test test-docs test-faults lint docs clean
 
 setup: .venv/installed
 
@@ -23,7 +26,10 @@ demo: setup
 	$(BIN)/gpt2 demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(OF_DOCS:%=--ignore=%)
+
+test-docs: setup
+	$(BIN)/python -m pytest -n 2 $(OF_DOCS)
 
 test-faults: setup
 	GPT2_TEST_FAULTS=1 GPT2_TEST_WORLDS=2,4 GPT2_TEST_DAMAGES=500 \
@@ -34,5 +40,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
+# The pages are copied, with what they link to, because Zensical takes a folder that does not contain its own output.
+docs: setup
+	@test -x $(BIN)/zensical || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	rm -rf build/pages site
+	mkdir -p build/pages
+	tar -cf - --exclude=__pycache__ *.md LICENSE benchmarks docs launch src tests | tar -xf - -C build/pages
+	$(BIN)/zensical build --clean --strict
+	@echo "the start page is site/index.html; $(BIN)/python -m http.server -d site shows it with the search"
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

@@ -13,12 +13,16 @@ The title of a block, which a reader of the page sees, says what differs from th
 
 Sybil and pytest-markdown-docs run Python blocks; for the commands, the tables of small commands and the outputs in
 blocks of their own, they would need as much code of ours as there is here.
+
+A block `toml` or `json` only has to be valid.
 """
 
 import io
+import json
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
@@ -29,6 +33,8 @@ from servers import ADDRESS, fetched, served
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r'\n+```text(?: title="([^"]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
+PARSERS: dict[str, Callable[[str], object]] = {"toml": tomllib.loads, "json": json.loads}
+"""The languages of blocks that are data."""
 LONG = ("train", "sweep", "bench", "plan", "demo")
 """Commands that can take hours, and need an entry in `instead`."""
 
@@ -110,6 +116,8 @@ class Document:
             elif language == "sh":
                 for words in commands(block):
                     printed += self.output(words, gpt2_command, servers)
+            elif language in PARSERS:
+                PARSERS[language](block)
             else:
                 raise AssertionError(f"{self.path.name} has a block in {language}, which nothing runs")
             if self.is_compared and shown is not None and not is_shown(printed, shown[2], shown[1] or ""):

@@ -13,7 +13,8 @@ from gpt2.data import corpora
 from gpt2.files import sha256
 
 LEARN = Path(__file__).parent.parent / "docs" / "learn"
-FEW = "--max_iters=25 --lr_decay_iters=25 --n_layer=1 --n_head=2 --n_embd=32 --eval_iters=1 --warmup_iters=0 --device=cpu"
+SHORT = "--max_iters=25 --lr_decay_iters=25 --warmup_iters=0 --eval_iters=1"
+FEW = f"{SHORT} --n_layer=1 --n_head=2 --n_embd=32 --device=cpu"
 RUN = "gpt2 train shakespeare_char_cpu"
 BENCH = "gpt2 bench train shakespeare_char_cpu"
 CHAPTERS: dict[str, dict[str, Any]] = {

@@ -327,7 +327,7 @@ def test_some_cancel_and_some_read_slowly(monkeypatch: pytest.MonkeyPatch) -> No
     speed = measured(Fake(), cancel=0.5, slow=0.5, requests=100, concurrency=8)
     assert speed.done + speed.cancelled == 100
     assert 20 < speed.cancelled < 80
-    assert pauses.count(0.001) > 100
+    assert pauses.count(0.001) > 25  # for each read, which can be of several events
     speed = measured(Fake(), slow=1.0, requests=4)
     assert (speed.done, speed.first_token, speed.per_token, speed.whole) == (4, None, None, None)
 

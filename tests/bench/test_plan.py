@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gpt2.bench.workload import workload
 from gpt2.data.corpora import CORPORA
 from gpt2.data.dataset import open_dataset
 from gpt2.errors import UserError
+from gpt2.formats.run_folder import snapshot_file
 from gpt2.gpus import GPUS, find_gpu
 from gpt2.model import GPTConfig
 from gpt2.training.config import TrainConfig
@@ -129,9 +131,20 @@ def test_max_epochs_limits_the_planned_tokens(tiny) -> None:
 def test_the_workload_is_what_a_run_does(tiny) -> None:
     """The records of a run are counted."""
     config = tiny(max_iters=25, eval_interval=10, checkpoint_interval=4, sample_interval=6, sample_tokens=5)
+    config = replace(config, snapshot_interval="geometric")
     events: list[str] = []
     train(config, callback=lambda event, step, values: events.append(event))
+    kept = [len(list((Path(config.out_dir) / "snapshots").iterdir()))]
+    train(replace(config, snapshot_interval=10, overwrite=True))
+    kept.append(len(list((Path(config.out_dir) / "snapshots").iterdir())))
+    assert kept == [
+        workload(replace(config, snapshot_interval=n), SHAPE, 25, {}).snapshots for n in ("geometric", 10)
+    ]
+    assert kept == [7, 3]
+    file = snapshot_file(Path(config.out_dir), 10).read_bytes()
     work = planned(config).work
+    assert len(file) - 8 - int.from_bytes(file[:8], "little") == work.snapshot
+    assert work.disk - replace(work, snapshots=0).disk == 7 * work.snapshot
     assert (work.evaluations, work.checkpoints) == (events.count("eval"), events.count("checkpoint"))
     assert work.sampled_tokens == 5 * events.count("sample")
     assert work.evaluated_tokens == work.evaluations * 2 * 2 * 4 * 16

@@ -33,7 +33,9 @@ def test_the_page_on_the_inside_prints_what_it_shows(
         instead={
             "gpt2 lens gpt2": "gpt2 lens out-mine 'The capital of France is' --json",
             "gpt2 prepare input.txt": "gpt2 prepare input.txt --tokenizer=bpe --vocab_size=260 --out=data/bpe",
-            "gpt2 train own_text": f"gpt2 train own_text --dataset=bpe --out_dir=out-bpe {small} "
+            "gpt2 train own_text --dataset=mine": f"{{line}} {small} --block_size=32 --max_iters=2 --warmup_iters=0 "
+            "--eval_iters=1 --sample_interval=0",
+            "gpt2 train own_text --dataset=bpe": f"gpt2 train own_text --dataset=bpe --out_dir=out-bpe {small} "
             "--block_size=128 --max_iters=2 --warmup_iters=0 --eval_iters=1",
             "gpt2 train --dataset=data/twice": f"gpt2 train --dataset=data/twice --out_dir=out-twice {small} "
             "--block_size=64 --max_iters=4 --eval_iters=1 --checkpoint_interval=2 --keep_checkpoints=0",

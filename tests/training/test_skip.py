@@ -1,6 +1,7 @@
 """Updates whose loss or gradient is not finite change nothing, are told, and end a run when they go on."""
 
 import math
+import shlex
 from collections.abc import Container
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
 from gpt2.training import step as step_module
 from gpt2.training.loop import train
+from gpt2.training.recipes import run_settings
 from gpt2.training.setup import set_up
 from gpt2.training.step import train_step
 
@@ -70,14 +72,20 @@ def test_skipped_updates_are_told_and_training_goes_on(tiny, monkeypatch: pytest
     assert "step 6 · the loss is not finite: step skipped" in capfd.readouterr().err
 
 
-def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpt2_command) -> None:
     with monkeypatch.context() as patch:
         spoil(patch, range(12, 1000))
         config = tiny(max_iters=100, checkpoint_interval=5, eval_interval=0)
         message = r"10 steps in a row were skipped, from step 13 on; .*--init_from=resume.* --overfit_step=12$"
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as error:
             train(config)
     assert saved_steps(Path(config.out_dir))[0] == 20  # of weights that are good
+    look = shlex.split(
+        str(error.value).split("that batch with gpt2 ")[1]
+    )  # has the settings of the run, and its batch
+    status, _, err = gpt2_command(*look, f"--out_dir={tmp_path / 'replay'}", "--max_iters=1")
+    assert status == 0, err
+    assert run_settings(tmp_path / "replay")["block_size"] == config.block_size
     resumed = tiny(max_iters=25, checkpoint_interval=5, eval_interval=0, init_from="resume")
     assert train(resumed).step == 25
 

@@ -100,7 +100,8 @@ def described(found: Plan) -> str:
         if size or kind == "gradients":
             lines.append(f"          {gb(size):>9} {kind:<11} {KINDS[kind]}")
     checkpoints = f"{work.kept} × {gb(work.checkpoint)} of checkpoints"
-    lines.append(f"disk      {gb(work.disk)}: {checkpoints}, {gb(work.log)} of log")
+    snapshots = f", {work.snapshots} × {gb(work.snapshot)} of snapshots" if work.snapshots else ""
+    lines.append(f"disk      {gb(work.disk)}: {checkpoints}{snapshots}, {gb(work.log)} of log")
     if found.hardware.gpu is None and work.disk > (free := free_bytes(Path(found.config.out_dir))):
         lines.append(f"          only {gb(free)} are free there; --keep_checkpoints=1 keeps fewer checkpoints")
     return "\n".join(lines)
@@ -122,6 +123,7 @@ def described_time(found: Plan, time: Estimate, price: float | None) -> str:
         "evaluation": f"{work.evaluations:,} times" if work.evaluated_tokens else "",
         "sampling": f"{work.sampled_tokens:,} tokens" if work.sampled_tokens else "",
         "checkpoints": f"{work.checkpoints:,} at most" if work.checkpoints else "",
+        "snapshots": f"{work.snapshots:,}" if work.snapshots else "",
     }
     for kind, count in kinds.items():
         if count:

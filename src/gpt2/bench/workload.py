@@ -38,11 +38,15 @@ class Workload:
     """Number of checkpoints that exist at one time, at most."""
     checkpoint: int
     """Size of a checkpoint in bytes."""
+    snapshots: int
+    """Number of snapshots, all of which are kept."""
+    snapshot: int
+    """Size of a snapshot in bytes."""
 
     @property
     def disk(self) -> int:
         """Return the bytes that the run's folder takes, at most."""
-        return self.kept * self.checkpoint + self.log
+        return self.kept * self.checkpoint + self.snapshots * self.snapshot + self.log
 
     @property
     def log(self) -> int:
@@ -58,11 +62,12 @@ class Time:
     evaluation: float
     sampling: float
     checkpoints: float
+    snapshots: float
 
     @property
     def total(self) -> float:
         """Return the seconds from the first optimizer step to the end."""
-        return self.training + self.evaluation + self.sampling + self.checkpoints
+        return self.training + self.evaluation + self.sampling + self.checkpoints + self.snapshots
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Speed:
             evaluation=work.evaluated_tokens / self.evaluated_per_second,
             sampling=work.sampled_tokens / self.sampled_per_second,
             checkpoints=work.checkpoints * work.checkpoint / CHECKPOINT_SPEED,
+            snapshots=work.snapshots * work.snapshot / CHECKPOINT_SPEED,
         )
 
 
@@ -109,7 +115,17 @@ def workload(config: TrainConfig, shape: GPTConfig, steps: int, splits: dict[str
         checkpoints=saved,
         kept=min(saved, config.keep_checkpoints + 2) if config.keep_checkpoints else saved,
         checkpoint=12 * parameters - 4 * in_matrices,  # Muon's state has one number per parameter, AdamW's two
+        snapshots=_snapshots(steps, config.snapshot_interval),
+        snapshot=2 * parameters,
     )
+
+
+def _snapshots(steps: int, interval: int | str) -> int:
+    """Return the number of snapshots: at the start, and at every step of the interval."""
+    if isinstance(interval, int):
+        return _times(steps, interval) + 1 if interval else 0
+    powers = steps.bit_length()  # 1, 2, 4, … up to `steps`
+    return 1 + powers + (1 if steps & (steps - 1) else 0)  # and at the end
 
 
 def _times(steps: int, interval: int) -> int:

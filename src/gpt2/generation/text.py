@@ -204,7 +204,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError(f"the prompt {prompt!r} is not valid text; give it in UTF-8") from None
-    ids = tokenizer.encode(prompt, specials=True)
+    try:
+        ids = tokenizer.encode(prompt, specials=True)
+    except UserError as error:
+        raise UserError(f"the prompt {prompt!r} cannot be encoded: {error}") from None
     if ids:
         return ids
     if tokenizer.eot is not None:

@@ -1,6 +1,7 @@
 """The records of optimizer steps: read from the device in groups, logged, and watched for what goes wrong."""
 
 import math
+import shlex
 from dataclasses import dataclass
 
 from gpt2 import accounting, device
@@ -117,7 +118,8 @@ class StepRecords:
         self.skipped += 1
         if self.skipped == MAX_SKIPPED:
             first = step - MAX_SKIPPED
-            look = f"gpt2 train --init_from={run.out_dir} --dataset={run.config.dataset} --out_dir=replay"
+            config = shlex.quote(str(run.out_dir / "config.toml"))
+            look = f"gpt2 train {config} --init_from={shlex.quote(str(run.out_dir))} --out_dir=replay"
             raise UserError(
                 f"{MAX_SKIPPED} steps in a row were skipped, from step {first + 1} on; go on from the last "
                 f"checkpoint with {session.resume_command} and a lower --learning_rate, or look at that batch with "
