@@ -197,10 +197,10 @@ def code(value: object) -> str:
 
 
 def table(first: str, rows: Any) -> Iterator[str]:
-    """Yield the lines of a table of names, defaults and texts."""
-    yield from ("", f"| {first} | default | values | |", "|---|---|---|---|")
-    for *cells, text in rows:
-        yield f"| {' | '.join(cells)} | {text.replace('|', '&#124;')} |"
+    """Yield the lines of a table of names, defaults, and texts with the allowed values."""
+    yield from ("", f"| {first} | default | |", "|---|---|---|")
+    for names, default, allowed, text in rows:
+        yield f"| {names} | {default} | {text.replace('|', '&#124;')}{f' *Values: {allowed}.*' if allowed else ''} |"
 
 
 if __name__ == "__main__":

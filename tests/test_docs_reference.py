@@ -32,11 +32,11 @@ def test_nothing_is_missing() -> None:
     assert [f.name for f in fields(TrainConfig) if f"| `{f.name}` |" not in settings] == []
     assert [name for name in gpt2.__all__ if f"## gpt2.{name}\n" not in library] == []
     assert (
-        "| `--minutes` | `5.0` | number, 0 to 10^9 | Maximum training time in minutes. 0 means no limit. |"
+        "| `--minutes` | `5.0` | Maximum training time in minutes. 0 means no limit. *Values: number, 0 to 10^9.* |"
         in commands
     )
     assert "| `--min_p` | `0.0` |" in commands  # 0 is a default, though it equals False
-    assert "| `data_order` | `random` | `random`, `shuffled`, `sequential` |" in settings
+    assert "*Values: `random`, `shuffled`, `sequential`.* |" in settings
     assert "    ) -> TrainResult\n" in library
 
 
@@ -52,7 +52,7 @@ def test_the_options_of_a_command_are_those_of_its_help(
     [section] = re.findall(rf"^### gpt2 {name}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"^\| `--(\w+)`", section, re.MULTILINE)) == shown
     for choices in re.findall(r"\[choices: (.*?)\]", text):
-        assert f"| {', '.join(f'`{choice}`' for choice in choices.split(', '))} |" in section
+        assert f"*Values: {', '.join(f'`{choice}`' for choice in choices.split(', '))}.* |" in section
 
 
 @pytest.mark.parametrize(
