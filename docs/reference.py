@@ -9,6 +9,7 @@ Commands and options are those of the command line itself, settings those of `Tr
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,9 @@ from cyclopts.argument import Argument
 
 import gpt2
 from gpt2.cli import GROUPS, SECTIONS, TAKE_SETTINGS, make_app
+from gpt2.generation.request import Request
+from gpt2.generation.sampling import Sampling
+from gpt2.generation.text import request_for
 from gpt2.training.config import TrainConfig
 from gpt2.training.setting import Bounds
 
@@ -142,10 +146,23 @@ def library() -> str:
             lines += ["", inspect.getdoc(found) or ""]
         else:
             lines += entry(name, found)
+        if name == "generate":
+            lines += ["", "The settings are:", *table("setting", sampling_settings())]
         if name in ("GPT", "GPTConfig"):
             for method in public_methods(found):
                 lines += ["", f"### {name}.{method}", *entry(f"{name}.{method}", getattr(found, method))]
     return "\n".join(lines) + "\n"
+
+
+def sampling_settings() -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, default, values and text of each setting of `gpt2.generate`."""
+    defaults = {f.name: f.default for f in fields(Sampling)} | {
+        a.name: a.default for a in inspect.signature(request_for).parameters.values() if a.kind is a.KEYWORD_ONLY
+    }
+    texts = {"max_new_tokens": "Maximum number of tokens in a text."}
+    texts |= attribute_texts(Request) | attribute_texts(Sampling)
+    for name, default in defaults.items():
+        yield code(name), code(default), "", texts[name]
 
 
 def public_methods(kind: type) -> list[str]:

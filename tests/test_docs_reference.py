@@ -10,6 +10,7 @@ import pytest
 
 import gpt2
 from gpt2.cli import COMMANDS, GROUPS
+from gpt2.generation.sampling import Sampling
 from gpt2.training.config import TrainConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,6 +39,8 @@ def test_nothing_is_missing() -> None:
     assert "| `--min_p` | `0.0` |" in commands  # 0 is a default, though it equals False
     assert "*Values: `random`, `shuffled`, `sequential`.* |" in settings
     assert "    ) -> TrainResult\n" in library
+    assert all(f"| `{f.name}` |" in library for f in fields(Sampling))
+    assert "| `top_k` | `200` |" in library  # of generate, where Sampling itself has no limit
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("train", "sweep", "plan", "bench train")])
