@@ -1,5 +1,6 @@
 """The site that `make docs` builds: without warnings, and with every link inside it leading to a file."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -62,4 +63,7 @@ def test_every_link_of_the_site_leads_to_a_file_and_an_anchor(site: Path) -> Non
 def test_the_site_shows_titles_of_blocks_and_finds_settings(site: Path) -> None:
     chapter = (site / "docs" / "learn" / "07-training" / "index.html").read_text(encoding="utf-8")
     assert re.search(r'<span class="filename">\s*for example\s*</span>', chapter)
-    assert "overfit_step" in (site / "search.json").read_text(encoding="utf-8")
+    search = json.loads((site / "search.json").read_text(encoding="utf-8"))
+    found = [item["location"] for item in search["items"] if "overfit_step" in item["text"]]
+    assert "docs/reference/settings/#data" in found
+    assert re.split(search["config"]["separator"], "--overfit_step=0")[1:] == ["overfit_step", "0"]  # one word
