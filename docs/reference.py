@@ -73,15 +73,24 @@ def option(argument: Argument) -> tuple[str, str, str, str]:
     text = " ".join((argument.parameter.help or "").split())
     if argument.required:
         text = f"{text} Required."
-    marks = getattr(argument.field_info.annotation, "__metadata__", ())
-    return names, code(default) if is_shown else "", values(argument.hint, marks), text
+    return (
+        names,
+        code(default) if is_shown else "",
+        values(argument.hint, marks(argument.field_info.annotation)),
+        text,
+    )
 
 
-def values(hint: Any, marks: Iterable[object]) -> str:
+def marks(hint: Any) -> list[object]:
+    """Return what stands next to a type, and next to the types inside it."""
+    return [*getattr(hint, "__metadata__", ()), *(mark for part in get_args(hint) for mark in marks(part))]
+
+
+def values(hint: Any, limiting: Iterable[object]) -> str:
     """Return the values that a type and the marks next to it allow, in a few words."""
     parts = list(parts_of(hint))
-    bounds = "".join(f", {limits(mark.requirement)}" for mark in marks if isinstance(mark, Bounds))
-    found = []
+    bounds = "".join(dict.fromkeys(f", {limits(mark.requirement)}" for mark in limiting if isinstance(mark, Bounds)))
+    found: list[str] = []
     for part in parts:
         if get_origin(part) is Literal:
             found += map(code, get_args(part))
@@ -89,7 +98,7 @@ def values(hint: Any, marks: Iterable[object]) -> str:
             found.append(("whole number" if part is int else "number") + bounds)
         elif part in (str, Path) and len(parts) > 1 and int in parts:
             found.append("a word")
-    return (" or " if bounds else ", ").join(found)
+    return (" or " if bounds else ", ").join(dict.fromkeys(found))
 
 
 def parts_of(hint: Any) -> Iterator[Any]:
@@ -115,15 +124,15 @@ def settings() -> str:
     texts = attribute_texts(TrainConfig)
     groups: dict[str, list[tuple[str, str, str, str]]] = {}
     for name, field in TrainConfig.__dataclass_fields__.items():
-        kind, *marks = get_args(hints[name])
+        kind, *found = get_args(hints[name])
         [title] = [
             getattr(group, "name", group)
-            for mark in marks
+            for mark in found
             if isinstance(mark, cyclopts.Parameter) and mark.group
             for group in (mark.group if isinstance(mark.group, tuple) else (mark.group,))
         ]
         default = "" if field.default is None else code(field.default)
-        groups.setdefault(title, []).append((code(name), default, values(kind, marks), texts[name]))
+        groups.setdefault(title, []).append((code(name), default, values(kind, found), texts[name]))
     lines = ["# Settings", "", MADE, ""]
     lines += [
         "A setting is an option of `gpt2 train` (`--batch_size=32`), a key of a recipe or of a run's `config.toml`,",
@@ -208,7 +217,9 @@ def attribute_texts(kind: type) -> Mapping[str, str]:
 
 
 def code(value: object) -> str:
-    """Return a value as code."""
+    """Return a value as code, several values as a command line has them."""
+    if isinstance(value, tuple) and value:
+        return f"`{' '.join(map(str, value))}`"
     text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else str(value)
     return f"`{text}`"
 
