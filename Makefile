@@ -45,7 +45,7 @@ docs: setup
 	@test -x $(BIN)/zensical || $(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	rm -rf build/pages site
 	mkdir -p build/pages
-	tar -cf - --exclude=__pycache__ *.md LICENSE benchmarks docs launch src tests | tar -xf - -C build/pages
+	tar -cf - --exclude=__pycache__ *.md LICENSE benchmarks docs launch notebooks src tests | tar -xf - -C build/pages
 	$(BIN)/zensical build --clean --strict
 	@echo "the start page is site/index.html; $(BIN)/python -m http.server -d site shows it with the search"
 

@@ -102,22 +102,3 @@ def test_each_cell_on_this_program_links_to_a_test_or_names_a_command() -> None:
     assert len(cells) > 30
     for cell in cells:
         assert cell == "gpt2" or "](../tests/" in cell or "`gpt2 " in cell, cell
-
-
-def test_every_link_of_the_two_pages_leads_somewhere() -> None:
-    for page in (DOCS / "how-do-i.md", DOCS / "comparison.md"):
-        text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)]+)\)", text):
-            if target.startswith("https://"):
-                continue
-            file, _, anchor = target.partition("#")
-            linked = (DOCS / file).resolve() if file else page
-            assert linked.exists(), f"{page.name} links to {target}"
-            if anchor:
-                assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{page.name} links to {target}"
-
-
-def anchors(text: str) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

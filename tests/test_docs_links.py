@@ -21,7 +21,7 @@ LINK = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 HEADING = re.compile(r"^#{1,6} +(.*?)(?: +#+)? *$", re.MULTILINE)
-COPIED = ("README.md", "CONTRIBUTING.md", "LICENSE", "benchmarks", "docs", "launch", "src", "tests")
+COPIED = ("README.md", "CONTRIBUTING.md", "LICENSE", "benchmarks", "docs", "launch", "notebooks", "src", "tests")
 """What `make docs` copies into the site."""
 DIFFERENT = {
     r"^[^\s|>#*\-].*\n(?:[-*] |1\. |\|)": "a list or table needs an empty line before it",
