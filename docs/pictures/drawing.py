@@ -100,14 +100,20 @@ def number(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def axes(picture: Picture, area: Area, x: Scale, y: Scale, title: str) -> None:
-    """Draw the title, grid and numbers of a chart into its area."""
+def levels(picture: Picture, area: Area, y: Scale, title: str) -> None:
+    """Draw the title of a chart into its area, and the lines and numbers of its vertical axis."""
     left, top, width, height = area
     picture.text(left, top - 22, title, anchor="start", bold=True)
     for tick in y.ticks(5):
         at = top + height * (1 - y(tick))
         picture.line([(left, at), (left + width, at)], "grid", 1)
         picture.text(left - 8, at, number(tick), "quiet", "end", 12)
+
+
+def axes(picture: Picture, area: Area, x: Scale, y: Scale, title: str) -> None:
+    """Draw the title, grid and numbers of a chart into its area."""
+    left, top, width, height = area
+    levels(picture, area, y, title)
     for tick in x.ticks(5):
         picture.text(left + width * x(tick), top + height + 16, number(tick), "quiet", size=12)
 

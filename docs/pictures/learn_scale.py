@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import Picture, curve, number
+from drawing import Picture, curve, levels, number
 
 from gpt2.gpus import GPUS
 from gpt2.reporting.charts import Scale
@@ -100,11 +100,7 @@ def scaling() -> Picture:
     low, high = math.floor(10 * losses.min() - 1) / 10, math.ceil(10 * losses.max() + 1) / 10
     area, across, up = (70.0, 60.0, 640.0, 220.0), Scale(3, 6), Scale(low, high)
     left, top, width, height = area
-    picture.text(left, top - 26, "validation loss in nats", anchor="start", bold=True)
-    for tick in up.ticks(5):
-        y = top + height * (1 - up(tick))
-        picture.line([(left, y), (left + width, y)], "grid", 1)
-        picture.text(left - 8, y, number(tick), "quiet", "end", 12)
+    levels(picture, area, up, "validation loss in nats")
     for power in range(3, 7):
         x = left + width * across(power)
         picture.line([(x, top), (x, top + height)], "grid", 1)

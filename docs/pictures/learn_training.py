@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import Picture, axes, curve, number
+from drawing import Picture, axes, curve, levels, number
 
 import gpt2
 from gpt2.accounting import Sharing, communication, memory, num_params
@@ -172,6 +172,14 @@ def dots(picture: Picture, area: tuple[float, ...], x: Scale, y: Scale, points: 
         picture.box(left + width * x(a) - 3, top + height * (1 - y(b)) - 3, 6, 6, colour, 0.9)
 
 
+def curves_of_steps(picture: Picture, names: tuple[tuple[str, str], ...]) -> None:
+    """Write the colours and names of curves beside them, and below them what the axis shows."""
+    for at, (colour, text) in enumerate(names):
+        picture.line([(606, 150 + 26 * at), (636, 150 + 26 * at)], colour, 2)
+        picture.text(644, 150 + 26 * at, text, anchor="start", size=12)
+    picture.text(330, 324, "optimizer step", "quiet", size=12)
+
+
 def training_curve() -> Picture:
     """Draw the training loss and the validation loss of chapter 7's run."""
     [run] = stored("training").values()
@@ -186,10 +194,7 @@ def training_curve() -> Picture:
     level = area[1] + area[3] * (1 - up(uniform))
     picture.line([(area[0], level), (area[0] + area[2], level)], "quiet", 1.5, dashes="3 4")
     picture.text(area[0] + area[2] + 10, level, f"ln 65 = {uniform:.2f}", "quiet", "start", 12)
-    for at, (colour, text) in enumerate((("s0", f"steps, {MEAN_OF} each"), ("s1", "validation"))):
-        picture.line([(606, 150 + 26 * at), (636, 150 + 26 * at)], colour, 2)
-        picture.text(644, 150 + 26 * at, text, anchor="start", size=12)
-    picture.text(330, 324, "optimizer step", "quiet", size=12)
+    curves_of_steps(picture, (("s0", f"steps, {MEAN_OF} each"), ("s1", "validation")))
     return picture
 
 
@@ -258,10 +263,7 @@ def overfitting() -> Picture:
     x = area[0] + area[2] * across(best[0])
     picture.line([(x, area[1]), (x, area[1] + area[3])], "quiet", 1.5, dashes="3 4")
     picture.text(x + 6, area[1] + area[3] - 12, f"best: step {best[0]}", "quiet", "start", 12)
-    for at, (colour, text) in enumerate((("s0", "training text"), ("s1", "validation text"))):
-        picture.line([(606, 150 + 26 * at), (636, 150 + 26 * at)], colour, 2)
-        picture.text(644, 150 + 26 * at, text, anchor="start", size=12)
-    picture.text(330, 324, "optimizer step", "quiet", size=12)
+    curves_of_steps(picture, (("s0", "training text"), ("s1", "validation text")))
     return picture
 
 
@@ -299,11 +301,7 @@ def memory_of_batches() -> Picture:
     picture = Picture(760, 330, "The memory of training GPT-2 124M, by the size of the micro-batch")
     area, up = (70, 60, 500, 220), Scale(0, 20)
     left, top, width, height = area
-    picture.text(left, top - 22, "GB, products in bfloat16, not compiled", anchor="start", bold=True)
-    for tick in up.ticks(5):
-        at = top + height * (1 - up(tick))
-        picture.line([(left, at), (left + width, at)], "grid", 1)
-        picture.text(left - 8, at, number(tick), "quiet", "end", 12)
+    levels(picture, area, up, "GB, products in bfloat16, not compiled")
     for column, batch_size in enumerate(sizes):
         found, total = memory(config, Sharing(), batch_size, half=True), 0.0
         x = left + 16 + column * width / len(sizes)
