@@ -96,23 +96,34 @@ def test_long_prompts_do_not_hold_up_texts(monkeypatch: pytest.MonkeyPatch) -> N
     engine = Engine(random_model(block_size=64), slots=3, prefill_tokens=29)
     engine.submit(Request([1], 20, GREEDY))
     engine.step()
-    assert shapes == [(1, 1), (1, 1)]
-    engine.submit(Request([2] * 25, 2, GREEDY))
+    assert shapes == [(1, 1)]
+    engine.submit(Request([2] * 35, 2, GREEDY))
     engine.submit(Request([3] * 2, 2, GREEDY))
-    assert [len(engine.step()) for _ in range(3)] == [1, 5, 1], "the second step completes both prompts"
-    assert shapes[2:] == [(1, 10), (1, 10), (1, 1), (1, 5), (1, 2), (3, 1), (1, 1)]
+    assert [len(engine.step()) for _ in range(4)] == [1, 3, 3, 1], "the second step completes both prompts"
+    assert shapes[1:] == [(1, 1), (1, 10), (1, 10), (1, 1), (1, 10), (1, 5), (1, 2), (3, 1), (1, 1)]
 
 
 def test_a_step_computes_one_chunk_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
     shapes = count_computed(monkeypatch)
-    engine = Engine(random_model(block_size=64), slots=8, prefill_tokens=10)
+    engine = Engine(random_model(block_size=64), slots=8, prefill_tokens=1)
     for i in range(5):
-        engine.submit(Request([i, i], 9, GREEDY))
+        engine.submit(Request([i] * 9, 9, GREEDY))
     for _ in range(5):
         engine.step()
-    assert [shape for shape in shapes if shape[1] > 1] == [(1, 2)] * 5
-    assert [shape for shape in shapes if shape[1] == 1] == [(n, 1) for n in range(1, 6)]
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 9)] * 5
+    assert [shape for shape in shapes if shape[1] == 1] == [(n, 1) for n in range(1, 5)]
+
+
+def test_beginnings_that_are_computed_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
+    model = random_model(block_size=64)
+    requests = [Request([*range(25), *([i] * i)], 2, GREEDY) for i in range(4)]
+    expected = [greedy(model, request.prompt, 2) for request in requests]
+    shapes = count_computed(monkeypatch)
+    assert decoded(Engine(model, slots=5), requests) == expected
+    computed = [shape[1] for shape in shapes if shape[1] > 1]
+    assert computed == [10, 10, 5, *(5 + i for i in range(1, 4))], "the first twenty positions once"
 
 
 def test_prompts_take_turns_in_the_order_in_which_they_came() -> None:
@@ -187,7 +198,7 @@ def test_cancelling_frees_the_slot_at_once() -> None:
     engine.step()
     engine.cancel(first)
     engine.cancel(first)
-    assert [token.request for token in engine.step()] == [second, second]
+    assert [token.request for token in (*engine.step(), *engine.step())] == [second, second]
     assert engine.is_idle
 
 

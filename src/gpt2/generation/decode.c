@@ -1,8 +1,8 @@
-// One decoding step of GPT-2 on a CPU: one new token of each of B texts, from embeddings to logits.
+// One step of GPT-2 on a CPU: some new tokens of each of several texts, from embeddings to logits. Each token is a row.
 //
 // native.py compiles this file when a model is prepared for decoding. It computes what model.py computes, in float32,
-// from matrices in the dtype WEIGHT. The time of a step is that of reading them once, so a team of threads goes through
-// the step together, without PyTorch's cost of starting each operation.
+// from matrices in the dtype WEIGHT. With few rows, the time of a step is that of reading the matrices once, so a team
+// of threads goes through the step together, without PyTorch's cost of starting each operation.
 
 #include <math.h>
 #include <stddef.h>
@@ -77,11 +77,17 @@ typedef struct {
 typedef struct {
     float *k, *v;                         // keys and values of the first slot, in the first layer
     ptrdiff_t layer, slot, head;          // distances between layers, slots and heads, in floats
-    const int64_t *positions;             // (B): position of the new token of each text
+    const int64_t *slots, *positions;     // (B): slot and position of each row
 } Cache;
 
-enum { TILE = 4 };      // rows of a matrix, and texts, whose products are summed at the same time
-enum { AHEAD = 4096 };  // bytes by which reading runs ahead of computing
+// Rows of a matrix, and texts, whose products are summed at the same time: as many as there are registers for the sums.
+#if defined(__AVX512F__)
+enum { ROWS = 4, TEXTS = 6 };
+#else
+enum { ROWS = 4, TEXTS = 4 };
+#endif
+enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
+enum { AHEAD = 4096 };         // bytes by which reading runs ahead of computing
 
 // The sum of the lanes, always in the same order: the upper half is added to the lower one until one lane is left.
 static inline float sum_of(Vector v) {
@@ -103,18 +109,18 @@ static inline __attribute__((always_inline)) void tile(
     const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_texts, int is_first) {
     const Weight *w = m.weight + (size_t)row * columns;
     const float *in = x + (size_t)b * columns;
-    Vector vectors[TILE][TILE] = {{{0}}};  // by row and text
+    Vector sums[ROWS][TEXTS] = {{{0}}};
     int i = 0;
     for (; i + LANES <= columns; i += LANES)
         for (int r = 0; r < n_rows; r++) {
             const Weight *from = w + (size_t)r * columns + i;
             if (is_first) __builtin_prefetch((const char *)from + AHEAD);
             const Vector weights = vector(from);
-            for (int t = 0; t < n_texts; t++) vectors[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
+            for (int t = 0; t < n_texts; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
         }
     for (int r = 0; r < n_rows; r++)
         for (int t = 0; t < n_texts; t++) {
-            float sum = sum_of(vectors[r][t]);
+            float sum = sum_of(sums[r][t]);
             for (int j = i; j < columns; j++) sum += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
             if (m.scales) sum *= m.scales[row + r];
             y[(size_t)(b + t) * stride + row + r] = m.bias ? sum + m.bias[row + r] : sum;
@@ -125,17 +131,21 @@ static inline __attribute__((always_inline)) void tile(
 static inline __attribute__((always_inline)) void rows_with_texts(
     const Matrix m, int columns, const float *x, int B, float *y, int stride, int row, int n_rows) {
     int b = 0;
-    if (B >= TILE) tile(m, columns, x, y, stride, row, 0, n_rows, TILE, 1), b = TILE;
-    for (; b + TILE <= B; b += TILE) tile(m, columns, x, y, stride, row, b, n_rows, TILE, 0);
-    if (B - b == 3) tile(m, columns, x, y, stride, row, b, n_rows, 3, 1);
-    if (B - b == 2) tile(m, columns, x, y, stride, row, b, n_rows, 2, 1);
-    if (B - b == 1) tile(m, columns, x, y, stride, row, b, n_rows, 1, 1);
+    if (B >= TEXTS) tile(m, columns, x, y, stride, row, 0, n_rows, TEXTS, 1), b = TEXTS;
+    for (; b + TEXTS <= B; b += TEXTS) tile(m, columns, x, y, stride, row, b, n_rows, TEXTS, 0);
+    switch (B - b) {
+    case 5: tile(m, columns, x, y, stride, row, b, n_rows, TEXTS < 5 ? TEXTS : 5, 1); break;
+    case 4: tile(m, columns, x, y, stride, row, b, n_rows, 4, 1); break;
+    case 3: tile(m, columns, x, y, stride, row, b, n_rows, 3, 1); break;
+    case 2: tile(m, columns, x, y, stride, row, b, n_rows, 2, 1); break;
+    case 1: tile(m, columns, x, y, stride, row, b, n_rows, 1, 1); break;
+    }
 }
 
 // The products of rows begin … end - 1 with all B texts.
 static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
     int row = begin;
-    for (; row + TILE <= end; row += TILE) rows_with_texts(m, columns, x, B, y, stride, row, TILE);
+    for (; row + ROWS <= end; row += ROWS) rows_with_texts(m, columns, x, B, y, stride, row, ROWS);
     for (; row < end; row++) rows_with_texts(m, columns, x, B, y, stride, row, 1);
 }
 
@@ -162,36 +172,63 @@ static void gelu(float *x, int size, int is_tanh) {
     }
 }
 
+// scores[t] = scale · q · k[t] for n keys, a constant where this is inlined. Each is summed in the same order.
+static inline __attribute__((always_inline)) void score(
+    const float *q, const float *k, int size, float scale, float *scores, int n) {
+    Vector sums[KEYS] = {{0}};
+    int i = 0;
+    for (; i + LANES <= size; i += LANES)
+        for (int t = 0; t < n; t++) sums[t] += *(const Vector *)(q + i) * *(const Vector *)(k + (size_t)t * size + i);
+    for (int t = 0; t < n; t++) {
+        float sum = sum_of(sums[t]);
+        for (int j = i; j < size; j++) sum += q[j] * k[(size_t)t * size + j];
+        scores[t] = sum * scale;
+    }
+}
+
+// y = the sum of the weighted v[t], for n · LANES channels; n is a constant where this is inlined.
+static inline __attribute__((always_inline)) void weighted_sum(
+    const float *weights, const float *v, int length, int size, float *y, int n) {
+    Vector sums[STRIP] = {{0}};
+    for (int t = 0; t < length; t++)
+        for (int i = 0; i < n; i++) sums[i] += weights[t] * *(const Vector *)(v + (size_t)t * size + i * LANES);
+    for (int i = 0; i < n; i++) *(Vector *)(y + i * LANES) = sums[i];
+}
+
 // One head of one text: q attends to the keys of positions 0 … length - 1. scores holds `length` floats.
 static void attend(const float *q, const float *k, const float *v, int length, int size, float *scores, float *y) {
     const float scale = 1.0f / sqrtf((float)size);
     float largest = -INFINITY, total = 0;
-    for (int t = 0; t < length; t++) {
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int i = 0; i < size; i++) dot += q[i] * k[(size_t)t * size + i];
-        scores[t] = dot * scale;
-        largest = scores[t] > largest ? scores[t] : largest;
-    }
+    int t = 0, i = 0;
+    for (; t + KEYS <= length; t += KEYS) score(q, k + (size_t)t * size, size, scale, scores + t, KEYS);
+    for (; t < length; t++) score(q, k + (size_t)t * size, size, scale, scores + t, 1);
+#pragma omp simd reduction(max : largest)
+    for (t = 0; t < length; t++) largest = scores[t] > largest ? scores[t] : largest;
 #pragma omp simd reduction(+ : total)
-    for (int t = 0; t < length; t++) {
+    for (t = 0; t < length; t++) {
         scores[t] = expf(scores[t] - largest);
         total += scores[t];
     }
-    for (int i = 0; i < size; i++) y[i] = 0;
-    for (int t = 0; t < length; t++) {
-        const float weight = scores[t] / total;
-#pragma omp simd
-        for (int i = 0; i < size; i++) y[i] += weight * v[(size_t)t * size + i];
+    for (t = 0; t < length; t++) scores[t] /= total;
+    for (; i + STRIP * LANES <= size; i += STRIP * LANES) weighted_sum(scores, v + i, length, size, y + i, STRIP);
+    for (; i + LANES <= size; i += LANES) weighted_sum(scores, v + i, length, size, y + i, 1);
+    for (; i < size; i++) {
+        y[i] = 0;
+        for (t = 0; t < length; t++) y[i] += scores[t] * v[(size_t)t * size + i];
     }
 }
 
 // Rows of a matrix for thread `number` of `count`: complete tiles, so that no two threads write next to each other.
 static void share(int rows, int number, int count, int *begin, int *end) {
-    const int groups = (rows + TILE - 1) / TILE;
-    *begin = (int)((long)groups * number / count) * TILE;
-    *end = (int)((long)groups * (number + 1) / count) * TILE;
+    const int groups = (rows + ROWS - 1) / ROWS;
+    *begin = (int)((long)groups * number / count) * ROWS;
+    *end = (int)((long)groups * (number + 1) / count) * ROWS;
     if (*end > rows) *end = rows;
+}
+
+// Where the keys and values of a head of a row's text begin.
+static ptrdiff_t offset(const Cache *cache, int layer, int b, int head) {
+    return layer * cache->layer + cache->slots[b] * cache->slot + head * cache->head;
 }
 
 #ifdef _OPENMP
@@ -201,10 +238,12 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-// x: (B, C), token and position embeddings; it is overwritten. logits: (B, V). memory: n_threads · n_scores + B · 9 · C
-// floats. n_scores: at least the number of positions of the longest text, with its new token. A row of the logits is the
-// same, bit for bit, whatever the other texts are.
-void decode(const Model *model, const Cache *cache, int B, float *x, float *logits, float *memory, int n_scores, int n_threads) {
+// x: (B, C), token and position embeddings; it is overwritten. wanted: (W), the rows whose logits are computed, in
+// ascending order. logits: (W, V). memory: n_threads · n_scores + B · 9 · C floats. n_scores: at least the largest
+// position + 1. A row of the logits is the same, bit for bit, whatever the other rows are.
+void decode(
+    const Model *model, const Cache *cache, int B, float *x, int W, const int64_t *wanted, float *logits, float *memory,
+    int n_scores, int n_threads) {
     const int C = model->n_embd, nh = model->n_head, hs = C / nh;
     float *normed = memory + (size_t)n_threads * n_scores, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
     float *hidden = y + (size_t)B * C;
@@ -221,16 +260,22 @@ void decode(const Model *model, const Cache *cache, int B, float *x, float *logi
             share(3 * C, thread, threads, &begin, &end);
             product(block->c_attn, C, normed, B, qkv, 3 * C, begin, end);
 #pragma omp barrier
-#pragma omp for collapse(2)
+#pragma omp for
             for (int b = 0; b < B; b++) {
                 for (int h = 0; h < nh; h++) {
-                    const ptrdiff_t offset = layer * cache->layer + b * cache->slot + h * cache->head;
-                    const int position = (int)cache->positions[b];
-                    float *k = cache->k + offset, *v = cache->v + offset;
+                    const ptrdiff_t at = offset(cache, layer, b, h) + cache->positions[b] * hs;
+                    const float *k = qkv + (size_t)b * 3 * C + C + h * hs;
+                    memcpy(cache->k + at, k, hs * sizeof *k);
+                    memcpy(cache->v + at, k + C, hs * sizeof *k);
+                }
+            }
+#pragma omp for collapse(2) schedule(static, 1)
+            for (int b = 0; b < B; b++) {
+                for (int h = 0; h < nh; h++) {
+                    const ptrdiff_t at = offset(cache, layer, b, h);
                     const float *q = qkv + (size_t)b * 3 * C + h * hs;
-                    memcpy(k + (size_t)position * hs, q + C, hs * sizeof *k);
-                    memcpy(v + (size_t)position * hs, q + 2 * C, hs * sizeof *v);
-                    attend(q, k, v, position + 1, hs, own_scores, y + (size_t)b * C + h * hs);
+                    const int length = (int)cache->positions[b] + 1;
+                    attend(q, cache->k + at, cache->v + at, length, hs, own_scores, y + (size_t)b * C + h * hs);
                 }
             }
             share(C, thread, threads, &begin, &end);
@@ -253,9 +298,9 @@ void decode(const Model *model, const Cache *cache, int B, float *x, float *logi
 #pragma omp barrier
         }
 #pragma omp for
-        for (int b = 0; b < B; b++)
-            layer_norm(x + (size_t)b * C, model->ln_f_weight, model->ln_f_bias, C, normed + (size_t)b * C);
+        for (int w = 0; w < W; w++)
+            layer_norm(x + (size_t)wanted[w] * C, model->ln_f_weight, model->ln_f_bias, C, normed + (size_t)w * C);
         share(model->vocab_size, thread, threads, &begin, &end);
-        product(model->wte, C, normed, B, logits, model->vocab_size, begin, end);
+        product(model->wte, C, normed, W, logits, model->vocab_size, begin, end);
     }
 }

@@ -5,52 +5,39 @@ The engine works on token ids. `text.py` puts text in and takes text out.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gpt2.distributed.sharding import compute_device
 from gpt2.errors import UserError
-from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.native import native_step
+from gpt2.generation.next_tokens import Drawn, draw_next
 from gpt2.generation.prefixes import Prefixes
 from gpt2.generation.request import LogProbs, Request, Token
-from gpt2.generation.sampling import Sampling, biased, choose, log_probs, penalized, uniform
+from gpt2.generation.sampling import Sampling, log_probs
 from gpt2.generation.slots import Slots, Text
+from gpt2.generation.steps import Chunk, Step, TorchStep
 from gpt2.model import GPT
 
 PREFILL_TOKENS = 512
 """Largest number of tokens of prompts in a step, so that prompts do not hold up texts that are decoded."""
 CHUNK = 64
-"""Number of positions of a prompt that are computed together on a CPU. Fewer use it worse: the 124M model computes 64
-together at two thirds of the speed of 512, and 32 at half of it. With more, prompts would share less and a step would
-take longer."""
+"""Prompts share multiples of this number of positions on a CPU. PyTorch computes as many together; fewer would use it
+worse."""
 DEVICE_CHUNK = 256
 """The same on other devices, which take almost the same time for fewer."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Tokens of one step on the device, which the host has not read yet."""
-
-    texts: list[Text]
-    ids: Tensor
-    """int64 (B,)"""
-    is_finite: Tensor
-    """A scalar: whether the logits were finite."""
-    logprobs: list[tuple[Tensor, Tensor, Tensor] | None]
-    """For each text that wants them: log-probability of the token, the largest ones, and their ids."""
 
 
 class Engine:
     """An engine decodes the requests that are submitted to it, one token of each per step.
 
     The text of a request, and its log-probabilities to the last bit, depend on the request alone: not on the others,
-    on what was decoded before, or on `slots`, `prefill_tokens` and `prefix_bytes`. For that, each prompt is computed
-    alone, in chunks on a fixed grid of positions; only such chunks are shared; and the compiled step of `native.py`
-    computes each row of a batch as it does alone. Where PyTorch decodes instead (other devices than a CPU, other
-    layers, no C compiler), its products round differently for another number of texts. Then the last bits of
+    on what was decoded before, or on `slots`, `prefill_tokens` and `prefix_bytes`. The compiled step of `native.py`
+    computes each token as it does alone, whatever else a step computes. Where PyTorch computes the steps instead
+    (other devices than a CPU, other layers, no C compiler), prompts are computed alone, on a fixed grid of positions,
+    but its products round differently for another number of texts that are decoded. Then the last bits of
     log-probabilities can differ, and so can a text in which two tokens are almost equally likely.
 
     On a GPU a step is read after the next one was launched, so that the device never waits for the host.
@@ -69,18 +56,19 @@ class Engine:
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of earlier prompts.
-        prefill_tokens: tokens of prompts in a step, rounded down to complete chunks, but at least one chunk. native:
-        decode with compiled C code where that is possible.
+        prefill_tokens: maximum number of tokens of prompts in a step; at least a chunk is computed. native: compute
+        with compiled C code where that is possible.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
         self.device = compute_device(weights)
         self.cache = KVMemory(model.config, slots, self.device, weights.dtype, capacity)
-        self.native = native_step(model, self.cache) if native else None
-        self.slots = Slots(self.cache)
-        self.prefill_tokens = prefill_tokens
-        self.waiting: deque[Text] = deque()
         self.chunk = CHUNK if self.device.type == "cpu" else DEVICE_CHUNK
+        self.native = native_step(model, self.cache) if native else None
+        self.compute: Step = self.native or TorchStep(model, self.cache, self.chunk)
+        self.slots = Slots(self.cache)
+        self.prefill_tokens = max(prefill_tokens, self.chunk)
+        self.waiting: deque[Text] = deque()
         self.prefixes = Prefixes(prefix_bytes, self.chunk)
         self.unread: deque[Drawn] = deque()
         self.read: list[Token] = []
@@ -117,7 +105,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """Compute some of the prompts, and a token of every other text; return the tokens that were read.
+        """Compute a token of every text, and some of the prompts; return the tokens that were read.
 
         Raises UserError if the model gives no finite numbers. After an exception the engine holds no requests and
         nothing that was computed, and can be used again.
@@ -125,9 +113,8 @@ class Engine:
         try:
             while self.waiting and not self.slots.is_full:
                 self.slots.join(self.waiting.popleft())
-            self._prefill()
             self._slide()
-            self._decode()
+            self._compute()
             self._read(self.n_behind if self.slots.texts else 0)
         except BaseException:
             self._forget()
@@ -142,127 +129,125 @@ class Engine:
 
     # what a step does
 
-    def _prefill(self) -> None:
-        """Compute chunks of windows that are not complete, as many as `prefill_tokens` allows, but at least one.
-
-        A chunk is computed alone and begins at a multiple of its size, so that its shape, and with it the rounding of
-        its keys and values, depends on nothing but the text. The last chunk of a window may be smaller, but counts as
-        a complete one, because much of its time is that of reading the model.
-        """
-        n_chunks = max(1, self.prefill_tokens // self.chunk)
-        while n_chunks and (text := self.slots.next_unready()) is not None:
-            if text.cached == text.n_drawn == 0:
-                if self._copy_prompt(text):
-                    continue
-                self._reuse(text)
-            # a window that has moved shares nothing, and is computed at once
-            tokens = text.pending[: self.chunk] if text.first == 0 else text.pending
-            n_chunks -= 1
-            x = self._hidden(torch.tensor([tokens], device=self.device), self.slots.texts.index(text), [text.cached])
-            if text.request.echo and text.n_drawn == 0:
-                self._echo(text, x[0])
-            text.cached += len(tokens)
+    def _compute(self) -> None:
+        """Compute the last token of every text that is ready, and chunks of prompts; draw what follows them."""
+        texts = self.slots.texts[: self.slots.n_ready]
+        starts = [text.cached for text in texts]
+        prompts = self._prompts()
+        if not (texts or prompts):
+            return
+        chunks = [work for _, work in prompts if isinstance(work, Chunk)]
+        drawn, *of_chunks = self._logits(starts, chunks)
+        logits = [drawn]
+        for text in texts:
+            text.cached += 1
+        for text, work in prompts:
+            if isinstance(work, Text):
+                row = self._copy_prompt(work, text)
+            else:
+                after = of_chunks.pop(0)
+                row = after[-1]
+                if work.wants_all:
+                    self._echo(text, after)
+                text.cached += len(work.tokens)
+                if text.n_drawn == 0 and not text.pending:
+                    text.prompt_logits = row.clone()
             if not text.pending:
-                logits = self.model.head(x[:, -1])  # (1, V)
-                if text.n_drawn == 0:
-                    text.prompt_logits = logits[0]
-                self._draw([text], self.slots.ready(text), logits)
+                texts.append(text)
+                logits.append(row[None])
+        if texts:
+            self._draw(texts, torch.cat(logits))
 
-    def _copy_prompt(self, text: Text) -> bool:
-        """Draw from what was computed for the same prompt of another text; return whether there is one."""
-        source, slot = self.slots.same_prompt(text), self.slots.texts.index(text)
-        if source is None:
-            return False
-        other = self.slots.texts[source]
-        assert other.prompt_logits is not None
-        text.cached = len(text.pending)
-        self.cache.copy(source, slot, text.cached)
-        text.prompt_logits, text.prompt_logprobs = other.prompt_logits, list(other.prompt_logprobs)
-        self._draw([text], self.slots.ready(text), other.prompt_logits[None])
-        return True
+    def _logits(self, starts: list[int], chunks: list[Chunk]) -> list[Tensor]:
+        """Return the logits (n, V) of the texts that are decoded, and those that each chunk wants."""
+        sizes = [len(starts), *(chunk.n_wanted for chunk in chunks)]
+        if not any(sizes):
+            return [torch.empty(0, self.vocab_size, device=self.device)]
+        logits = self.compute.logits(self.slots.last[: len(starts)], starts, chunks)
+        return list(logits[:, : self.vocab_size].float().split(sizes))
+
+    def _prompts(self) -> list[tuple[Text, Chunk | Text]]:
+        """Return the texts whose windows this step computes, each with its chunk, or with a text that has its prompt.
+
+        Those that will be complete become ready. The chunks have at most `prefill_tokens` tokens in sum, and end
+        where other prompts can share them. A text whose prompt begins like that of an earlier one waits until it can
+        copy what this step computes.
+        """
+        found: list[tuple[Text, Chunk | Text]] = []
+        complete: list[Text] = []
+        beginnings: set[tuple[int, ...]] = set()
+        room = self.prefill_tokens
+        for text in self.slots.unready:
+            if text.n_drawn == 0 and (source := self.slots.same_prompt(text, complete)) is not None:
+                self.slots.ready(text)
+                found.append((text, source))
+                continue
+            self._reuse(text)
+            pending, start = text.pending, text.cached
+            ends = [*range(start + self.chunk, start + len(pending), self.chunk), start + len(pending)]
+            shares = text.first == 0 and not text.request.echo
+            if shares and tuple(text.tokens[: ends[0]]) in beginnings:
+                continue
+            fitting = [end for end in ends if end - start <= room]
+            if not fitting:
+                break
+            tokens = pending[: fitting[-1] - start]
+            room -= len(tokens)
+            is_complete = len(tokens) == len(pending)
+            slot = self.slots.ready(text) if is_complete else self.slots.texts.index(text)
+            wants_all = text.request.echo and text.request.n_logprobs is not None and text.n_drawn == 0
+            found.append((text, Chunk(slot, start, tokens, wants_all)))
+            if not is_complete:
+                break
+            if text.n_drawn == 0:
+                complete.append(text)
+            if text.first == 0:
+                beginnings.update(tuple(text.tokens[:end]) for end in fitting)
+        return found
+
+    def _copy_prompt(self, source: Text, text: Text) -> Tensor:
+        """Copy what was computed for the same prompt of another text; return the logits (V,) after it."""
+        assert source.prompt_logits is not None
+        text.cached += len(text.pending)
+        self.cache.copy(self.slots.texts.index(source), self.slots.texts.index(text), text.cached)
+        text.prompt_logits, text.prompt_logprobs = source.prompt_logits, list(source.prompt_logprobs)
+        return source.prompt_logits
 
     def _reuse(self, text: Text) -> None:
         """Fill a slot with the complete chunks that the prompt shares with others, as many as there are.
 
         The last token is always computed, for its logits, and so are all tokens of a prompt that is echoed.
         """
-        if text.first or text.request.echo:
+        if text.first or text.n_drawn or text.request.echo:
             return
         slot, prompt = self.slots.texts.index(text), text.prompt[:-1]
         source, shared = self.slots.longest_shared(prompt, self.chunk)
         stored = self.prefixes.find(prompt)
-        if len(stored) * self.chunk > shared:
-            for k, v in stored:
+        if len(stored) * self.chunk > max(shared, text.cached):
+            for k, v in stored[text.cached // self.chunk :]:
                 self.cache.write(slot, text.cached, k, v)
                 text.cached += self.chunk
-        else:
+        elif shared > text.cached:
             self.cache.copy(source, slot, shared)
             text.cached = shared
 
-    def _decode(self) -> None:
-        """Draw the next token of every text whose prompt is complete."""
-        texts = self.slots.texts[: self.slots.n_ready]
-        if texts:
-            ids, positions = self.slots.last[: len(texts)], [text.cached for text in texts]
-            if self.native is not None:
-                logits = self.native.logits(ids, positions)
-            else:
-                logits = self.model.head(self._hidden(ids[:, None], 0, positions)[:, -1])
-            for text in texts:
-                text.cached += 1
-            self._draw(texts, 0, logits)
-
-    def _hidden(self, idx: Tensor, first: int, starts: list[int]) -> Tensor:
-        """Return hidden states (B, T, C) of tokens (B, T) in consecutive slots, and keep their keys and values."""
-        window = KVCache(self.cache, first, starts, idx.size(1))
-        return self.model.hidden(idx, window.mask, window, window.positions)
-
-    def _draw(self, texts: list[Text], first: int, logits: Tensor) -> None:
-        """Draw the next token of texts in consecutive slots from logits (B, V)."""
-        logits = logits[:, : self.vocab_size].float()
-        is_finite = logits.amax().isfinite()
-        noise = [uniform(text.request.seed, text.n_drawn) for text in texts]
-        u = torch.tensor(noise, dtype=torch.float64, device=self.device)
-        ids = torch.empty(len(texts), dtype=torch.int64, device=self.device)
-        alike: dict[Sampling, list[int]] = {}
-        for row, text in enumerate(texts):
-            alike.setdefault(text.request.sampling, []).append(row)
-        for sampling, rows in alike.items():
-            some = slice(None) if len(alike) == 1 else rows
-            adjusted = self._adjusted(logits[some], [texts[row] for row in rows])
-            ids[some] = choose(adjusted, sampling, u[some])
-        wanted = [text.request.n_logprobs for text in texts]
-        logprobs = [None if n is None else log_probs(logits[row], ids[row], n) for row, n in enumerate(wanted)]
-        self.slots.last[first : first + len(texts)] = ids
-        for text, drawn in zip(texts, ids, strict=True):
-            text.n_drawn += 1
-            text.count(drawn)
-        self.unread.append(Drawn(list(texts), ids, is_finite, logprobs))
+    def _draw(self, texts: list[Text], logits: Tensor) -> None:
+        """Draw the next token of the texts in the first slots from logits (B, V)."""
+        drawn = draw_next(texts, logits)
+        self.slots.last[: len(texts)] = drawn.ids
+        self.unread.append(drawn)
         for text in texts:
             if text.n_drawn == text.request.max_new_tokens:
                 self._leave(text)
 
-    def _adjusted(self, logits: Tensor, texts: list[Text]) -> Tensor:
-        """Return logits (B, V) with bias and penalties of texts that are sampled in the same way."""
-        sampling = texts[0].request.sampling
-        logits = biased(logits, sampling)
-        if not sampling.counts_tokens:
-            return logits
-        return torch.stack(
-            [
-                penalized(row, sampling, *text.counted(self.vocab_size, self.device))
-                for row, text in zip(logits, texts, strict=True)
-            ]
-        )
-
-    def _echo(self, text: Text, x: Tensor) -> None:
-        """Record the log-probabilities of the prompt's tokens that follow the hidden states (T, C)."""
+    def _echo(self, text: Text, logits: Tensor) -> None:
+        """Record the log-probabilities of the prompt's tokens, from the logits (T, V) before each of them."""
         first = text.first + text.cached + 1
-        following = text.request.prompt[first : first + len(x)]
+        following = text.request.prompt[first : first + len(logits)]
         if following and text.request.n_logprobs is not None:
-            logits = self.model.head(x[: len(following)])[:, : self.vocab_size]
             ids = torch.tensor(following, device=self.device)
-            text.prompt_logprobs += map(LogProbs.read, *log_probs(logits.float(), ids, text.request.n_logprobs))
+            found = log_probs(logits[: len(following)], ids, text.request.n_logprobs)
+            text.prompt_logprobs += map(LogProbs.read, *found)
 
     # the ends of windows and texts
 
@@ -276,7 +261,7 @@ class Engine:
             if not text.is_over:
                 kept = max(1, block_size // 2) if text.request.reanchor else block_size
                 text.first = len(text.tokens) - kept
-                self.slots.unready(text)
+                self.slots.recompute(text)
 
     def _end(self, text: Text) -> None:
         """Forget a text, and free its slot if it has one."""

@@ -31,6 +31,13 @@ class KVMemory:
         for memory in (self.k, self.v):
             memory[:, target, :, :length] = memory[:, source, :, :length]
 
+    def swap(self, slot: int, other: int, length: int, other_length: int) -> None:
+        """Exchange two slots, of which so many positions are filled."""
+        for memory in (self.k, self.v) if length or other_length else ():
+            kept = memory[:, other, :, :other_length].clone()
+            memory[:, other, :, :length] = memory[:, slot, :, :length]
+            memory[:, slot, :, :other_length] = kept
+
     def read(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Return copies of the keys and values of positions start … end - 1, (n_layer, nh, end - start, hs) each."""
         return self.k[:, slot, :, start:end].clone(), self.v[:, slot, :, start:end].clone()

@@ -12,13 +12,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.kv_cache import KVMemory
+from gpt2.generation.steps import Chunk, TorchStep
 from gpt2.generation.weights import Matrix, for_decoding
 from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, GPTConfig, LayerNorm
 
@@ -58,15 +60,15 @@ class _Cache(ctypes.Structure):
         ("k", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
         *((name, ctypes.c_ssize_t) for name in ("layer", "slot", "head")),
-        ("positions", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
     ]
 
 
 class NativeStep:
-    """Computes the logits of one new token of each of several texts, as `GPT.hidden` and `GPT.head` do.
+    """Computes the logits of new tokens of several texts, as `GPT.hidden` and `GPT.head` do.
 
-    A row of the logits is the same, bit for bit, whatever the other texts are. The step keeps pointers to the model's
-    parameters, which therefore must stay where they are.
+    A row of the logits is the same, bit for bit, whatever else is computed with it. The step keeps pointers to the
+    model's parameters, which therefore must stay where they are.
     """
 
     def __init__(self, model: GPT, memory: KVMemory, library: Any) -> None:
@@ -77,23 +79,34 @@ class NativeStep:
             config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.gelu == "tanh",
             _pointer(transformer.ln_f.weight), _pointer(transformer.ln_f.bias), _matrix(transformer.wte), blocks,
         )  # fmt: skip
-        self.cache = _Cache(memory.k.data_ptr(), memory.v.data_ptr(), *memory.k.stride()[:3], None)
+        self.cache = _Cache(memory.k.data_ptr(), memory.v.data_ptr(), *memory.k.stride()[:3], None, None)
 
-    def logits(self, ids: Tensor, positions: list[int]) -> Tensor:
-        """Return the logits, float32 (B, V), after tokens int64 (B,) at `positions` of the slots 0 … B - 1.
+    def logits(self, last: Tensor, starts: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
+        """See `steps.Step`."""
+        ids, slots, positions, wanted = [last], [*range(len(last))], [*starts], [*range(len(last))]
+        for chunk in chunks:
+            end = len(slots) + (size := len(chunk.tokens))
+            ids.append(torch.tensor(chunk.tokens))
+            slots += [chunk.slot] * size
+            positions += range(chunk.start, chunk.start + size)
+            wanted += range(end - chunk.n_wanted, end)
+        return self.rows(torch.cat(ids), *map(torch.tensor, (slots, positions, wanted)))
 
-        The keys and values of the tokens are added to the memory.
+    def rows(self, ids: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """Return the logits, float32 (W, V), after those of the tokens that are `wanted`, int64 (W,), ascending.
+
+        The tokens, their slots and their positions are int64 (B,) each. Several tokens of a slot have consecutive
+        positions, and each of them attends to those before it. Their keys and values are added to the memory.
         """
         config, count, threads = self.model.config, len(ids), torch.get_num_threads()
-        at = torch.tensor(positions)
-        x = self.model.transformer.wte(ids) + self.model.transformer.wpe(at)
-        logits = torch.empty(count, config.vocab_size)
-        n_scores = -(-(max(positions) + 1) // ALIGNED) * ALIGNED  # so that each thread's scores begin at a cache line
+        x = self.model.transformer.wte(ids) + self.model.transformer.wpe(positions)
+        logits = torch.empty(len(wanted), config.vocab_size)
+        n_scores = -(-(int(positions.max()) + 1) // ALIGNED) * ALIGNED  # each thread's begin at a cache line
         work = torch.empty(threads * n_scores + count * 9 * config.n_embd)
-        self.cache.positions = at.data_ptr()
-        tensors = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, logits, work))
+        self.cache.slots, self.cache.positions = slots.data_ptr(), positions.data_ptr()
+        x_at, wanted_at, logits_at, work_at = (ctypes.c_void_p(t.data_ptr()) for t in (x, wanted, logits, work))
         described = ctypes.byref(self.described), ctypes.byref(self.cache)
-        self.decode(*described, count, *tensors, n_scores, threads)
+        self.decode(*described, count, x_at, len(wanted), wanted_at, logits_at, work_at, n_scores, threads)
         return logits
 
 
@@ -161,7 +174,11 @@ def compiled(dtype: str) -> Any | None:
 
 @torch.inference_mode()
 def computes_the_model(library: Any, dtype: str) -> bool:
-    """Return whether a library gives PyTorch's logits for five texts and a tiny model. It takes milliseconds."""
+    """Return whether a library gives PyTorch's logits for six texts and a tiny model. It takes milliseconds.
+
+    Five texts get one token each, and the sixth gets eight, so that each number of rows that `decode.c` computes
+    together occurs.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):  # a new model draws initial weights
         model = GPT(GPTConfig(block_size=20, vocab_size=37, n_layer=1, n_head=2, n_embd=40)).eval()
@@ -172,15 +189,18 @@ def computes_the_model(library: Any, dtype: str) -> bool:
         if isinstance(layer, Matrix):  # the model gets the values that are stored
             weight = layer.weight.float() if layer.scales is None else layer.weight * layer.scales[:, None]
             model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator,union-attr]
-    ids, positions = torch.arange(5), [0, 3, 19, 7, 16]
-    memory, expected_memory = (KVMemory(model.config, 5, torch.device("cpu"), torch.float32) for _ in range(2))
+    last, starts = torch.arange(5), [0, 3, 19, 7, 16]
+    chunk = Chunk(slot=5, start=2, tokens=range(8), wants_all=True)
+    memory, expected_memory = (KVMemory(model.config, 6, torch.device("cpu"), torch.float32) for _ in range(2))
     for tensor, other in ((memory.k, expected_memory.k), (memory.v, expected_memory.v)):
         other.copy_(tensor.copy_(torch.randn(tensor.shape, generator=generator)))
-    window = KVCache(expected_memory, 0, positions, 1)
-    expected = model.head(model.hidden(ids[:, None], window.mask, window, window.positions)[:, 0])
-    found = NativeStep(stored, memory, library).logits(ids, positions)
+    expected = TorchStep(model, expected_memory, size=8).logits(last, starts, [chunk])
+    step = NativeStep(stored, memory, library)
+    found = step.logits(last, starts, [chunk])
+    alone = torch.cat([step.logits(last[:n], starts[:n], [])[-1:] for n in range(1, 6)])
     pairs = ((found, expected), (memory.k, expected_memory.k), (memory.v, expected_memory.v))
-    return all(torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().max())) for a, b in pairs)
+    is_close = all(torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().max())) for a, b in pairs)
+    return is_close and torch.equal(alone, found[:5])
 
 
 def _compile(compiler: str, dtype: str) -> Path:

@@ -1,5 +1,6 @@
 """Gives the texts that are decoded together their slots of the cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,20 +81,22 @@ class Slots:
         self.texts.append(text)
         self._queue(text)
 
-    def next_unready(self) -> Text | None:
-        """Return the text whose window is to be computed next, or None if all are ready."""
-        return min(self.texts[self.n_ready :], key=lambda text: text.turn, default=None)
+    @property
+    def unready(self) -> list[Text]:
+        """The texts whose windows are to be computed, in the order of their turns."""
+        return sorted(self.texts[self.n_ready :], key=lambda text: text.turn)
 
-    def same_prompt(self, text: Text) -> int | None:
-        """Return the slot of a text whose prompt is that of this one and was computed completely, or None.
+    def same_prompt(self, text: Text, soon: Sequence[Text]) -> Text | None:
+        """Return a text whose prompt is that of this one and is computed, or `soon` will be, or None.
 
         If the prompt of this text is echoed, the other one was echoed in the same way.
         """
         wanted = text.request
-        for slot, other in enumerate(self.texts):
+        for other in self.texts:
             has_echo = other.request.echo and other.request.n_logprobs == wanted.n_logprobs
-            if other.prompt_logits is not None and other.prompt == text.prompt and (has_echo or not wanted.echo):
-                return slot
+            is_computed = other.prompt_logits is not None or other in soon
+            if is_computed and other.prompt == text.prompt and (has_echo or not wanted.echo):
+                return other
         return None
 
     def longest_shared(self, prompt: list[int], chunk: int) -> tuple[int, int]:
@@ -109,12 +112,11 @@ class Slots:
         return slot, shared
 
     def ready(self, text: Text) -> int:
-        """Make a text whose window was computed one that is decoded, and return its slot."""
+        """Move a text to those that are decoded, and return its slot."""
         slot, target = self.texts.index(text), self.n_ready
         if slot != target:
             other = self.texts[target]
-            assert other.cached == 0, "a window is computed completely before the next one"
-            self.cache.copy(slot, target, text.cached)
+            self.cache.swap(slot, target, text.cached, other.cached)
             self.texts[slot], self.texts[target] = other, text
         self.n_ready += 1
         return target
@@ -123,12 +125,12 @@ class Slots:
         """Free the slot of a text. The last text that is ready and the last one that is not move up."""
         slot = self.texts.index(text)
         if slot < self.n_ready:
-            self.unready(text)
+            self.recompute(text)
             slot = self.n_ready
         self._move(len(self.texts) - 1, slot)
         self.texts.pop()
 
-    def unready(self, text: Text) -> None:
+    def recompute(self, text: Text) -> None:
         """Make a text that was ready one whose window is to be computed again."""
         slot = self.texts.index(text)
         self.n_ready -= 1
