@@ -12,7 +12,7 @@ from gpt2.generation.weights import Quantize, for_decoding
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
 
-PREFILL_TOKENS = 64
+PREFILL_TOKENS = 256
 """Maximum number of tokens of prompts in a step. Longer steps would delay all texts, and cancelling one."""
 
 
