@@ -2,8 +2,10 @@
 
     python benchmarks/plan_check.py --shapes small d6 --dtypes float32 --compile False
 
-Every case makes a plan with `gpt2 plan --json`, then trains with `gpt2 train`. The peak is that of the resident set.
-The time is the median of the optimizer steps after the first. A busy machine is slower in one of the two.
+Every case makes a plan with `gpt2 plan --json`, then trains with `gpt2 train`, `--runs` times. The peak is that of
+the resident set: the median of the runs, with the lowest and the highest, because the gaps that glibc leaves between
+tensors differ from run to run. The time is the median of the optimizer steps after the first, and of the runs. A
+busy machine is slower in one of the two.
 """
 
 import argparse
@@ -47,9 +49,10 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compile", nargs="+", default=["False", "True"])
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no_probe", action="store_true", help="compare only the memory")
     given = parser.parse_args()
-    print("shape     dtype     compile  planned GB  peak GB  ratio  planned s/step  real s/step  ratio")
+    print("shape     dtype     compile  planned GB  peak GB (range)       ratio  planned s/step  real s/step  ratio")
     with tempfile.TemporaryDirectory() as temporary:
         folder, rng = Path(temporary), random.Random(0)
         text = folder / "text.txt"
@@ -63,10 +66,12 @@ def main() -> None:
                     flags += [f"--dtype={dtype}", f"--compile={compiles}"]
                     options = ["--no-probe"] if given.no_probe else []
                     plan = json.loads(gpt2("plan", *flags, "--json", *options))
-                    peak, seconds = measured(folder / "run", flags)
+                    runs = [measured(folder / "run", flags) for _ in range(given.runs)]
+                    peaks = [peak for peak, _ in runs]
+                    peak, seconds = statistics.median(peaks), statistics.median(seconds for _, seconds in runs)
                     planned = plan["memory"]["total"]
                     line = f"{name:<9} {dtype:<9} {compiles:<7} {planned / 1e9:>11.2f} {peak / 1e9:>8.2f}"
-                    line += f" {planned / peak:>6.2f}"
+                    line += f" ({min(peaks) / 1e9:.2f} to {max(peaks) / 1e9:.2f}) {planned / peak:>6.2f}"
                     if plan["time"] is not None:
                         step = plan["tokens_per_step"] / plan["time"]["tokens_per_second"][0]
                         line += f" {step:>15.2f} {seconds:>12.2f} {step / seconds:>6.2f}"

@@ -21,7 +21,7 @@ PROCESS_BYTES, HALF_BYTES, COMPILER_BYTES = 285_000_000, 30_000_000, 175_000_000
 """Bytes of a process on a CPU besides its tensors, and what 16-bit products and torch.compile add to them."""
 EVALUATED_POSITIONS = 1024
 """Number of positions whose logits an evaluation computes at a time (`evaluation/scoring.py`)."""
-GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 3.6, 2.4, 1.7
+GAPS, GAPS_COMPILED, GAPS_COMPILED_HALF = 3.6, 3.3, 2.4
 """Measured size of the gaps between tensors, relative to the logits of an evaluation in float32."""
 GAPS_OF_ONE_CHUNK = 1.2
 """The same where an evaluation computes all logits of a batch at a time."""

@@ -129,6 +129,18 @@ def test_a_recipe_can_set_init_from(world: Path, gpt2_command) -> None:
         assert saved_steps(Path("a"))[0] == steps
 
 
+def test_auto_does_not_train_a_fine_tuning_recipe_from_scratch(world: Path, gpt2_command) -> None:
+    Path("tune.toml").write_text('dataset = "d"\nout_dir = "a"\ninit_from = "r"\n')
+    status, _, err = gpt2_command(*words_of("train tune.toml TINY --init_from=auto"))
+    assert status == 2
+    assert "would start from random weights, but tune.toml fine-tunes r" in err
+    assert not Path("a").exists()
+    assert gpt2_command(*words_of("train tune.toml --max_iters=1"))[0] == 0
+    status, _, err = gpt2_command(*words_of("train tune.toml --init_from=auto --max_iters=2"))
+    assert status == 0, err
+    assert saved_steps(Path("a"))[0] == 2
+
+
 def test_a_resumed_run_keeps_its_batch_size(world: Path, gpt2_command) -> None:
     Path("big.toml").write_text('dataset = "d"\nout_dir = "r"\ntotal_batch_size = 128\n')
     status, _, err = gpt2_command("train", "big.toml", "--init_from=resume", "--max_iters=3")

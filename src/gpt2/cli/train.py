@@ -130,6 +130,12 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCol
     if recipe.endswith(".py") and names_a_model(init_from):
         from_recipe.pop("gelu", None)  # nanoGPT's default; the model has its own
     stored = recipes.run_settings(out_dir) if init_from in ("resume", "auto") else {}
+    model = from_recipe.get("init_from", "scratch")
+    if init_from == "auto" and not stored and names_a_model(model):
+        raise UserError(
+            f"--init_from=auto would start from random weights, but {recipe} fine-tunes {model}; leave --init_from "
+            "out for the first start, and go on with --init_from=resume"
+        )
     if stored:
         stored |= {"out_dir": out_dir, "init_from": init_from}
         report_kept(stored, {name: value for name, value in from_recipe.items() if name not in flags})

@@ -87,7 +87,7 @@ enum { ROWS = 4, TEXTS = 6 };
 enum { ROWS = 4, TEXTS = 4 };
 #endif
 enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
-enum { AHEAD = 4096 };         // bytes by which reading runs ahead of computing
+enum { AHEAD = 24576 };        // bytes by which reading, into the second cache, runs ahead of computing
 
 // The sum of the lanes, always in the same order: the upper half is added to the lower one until one lane is left.
 static inline float sum_of(Vector v) {
@@ -114,7 +114,7 @@ static inline __attribute__((always_inline)) void tile(
     for (; i + LANES <= columns; i += LANES)
         for (int r = 0; r < n_rows; r++) {
             const Weight *from = w + (size_t)r * columns + i;
-            if (is_first) __builtin_prefetch((const char *)from + AHEAD);
+            if (is_first) __builtin_prefetch((const char *)from + AHEAD, 0, 2);
             const Vector weights = vector(from);
             for (int t = 0; t < n_texts; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
         }
