@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -231,8 +232,12 @@ def test_the_template_is_rendered_as_transformers_does(tiny: Running) -> None:
 
 
 def test_the_answers_do_not_depend_on_the_load() -> None:
-    """Requests of all lengths arrive while others are decoded, and each has the text that it has alone."""
-    prompts = ["the cat sat on the mat " * (1 + i % 5) + "x" * (i % 7) for i in range(60)]
+    """Requests of all lengths arrive while others are decoded, and each has the text that it has alone.
+
+    GPT2_TEST_LARGE=1 makes it 1,000 requests, which take some minutes.
+    """
+    count = 1000 if os.environ.get("GPT2_TEST_LARGE") == "1" else 60
+    prompts = ["the cat sat on the mat " * (1 + i % 5) + "x" * (i % 7) for i in range(count)]
     with running(slots=8, queue=200, block_size=160) as one:
         asked = [{"prompt": prompt, "max_tokens": 25, "seed": i, "logprobs": 1} for i, prompt in enumerate(prompts)]
         alone = [one.post(**fields).json()["choices"] for fields in asked]

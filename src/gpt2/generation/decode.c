@@ -1,7 +1,7 @@
-// One step of GPT-2 on a CPU: some new tokens of each of several texts, from embeddings to logits. Each token is a row.
+// One step of GPT-2 on a CPU: some new tokens of each of several texts, from embeddings to logits.
 //
 // native.py compiles this file when a model is prepared for decoding. It computes what model.py computes, in float32,
-// from matrices in the dtype WEIGHT. With few rows, the time of a step is that of reading the matrices once, so a team
+// from matrices in the dtype WEIGHT. With few tokens, the time of a step is that of reading the matrices once, so a team
 // of threads goes through the step together, without PyTorch's cost of starting each operation.
 
 #include <math.h>
@@ -77,14 +77,14 @@ typedef struct {
 typedef struct {
     float *k, *v;                         // keys and values of the first slot, in the first layer
     ptrdiff_t layer, slot, head;          // distances between layers, slots and heads, in floats
-    const int64_t *slots, *positions;     // (B): slot and position of each row
+    const int64_t *slots, *positions;     // (B): slot and position of each token
 } Cache;
 
-// Rows of a matrix, and texts, whose products are summed at the same time: as many as there are registers for the sums.
+// Rows of a matrix, and tokens, whose products are summed at the same time: as many as there are registers for the sums.
 #if defined(__AVX512F__)
-enum { ROWS = 4, TEXTS = 6 };
+enum { ROWS = 4, TOKENS = 6 };
 #else
-enum { ROWS = 4, TEXTS = 4 };
+enum { ROWS = 4, TOKENS = 4 };
 #endif
 enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
 enum { AHEAD = 24576 };        // bytes by which reading, into the second cache, runs ahead of computing
@@ -102,24 +102,24 @@ static inline float sum_of(Vector v) {
 #endif
 }
 
-// y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_texts texts. Both are constants where this is inlined,
+// y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_tokens tokens. Both are constants where this is inlined,
 // and so is `is_first`, which tells whether the rows are read from memory. Each product is summed in the same order
-// whatever the constants are, so that a text does not depend on the number of texts.
+// whatever the constants are, so that a token does not depend on the number of tokens.
 static inline __attribute__((always_inline)) void tile(
-    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_texts, int is_first) {
+    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens, int is_first) {
     const Weight *w = m.weight + (size_t)row * columns;
     const float *in = x + (size_t)b * columns;
-    Vector sums[ROWS][TEXTS] = {{{0}}};
+    Vector sums[ROWS][TOKENS] = {{{0}}};
     int i = 0;
     for (; i + LANES <= columns; i += LANES)
         for (int r = 0; r < n_rows; r++) {
             const Weight *from = w + (size_t)r * columns + i;
             if (is_first) __builtin_prefetch((const char *)from + AHEAD, 0, 2);
             const Vector weights = vector(from);
-            for (int t = 0; t < n_texts; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
+            for (int t = 0; t < n_tokens; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
         }
     for (int r = 0; r < n_rows; r++)
-        for (int t = 0; t < n_texts; t++) {
+        for (int t = 0; t < n_tokens; t++) {
             float sum = sum_of(sums[r][t]);
             for (int j = i; j < columns; j++) sum += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
             if (m.scales) sum *= m.scales[row + r];
@@ -127,14 +127,14 @@ static inline __attribute__((always_inline)) void tile(
         }
 }
 
-// The products of n_rows rows with all B texts.
-static inline __attribute__((always_inline)) void rows_with_texts(
+// The products of n_rows rows with all B tokens.
+static inline __attribute__((always_inline)) void rows_with_tokens(
     const Matrix m, int columns, const float *x, int B, float *y, int stride, int row, int n_rows) {
     int b = 0;
-    if (B >= TEXTS) tile(m, columns, x, y, stride, row, 0, n_rows, TEXTS, 1), b = TEXTS;
-    for (; b + TEXTS <= B; b += TEXTS) tile(m, columns, x, y, stride, row, b, n_rows, TEXTS, 0);
+    if (B >= TOKENS) tile(m, columns, x, y, stride, row, 0, n_rows, TOKENS, 1), b = TOKENS;
+    for (; b + TOKENS <= B; b += TOKENS) tile(m, columns, x, y, stride, row, b, n_rows, TOKENS, 0);
     switch (B - b) {
-    case 5: tile(m, columns, x, y, stride, row, b, n_rows, TEXTS < 5 ? TEXTS : 5, 1); break;
+    case 5: tile(m, columns, x, y, stride, row, b, n_rows, TOKENS < 5 ? TOKENS : 5, 1); break;
     case 4: tile(m, columns, x, y, stride, row, b, n_rows, 4, 1); break;
     case 3: tile(m, columns, x, y, stride, row, b, n_rows, 3, 1); break;
     case 2: tile(m, columns, x, y, stride, row, b, n_rows, 2, 1); break;
@@ -142,11 +142,11 @@ static inline __attribute__((always_inline)) void rows_with_texts(
     }
 }
 
-// The products of rows begin … end - 1 with all B texts.
+// The products of rows begin … end - 1 with all B tokens.
 static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
     int row = begin;
-    for (; row + ROWS <= end; row += ROWS) rows_with_texts(m, columns, x, B, y, stride, row, ROWS);
-    for (; row < end; row++) rows_with_texts(m, columns, x, B, y, stride, row, 1);
+    for (; row + ROWS <= end; row += ROWS) rows_with_tokens(m, columns, x, B, y, stride, row, ROWS);
+    for (; row < end; row++) rows_with_tokens(m, columns, x, B, y, stride, row, 1);
 }
 
 static void layer_norm(const float *x, const float *weight, const float *bias, int size, float *y) {
@@ -195,7 +195,7 @@ static inline __attribute__((always_inline)) void weighted_sum(
     for (int i = 0; i < n; i++) *(Vector *)(y + i * LANES) = sums[i];
 }
 
-// One head of one text: q attends to the keys of positions 0 … length - 1. scores holds `length` floats.
+// One head of one token: q attends to the keys of positions 0 … length - 1. scores holds `length` floats.
 static void attend(const float *q, const float *k, const float *v, int length, int size, float *scores, float *y) {
     const float scale = 1.0f / sqrtf((float)size);
     float largest = -INFINITY, total = 0;
@@ -226,7 +226,7 @@ static void share(int rows, int number, int count, int *begin, int *end) {
     if (*end > rows) *end = rows;
 }
 
-// Where the keys and values of a head of a row's text begin.
+// Where the keys and values of a head of a token's text begin.
 static ptrdiff_t offset(const Cache *cache, int layer, int b, int head) {
     return layer * cache->layer + cache->slots[b] * cache->slot + head * cache->head;
 }
@@ -238,9 +238,9 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-// x: (B, C), token and position embeddings; it is overwritten. wanted: (W), the rows whose logits are computed, in
+// x: (B, C), token and position embeddings; it is overwritten. wanted: (W), the tokens whose logits are computed, in
 // ascending order. logits: (W, V). memory: n_threads · n_scores + B · 9 · C floats. n_scores: at least the largest
-// position + 1. A row of the logits is the same, bit for bit, whatever the other rows are.
+// position + 1. A row of the logits is the same, bit for bit, whatever the other tokens are.
 void decode(
     const Model *model, const Cache *cache, int B, float *x, int W, const int64_t *wanted, float *logits, float *memory,
     int n_scores, int n_threads) {
