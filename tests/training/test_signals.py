@@ -17,7 +17,7 @@ from gpt2.distributed.world import ALONE
 from gpt2.evaluation import choices
 from gpt2.evaluation import loss as loss_module
 from gpt2.formats.run_folder import saved_steps
-from gpt2.generation import engine
+from gpt2.generation import next_tokens
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.records import read_log
 from gpt2.training import loop, signals
@@ -47,7 +47,7 @@ EVALUATION = {"eval_interval": 10, "eval_iters": 40, "batch_size": 1}
     [
         # the call to be killed in: of the evaluation of step 10, after the 2 × 40 batches of that of step 0
         (loss_module, "token_losses", 83, EVALUATION),
-        (engine, "choose", 203, {"eval_interval": 0, "sample_interval": 10, "sample_tokens": 200}),
+        (next_tokens, "choose", 203, {"eval_interval": 0, "sample_interval": 10, "sample_tokens": 200}),
     ],
 )
 def test_a_signal_in_the_middle_ends_it_after_a_batch(

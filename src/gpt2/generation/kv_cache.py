@@ -32,7 +32,7 @@ class KVMemory:
             memory[:, target, :, :length] = memory[:, source, :, :length]
 
     def swap(self, slot: int, other: int, length: int, other_length: int) -> None:
-        """Exchange two slots, of which so many positions are filled."""
+        """Exchange two slots, in which the first `length` and `other_length` positions are filled."""
         for memory in (self.k, self.v) if length or other_length else ():
             kept = memory[:, other, :, :other_length].clone()
             memory[:, other, :, :length] = memory[:, slot, :, :length]
