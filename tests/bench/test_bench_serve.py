@@ -1,122 +1,22 @@
 """The load generator, against servers whose answers are known. No test checks a time of this machine."""
 
 import asyncio
-import itertools
 import json
-import random
 import socket
-import statistics
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_server import HEAD, WORDS, Fake, listening, measured, send, send_event, send_json, usage
 
 from gpt2.bench import http_client
 from gpt2.bench.http_client import address_of
-from gpt2.bench.serve import Answer, LoadGenerator, Percentiles, ServerSpeed, percentiles
-from gpt2.bench.serve_load import Lengths, Load, arrivals, lengths_in, ranges, words_in
+from gpt2.bench.serve import Answer, LoadGenerator, Percentiles, ServerSpeed
+from gpt2.bench.serve_load import Load, ranges
 from gpt2.cli.bench_serve import as_text
 from gpt2.errors import UserError
-
-Respond = Callable[["Fake", dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "over", "some", "hill")
-
-
-class Fake:
-    """A server whose answers are given by a function. Without a `respond`, each token is a word after another."""
-
-    def __init__(self, respond: Respond | None = None) -> None:
-        self.respond = respond or Fake.answer
-        self.address = address_of("http://x")
-        self.bodies: list[dict[str, Any]] = []
-        """Bodies of the completions, the first of which is the one that tries the server."""
-        self.requests: list[bytes] = []
-        """The heads of all requests."""
-        self.n_open = self.most_open = self.n_left = 0
-        self.has_usage = True
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the request of a connection."""
-        self.n_open += 1
-        self.most_open = max(self.most_open, self.n_open)
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            self.requests.append(head)
-            if head.startswith(b"GET /v1/models "):
-                await send_json(writer, 200, {"object": "list", "data": [{"id": "first"}, {"id": "second"}]})
-            else:
-                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-                self.bodies.append(json.loads(await reader.readexactly(length)))
-                await self.respond(self, self.bodies[-1], writer)
-            writer.close()
-        except ConnectionError:
-            self.n_left += 1
-        finally:
-            self.n_open -= 1
-
-    async def answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        """Answer with as many words as are asked for."""
-        writer.write(HEAD)
-        for _ in range(body["max_tokens"]):
-            await send_event(writer, {"choices": [{"text": " word"}]})
-        await send_event(writer, {"choices": [{"text": "", "finish_reason": "length"}]})
-        if self.has_usage and body.get("stream_options"):
-            await send_event(writer, {"choices": [], "usage": usage(body, body["max_tokens"])})
-        await send(writer, b"data: [DONE]\n\n")
-        await send(writer, b"")
-
-
-def usage(body: dict[str, Any], n_new: int) -> dict[str, int]:
-    """Two tokens for each word of a prompt."""
-    prompt = body["prompt"]
-    n_prompt = 2 * len(prompt.split()) if isinstance(prompt, str) else len(prompt)
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
-
-
-async def send(writer: asyncio.StreamWriter, content: bytes) -> None:
-    writer.write(b"%x\r\n%s\r\n" % (len(content), content))
-    await writer.drain()
-    await asyncio.sleep(0)
-
-
-async def send_event(writer: asyncio.StreamWriter, event: dict[str, Any]) -> None:
-    await send(writer, f"data: {json.dumps(event)}\n\n".encode())
-
-
-async def send_json(writer: asyncio.StreamWriter, status: int, value: Any) -> None:
-    content = json.dumps(value).encode()
-    writer.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(content), content))
-    await writer.drain()
-
-
-@asynccontextmanager
-async def listening(fake: Fake) -> AsyncIterator[Fake]:
-    server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
-    fake.address = address_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/")
-    try:
-        yield fake
-    finally:
-        server.close()
-
-
-def measured(fake: Fake, progress: list[tuple[int, int, int]] | None = None, **settings: Any) -> ServerSpeed:
-    """Measure a server with a load, by default of ten requests of two clients."""
-
-    async def run() -> ServerSpeed:
-        async with listening(fake), asyncio.timeout(60):
-            load = {"lengths": ranges((4, 20), (2, 9)), "concurrency": 2, "requests": 10} | settings
-            if "rate" in settings:
-                del load["concurrency"]
-            if "seconds" in settings:
-                del load["requests"]
-            report = [] if progress is None else progress
-            return await LoadGenerator(Load(fake.address, **load), lambda *given: report.append(given)).run()
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("settings", [{"concurrency": 3}, {"rate": 500.0}])
@@ -177,32 +77,6 @@ def test_times_by_hand() -> None:
     assert speed.per_token == Percentiles(0.25, 0.25, 0.25)  # four tokens in a second after the first one
     assert (speed.tokens_per_second, speed.requests_per_second, speed.client_cores) == (1.25, 0.25, 0.25)
     assert speed.prompt_tokens == 7
-
-
-def test_percentiles_by_hand() -> None:
-    values = list(range(1, 102))
-    random.Random(0).shuffle(values)
-    assert percentiles(values) == (51, 96, 100)
-    assert percentiles([1.0, 3.0]) == pytest.approx((2.0, 2.9, 2.98))
-    assert percentiles([]) is None
-
-
-def test_arrivals_are_a_poisson_process() -> None:
-    times = [0.0, *itertools.islice(arrivals(4.0, 0), 20_000)]
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert statistics.mean(gaps) == pytest.approx(1 / 4, rel=0.03)
-    assert statistics.stdev(gaps) == pytest.approx(1 / 4, rel=0.03)
-    counts = [0] * 4000
-    for at in times[1:]:
-        if at < 4000:
-            counts[int(at)] += 1
-    assert statistics.mean(counts) == pytest.approx(4, rel=0.03)
-    assert statistics.variance(counts) == pytest.approx(4, rel=0.1)
-    assert (
-        times[1:]
-        == list(itertools.islice(arrivals(4.0, 0), 20_000))
-        != list(itertools.islice(arrivals(4.0, 1), 20_000))
-    )
 
 
 def test_requests_arrive_whether_others_are_answered_or_not() -> None:
@@ -418,38 +292,6 @@ def test_addresses() -> None:
             address_of(url)
     with pytest.raises(UserError, match="the API key has characters that a header cannot hold"):
         address_of("http://h", "a\x01b")
-
-
-def test_files_of_lengths_and_words(tmp_path: Path) -> None:
-    file = tmp_path / "lengths.jsonl"
-    file.write_text('{"prompt_tokens": 5, "new_tokens": 7}\n\n{"prompt_tokens": 50, "new_tokens": 1, "time": 3}\n')
-    lengths = lengths_in(file)
-    rng = random.Random(0)
-    assert {lengths.draw(rng) for _ in range(50)} == {(5, 7), (50, 1)}
-    assert lengths.longest == 50
-    for content in (
-        "{}",
-        '{"prompt_tokens": 5}',
-        '{"prompt_tokens": 0, "new_tokens": 1}',
-        "[1, 2]",
-        "x",
-        "[" * 10_000,
-    ):
-        file.write_text('{"prompt_tokens": 5, "new_tokens": 7}\n' + content)
-        with pytest.raises(UserError, match=r"lengths.jsonl, line 2: this is no pair of lengths; write"):
-            lengths_in(file)
-    file.write_text("\n")
-    for read in (words_in, lengths_in):
-        with pytest.raises(UserError, match="has no"):
-            read(file)
-        with pytest.raises(UserError, match=r"cannot read .*missing"):
-            read(tmp_path / "missing")
-    file.write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(UserError, match="not UTF-8"):
-        words_in(file)
-    with pytest.raises(UserError, match="prompt_tokens is 9 3; it must be the least number, then the largest"):
-        ranges((9, 3), (1, 1))
-    assert isinstance(lengths, Lengths)
 
 
 @pytest.mark.parametrize(
