@@ -173,7 +173,7 @@ def dots(picture: Picture, area: tuple[float, ...], x: Scale, y: Scale, points: 
 
 
 def curves_of_steps(picture: Picture, names: tuple[tuple[str, str], ...]) -> None:
-    """Write the colours and names of curves beside them, and below them what the axis shows."""
+    """Draw a legend of colours and names beside the curves, and label the horizontal axis."""
     for at, (colour, text) in enumerate(names):
         picture.line([(606, 150 + 26 * at), (636, 150 + 26 * at)], colour, 2)
         picture.text(644, 150 + 26 * at, text, anchor="start", size=12)

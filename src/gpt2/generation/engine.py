@@ -156,7 +156,7 @@ class Engine:
                 texts.append(text)
                 logits.append(row[None])
         if texts:
-            self._draw(texts, torch.cat(logits))
+            self._draw(texts, torch.cat(logits) if prompts else drawn)
 
     def _logits(self, starts: list[int], chunks: list[Chunk]) -> list[Tensor]:
         """Return the logits (n, V) of the texts that are decoded, and those that each chunk wants."""

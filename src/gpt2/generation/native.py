@@ -176,8 +176,8 @@ def compiled(dtype: str) -> Any | None:
 def computes_the_model(library: Any, dtype: str) -> bool:
     """Return whether a library gives PyTorch's logits for six texts and a tiny model. It takes milliseconds.
 
-    Five texts get one token each, and the sixth gets eight, so that each number of rows that `decode.c` computes
-    together occurs.
+    Five texts get one token each, and the sixth gets eight, so that each number of tokens that `decode.c`
+    computes together occurs.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):  # a new model draws initial weights
