@@ -71,7 +71,10 @@ export function timeTab(container, page) {
     async function load() {
       loading?.abort();
       const own = loading = new AbortController(), signal = AbortSignal.any([own.signal, stopped]);
-      const step = steps[chosen], data = unpacked(await streamed("inside/analysis", { model, text, step }, signal, status, "layers"));
+      const step = steps[chosen], received = await streamed("inside/analysis", { model, text, step }, signal, status, "layers");
+      await nextTask();
+      const data = unpacked(received);
+      await nextTask();
       signal.throwIfAborted();
       const before = selection, kept = make("div");
       views.style.minHeight = `${views.offsetHeight}px`; // so that the page does not jump while the views are drawn
@@ -79,6 +82,8 @@ export function timeTab(container, page) {
       selection = Object.assign(selectionFor(data.ids.length), { data, head: before?.head });
       if (before) selection.choose(before.token);
       readView(data, kept, selection);
+      await nextTask();
+      signal.throwIfAborted();
       for (const _ of insideViews(data, kept, selection)) {
         await nextTask();
         signal.throwIfAborted();
