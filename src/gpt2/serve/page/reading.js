@@ -4,7 +4,7 @@ import { ask, eventsOf, statusLine } from "./api.js";
 import { compareView } from "./compare.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, selectionOf, unpacked } from "./inside/shared.js";
+import { make, nextTask, selectionOf, unpacked } from "./inside/shared.js";
 
 // What both views share: a text, a button that starts and stops, and the place of the result.
 // page: { model(), models, changed(), text() }. compute(signal, status) returns what shows the result in a container.
@@ -136,9 +136,4 @@ export function insideTab(container, page) {
 // The body of a request for an analysis.
 export function requested(page, text, against) {
   return { model: page.model().id, text, ...(against ? { against } : {}) };
-}
-
-// Lets the browser draw and react before long work goes on.
-export function nextTask() {
-  return new Promise((resolve) => setTimeout(resolve));
 }

@@ -4,8 +4,8 @@ import { ask, eventsOf } from "./api.js";
 import { curveOf } from "./curve.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, quoted, tokenAt, unpacked } from "./inside/shared.js";
-import { nextTask, textView } from "./reading.js";
+import { make, nextTask, quoted, tokenAt, unpacked } from "./inside/shared.js";
+import { textView } from "./reading.js";
 
 // Time after the last move of the slider before the views follow, in milliseconds.
 const SETTLED = 200;
