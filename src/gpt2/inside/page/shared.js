@@ -81,7 +81,8 @@ export function percent(share) {
 }
 
 export function signed(value, digits = 2) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+  const figures = Math.abs(value).toFixed(digits);
+  return `${value < 0 && +figures !== 0 ? "−" : "+"}${figures}`;
 }
 
 // The class of a colour for a share from 0 to 1.
