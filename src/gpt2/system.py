@@ -4,7 +4,6 @@ Windows has other calls than Linux and macOS. They are tested only in imitation,
 """
 
 import ctypes
-import mmap
 import os
 import signal
 import sys
@@ -83,18 +82,6 @@ def free_memory() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def release_pages(address: int, n_bytes: int) -> None:
-    """Give back the pages within some bytes that are mapped from a file and unchanged, until they are read again.
-
-    Only Linux does; elsewhere the system takes them when it needs memory.
-    """
-    if sys.platform != "linux":
-        return
-    first, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if first < end:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
 
 
 class _MachineMemory(ctypes.Structure):

@@ -1,7 +1,10 @@
 """A model in one `.safetensors` file. The files that this program writes also hold configuration and tokenizer."""
 
+import ctypes
 import json
+import mmap
 import re
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,7 +14,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2 import system
 from gpt2.errors import UserError, first_line
 from gpt2.formats.source import MASKS as CONSTANTS
 from gpt2.formats.source import (
@@ -72,8 +74,19 @@ def _read(file: Any, key: str) -> Tensor:
     own = torch.empty_like(mapped)
     for part, mapped_part in zip(own.flatten().split(COPIED), mapped.flatten().split(COPIED), strict=True):
         part.copy_(mapped_part)
-        system.release_pages(mapped_part.data_ptr(), mapped_part.nbytes)
+        _release_pages(mapped_part)
     return own
+
+
+def _release_pages(mapped: Tensor) -> None:
+    """Give back the pages of an unchanged tensor that is mapped from a file, until it is read again.
+
+    Only Linux does; elsewhere the system takes them when it needs memory.
+    """
+    address, page = mapped.data_ptr(), mmap.PAGESIZE
+    first, end = -(-address // page) * page, (address + mapped.nbytes) // page * page
+    if sys.platform == "linux" and first < end:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
 
 
 def _check_header(path: Path) -> None:

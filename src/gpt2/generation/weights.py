@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gpt2.accounting import num_params
 from gpt2.device import DTYPES, large_tensors_apart
-from gpt2.formats.open import build
+from gpt2.formats.open import build, check_shapes
 from gpt2.formats.source import Source
 from gpt2.generation.kv_cache import ALIGNMENT
 from gpt2.model import GPT
@@ -49,6 +49,7 @@ def read_for_decoding(
     Memory holds the converted model and one matrix more. Errors are those of `build`.
     """
 
+    check_shapes(source)  # a damaged configuration may ask for any number of bytes
     pages = _LargePages(4 * num_params(source.config)) if device.type == "cpu" else None
 
     def convert(name: str, module: nn.Module) -> nn.Module:
