@@ -15,7 +15,7 @@ from gpt2.json_file import read_json
 from gpt2.model import GPT
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-KEY = re.compile(r"base_model\.model\.transformer\.(h\.\d+\.(?:attn|mlp)\.\w+)\.lora_([AB])\.weight")
+KEY = re.compile(r"base_model\.model\.(transformer\.h\.\d+\.(?:attn|mlp)\.\w+)\.lora_([AB])\.weight")
 MERGE = "merge it with PEFT's merge_and_unload, and serve the result"
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base model's weights as they are."""
@@ -35,7 +35,10 @@ def add_adapter(model: GPT, folder: Path) -> None:
     for path in (config_file, file):
         if not path.is_file():
             raise UserError(f"{folder} has no {path.name}; give a folder that PEFT's save_pretrained wrote")
-    config = read_json(config_file)
+    try:
+        config = read_json(config_file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_file} cannot be read ({first_line(error)}); save the adapter again") from None
     if not isinstance(config, dict):
         raise UserError(f"{config_file} holds no JSON object; save the adapter again")
     _check_config(config, config_file)
@@ -80,7 +83,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
 
 
 def _pairs(tensors: dict[str, StoredTensor], file: Path) -> dict[str, dict[str, StoredTensor]]:
-    """Return the matrices by module, such as `h.0.attn.c_attn`, and then by letter."""
+    """Return the matrices by module, such as `transformer.h.0.attn.c_attn`, and then by letter."""
     pairs: dict[str, dict[str, StoredTensor]] = {}
     for key, tensor in tensors.items():
         if (match := KEY.fullmatch(key)) is None:
@@ -107,7 +110,7 @@ def _scaling(config: dict[str, Any], module: str, path: Path) -> tuple[int, floa
 def _by_pattern(config: dict[str, Any], key: str, module: str, default: Any, path: Path) -> Any:
     patterns = config.get(key) or {}
     try:
-        found = (value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", f"transformer.{module}"))
+        found = (value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", module))
         return next(found, default)
     except (re.error, AttributeError) as error:
         raise UserError(f"{path} has a {key} that cannot be read ({first_line(error)}); correct it") from None
