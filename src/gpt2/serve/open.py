@@ -65,7 +65,7 @@ def open_served(
     log: Log,
     adapter: Path | None = None,
 ) -> Served:
-    """Open a model to be served, with a LoRA adapter added if given. The settings are those of the command. Raises UserError."""
+    """Open a model to be served, with a LoRA adapter if given. The settings are the command's. Raises UserError."""
     source = open_model(model, tokenizer)
     found = source.tokenizer
     for line in (f"{name}: {source.origin}", *source.notes):
