@@ -17,6 +17,7 @@ KEY_VARIABLE = "GPT2_API_KEY"
 
 def serve(
     *models: Annotated[str, PATH, Parameter(required=True)],
+    lora: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     host: str = "127.0.0.1",
     port: Annotated[int, PORT] = 8000,
     parallel: Annotated[int, within(1, 1024)] = 16,
@@ -39,6 +40,9 @@ def serve(
     models
         Run folders, checkpoints, Hugging Face folders or names, or model files. A model's name in the API is the last
         part of its path; NAME=MODEL gives it another one.
+    lora
+        Folder of a LoRA adapter of PEFT, or NAME=FOLDER. MODEL with the adapter's weights added is served as one more
+        model. Repeat it for several.
     host
         Address to listen on. Any other than this machine's own needs an API key.
     port
@@ -70,12 +74,15 @@ def serve(
     from gpt2.device import pick_device, pick_dtype
     from gpt2.serve import pages
     from gpt2.serve.app import Api
-    from gpt2.serve.open import named_models, open_served
+    from gpt2.serve.open import named_adapters, named_models, open_served
     from gpt2.serve.run import Server, listen
     from gpt2.serve.web import make_app
 
     where = pick_device(device)
     given = named_models(models)
+    adapters = named_adapters(lora, given)
+    everything = [(name, model, None) for name, model in given.items()]
+    everything += [(name, model, folder) for model in given.values() for name, folder in adapters.items()]
     listener = listen(host, port)
     opened = [
         open_served(
@@ -89,8 +96,9 @@ def serve(
             queue=queue,
             prefix_bytes=prefix_cache << 20,
             log=note,
+            adapter=adapter,
         )
-        for name, model in given.items()
+        for name, model, adapter in everything
     ]
     api = Api(opened, timeout, note, log_prompts)
     # with a key, a page of another site cannot use the server under any name

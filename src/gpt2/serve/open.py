@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from gpt2.errors import Log, UserError
+from gpt2.formats.lora import with_adapter
 from gpt2.formats.open import is_run, open_model
 from gpt2.generation.engine import Engine
 from gpt2.generation.weights import Quantize, read_for_decoding
@@ -34,6 +35,22 @@ def named_models(given: Sequence[str]) -> dict[str, str]:
     return models
 
 
+def named_adapters(given: Sequence[str], models: dict[str, str]) -> dict[str, Path]:
+    """Return the adapters of a command line, each `NAME=FOLDER` or `FOLDER`, by name.
+
+    Raises UserError where there are several models, and where two names are the same.
+    """
+    if given and len(models) != 1:
+        raise UserError(
+            f"--lora needs one MODEL, to which adapters are added, not {len(models)}; serve the others apart"
+        )
+    adapters = named_models(given)
+    if same := adapters.keys() & models.keys():
+        name = same.pop()
+        raise UserError(f"a model and an adapter have the name {name!r}; name it differently: --lora NAME=FOLDER")
+    return {name: Path(folder) for name, folder in adapters.items()}
+
+
 def open_served(
     name: str,
     model: str,
@@ -46,12 +63,16 @@ def open_served(
     queue: int,
     prefix_bytes: int,
     log: Log,
+    adapter: Path | None = None,
 ) -> Served:
-    """Open a model to be served. The settings are those of the command. Raises UserError."""
+    """Open a model to be served, with a LoRA adapter if given. The settings are the command's. Raises UserError."""
     source = open_model(model, tokenizer)
     found = source.tokenizer
     for line in (f"{name}: {source.origin}", *source.notes):
         log(line)
+    if adapter is not None:
+        source = with_adapter(source, adapter)
+        log(f"{name}: with the LoRA adapter {adapter}")
     network = read_for_decoding(source, device, dtype, quantize)
     engine = Engine(
         network,
@@ -60,5 +81,5 @@ def open_served(
         prefix_bytes=prefix_bytes,
         prefill_tokens=PREFILL_TOKENS,
     )
-    run = Path(model) if is_run(Path(model)) else None
+    run = Path(model) if adapter is None and is_run(Path(model)) else None
     return Served(name, source.origin, network.config, found, Decoder(engine, slots, queue, log), run)
