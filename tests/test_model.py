@@ -302,7 +302,7 @@ def test_cache_gives_the_same_hidden_states_in_any_pieces(pieces: list[int], fla
     cache = KVMemory(config, 2, torch.device("cpu"), torch.float64)
     chunks, start = [], 0
     for chunk in idx.split(pieces, dim=1):
-        window = KVCache(cache, 0, [start, start], chunk.size(1))
+        window = KVCache.even(cache, 0, 2, start, chunk.size(1))
         chunks.append(model.hidden(chunk, window.mask, window, window.positions))
         start += chunk.size(1)
     assert torch.allclose(torch.cat(chunks, dim=1), model.hidden(idx), rtol=0, atol=1e-12)

@@ -31,7 +31,7 @@ PEAK_SECONDS = 0.2
 SMALLEST_PRODUCT = 256
 """Size of the first of these products. It takes 0.07 s where PyTorch has no optimized kernel for the dtype."""
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 """Options of mallopt(3)."""
 
 OUT_OF_MEMORY = (
@@ -289,9 +289,26 @@ def keep_freed_memory() -> None:
     Every optimizer step frees large tensors and allocates them again. Getting fresh pages from the system each time
     would take a tenth to a fifth of the step's time on a CPU.
     """
+    _mallopt((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+
+
+@contextmanager
+def large_tensors_apart() -> Iterator[None]:
+    """Make glibc map each large tensor that is made meanwhile by itself, so that freeing one leaves no gap.
+
+    Gaps would add up to the size of a model that is read from a file matrix by matrix.
+    """
+    _mallopt((M_MMAP_THRESHOLD, 2**20))
+    try:
+        yield
+    finally:
+        _mallopt((M_MMAP_THRESHOLD, 2**25))  # the largest that glibc would choose
+
+
+def _mallopt(*options: tuple[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+        for option, value in options:
             mallopt(option, value)
 
 

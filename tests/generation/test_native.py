@@ -46,7 +46,7 @@ def test_logits_and_cache_equal_those_of_the_model(changes: dict, n_texts: int) 
     step = native_step(model, memory)
     assert step is not None
     with torch.no_grad():
-        window = KVCache(expected_memory, 0, starts, 1)
+        window = KVCache(expected_memory, 0, torch.tensor(starts)[:, None], 24)
         expected = model.head(model.hidden(ids[:, None], window.mask, window, window.positions))[:, 0]
         found = step.logits(ids, starts, [])
     assert torch.allclose(found, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -23,6 +24,25 @@ def where() -> Iterator[torch.device]:
     yield device.pick_device(WHERE)
     torch.set_float32_matmul_precision(precision)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def nothing_waits(where: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    """Makes a context in which an operation that waits for the GPU raises an error."""
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        if where.type != "cuda":
+            yield
+            return
+        torch.cuda.synchronize(where)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watch
 
 
 @pytest.fixture

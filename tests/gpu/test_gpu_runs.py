@@ -1,7 +1,7 @@
 """Runs on a GPU: what they learn, the same bits where they are promised, and steps for which nothing waits."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -66,24 +66,10 @@ def test_a_deterministic_run_and_its_resumed_twin_have_the_same_bits(
     assert found == expected
 
 
-@contextmanager
-def nothing_waits(where: torch.device) -> Iterator[None]:
-    """Raise an error for each operation that waits for the GPU."""
-    if where.type != "cuda":
-        yield
-        return
-    torch.cuda.synchronize(where)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, "documents"])
 def test_nothing_waits_for_the_gpu_in_a_step(
-    kind: str, is_compiled: bool, on_gpu: Make, heeding: dict, where: torch.device
+    kind: str, is_compiled: bool, on_gpu: Make, heeding: dict, nothing_waits: Callable[[], AbstractContextManager]
 ) -> None:
     settings = {**heeding, "dtype": "bfloat16"} if kind == "documents" else KINDS[kind]
     run = set_up(on_gpu(**settings, compile=is_compiled, gradient_accumulation_steps=2), lambda line: None)
@@ -91,7 +77,7 @@ def test_nothing_waits_for_the_gpu_in_a_step(
         if number < 2:  # the state of the optimizers is made
             train_step(run)
         else:
-            with nothing_waits(where):
+            with nothing_waits():
                 train_step(run)
         run.state.step += 1
 

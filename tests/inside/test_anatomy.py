@@ -72,6 +72,20 @@ def test_flops_of_every_part_are_those_that_pytorch_counts(config: GPTConfig, fl
             assert by_module.get(f"GPT.{name}", 0) == flops + inside, name
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"])
+def test_totals_are_those_that_pytorch_counts(name: str, bias: bool) -> None:
+    config = GPTConfig.preset(name, bias=bias)
+    with torch.device("meta"):
+        model = GPT(config).eval()
+        idx = torch.zeros(1, config.block_size, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(idx, idx)
+    figures = anatomy(config).figures()
+    assert figures["forward_matmul_flops"] == counter.get_total_flops()
+    assert figures["parameters"] == sum(p.numel() for _, p in model.named_parameters())
+
+
 def outputs_of(model: GPT, idx: torch.Tensor) -> dict[str, tuple[tuple[int, ...], int]]:
     """Shape and bytes of the output of every module of a model with values."""
     made: dict[str, Any] = {}

@@ -13,6 +13,8 @@ from gpt2.model import GPTConfig
 from gpt2.tokenizers import ByteTokenizer
 
 TEXT = "A text\n</script><img src=x onerror=alert(1)> of it."
+LAST = {"Read": "Passages in the training data", "Inside": "Activation patching"}
+"""The last title of each tab, whose views are drawn one after the other."""
 CONFIG = GPTConfig(block_size=64, vocab_size=257, n_layer=3, n_head=4, n_embd=16)
 
 
@@ -34,6 +36,7 @@ def test_both_tabs_fit_their_window(opened, address: str, viewport: dict[str, in
     tab = opened(address, viewport)
     for name in ("Read", "Inside"):
         tab.get_by_role("tab", name=name).click()
+        tab.get_by_role("heading", name=LAST[name]).wait_for()
         assert tab.evaluate("document.documentElement.scrollWidth") == viewport["width"]
         sizes = tab.evaluate(
             "[...document.querySelectorAll('section, .tokens, .panel, .wide')].filter(e => e.offsetParent)"
@@ -100,7 +103,8 @@ def test_the_views_inside_are_used_with_keys_alone(opened, address: str) -> None
     tab = opened(address)
     tab.get_by_role("tab", name="Read").focus()
     tab.keyboard.press("ArrowRight")
-    assert tab.locator("#view-Inside").is_visible() and not tab.locator("#view-Read").is_visible()
+    tab.get_by_role("heading", name=LAST["Inside"]).wait_for()
+    assert not tab.locator("#view-Read").is_visible()
     reached = []
     for _ in range(40):
         tab.keyboard.press("Tab")
@@ -137,6 +141,7 @@ def test_text_stands_out_on_every_colour(opened, address: str, scheme: str) -> N
     lightness = [luminance(background) for background, _ in colours]
     assert lightness == sorted(lightness, reverse=scheme == "light")
     tab.get_by_role("tab", name="Inside").click()
+    tab.get_by_role("heading", name=LAST["Inside"]).wait_for()
     strongest = tab.evaluate(
         "['plus', 'minus'].map(name => { const e = document.createElement('td'); e.className = name;"
         "e.style.setProperty('--strength', '45%'); document.querySelector('.cells tr').append(e);"
@@ -169,6 +174,7 @@ def test_names_of_all_that_can_be_used_are_known_to_screen_readers(opened, addre
     tab = opened(address)
     for name in ("Read", "Inside"):
         tab.get_by_role("tab", name=name).click()
+        tab.get_by_role("heading", name=LAST[name]).wait_for()
         unnamed = tab.evaluate(
             "[...document.querySelectorAll('main button, main input, main [tabindex], main [role]')].filter(e =>"
             "!(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim()"

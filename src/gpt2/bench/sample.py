@@ -8,11 +8,11 @@ import torch
 
 from gpt2.device import peak_memory, synchronize
 from gpt2.errors import UserError
-from gpt2.formats.open import build, open_model
+from gpt2.formats.open import open_model
 from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request
 from gpt2.generation.sampling import Sampling
-from gpt2.generation.weights import stored_bytes, use_large_pages
+from gpt2.generation.weights import Quantize, for_decoding, read_for_decoding, stored_bytes, use_large_pages
 from gpt2.model import GPT, GPTConfig
 from gpt2.training.setting import CONTEXT, SAMPLES, at_least
 
@@ -42,10 +42,15 @@ class DecodingSpeed:
     """Peak memory in bytes until then: of tensors on a GPU, of the process on a CPU."""
 
 
-def open_network(model: str) -> GPT:
-    """Open a model by path or name, or make one of random weights for `random:SIZE`. Raises UserError."""
+def open_network(model: str, device: torch.device, dtype: str, quantize: Quantize) -> GPT:
+    """Open a model to decode with, by path or name, or make one of random weights for `random:SIZE`.
+
+    Raises UserError.
+    """
     kind, _, size = model.partition(":")
-    return GPT(GPTConfig.preset(size)) if kind == "random" else build(open_model(model))
+    if kind == "random":
+        return for_decoding(GPT(GPTConfig.preset(size)).to(device), dtype, quantize)
+    return read_for_decoding(open_model(model), device, dtype, quantize)
 
 
 def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, batch_size: int = 1) -> DecodingSpeed:

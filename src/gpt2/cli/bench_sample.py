@@ -40,10 +40,9 @@ def bench_sample(
     """
     from gpt2.bench.sample import measure, open_network, read_bandwidth
     from gpt2.device import pick_device, pick_dtype
-    from gpt2.generation.weights import for_decoding
 
     where = pick_device(device)
-    network = for_decoding(open_network(model).to(where), pick_dtype(dtype, where), quantize)
+    network = open_network(model, where, pick_dtype(dtype, where), quantize)
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
     speeds = [measure(network, batch_size=size, **sizes) for size in batch_size]
     bandwidth = read_bandwidth(where)

@@ -122,6 +122,7 @@ def summary(model: str, found: "Anatomy") -> str:
             " · ".join(f"{kind} {count / found.parameters:.2%}" for kind, count in kinds.items()),
             size,
             work,
+            f"matrix products alone: {found.matmul_flops:,} FLOPs forward, as PyTorch's FlopCounterMode counts",
         ]
     )
 

@@ -98,9 +98,9 @@ def sample(
         Print tokens per second, and how fast the weights were read.
     """
     from gpt2.device import pick_device, pick_dtype
-    from gpt2.formats.open import build, open_model
+    from gpt2.formats.open import open_model
     from gpt2.generation.text import read_prompt, request_for
-    from gpt2.generation.weights import for_decoding
+    from gpt2.generation.weights import read_for_decoding
 
     SEED.check("seed + num_samples - 1", seed + num_samples - 1)
     where = pick_device(device)
@@ -114,7 +114,7 @@ def sample(
     asked = requests(prompt)
     for line in (f"model {source.origin}", *source.notes):
         note(line)
-    network = for_decoding(build(source).to(where), pick_dtype(dtype, where), quantize).eval()
+    network = read_for_decoding(source, where, pick_dtype(dtype, where), quantize)
     writer = Writer(network, source.tokenizer, stop, is_table=logprobs is not None, has_stats=stats)
     if interactive:
         converse(writer, requests)

@@ -115,7 +115,7 @@ def _stored(info: TensorInfo, path: Path, size: int) -> StoredTensor:
         dtype = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}[info.kind]
         return data.view(dtype).view(info.shape)
 
-    return StoredTensor(info.shape, read)
+    return StoredTensor(info.shape, read, is_own=True)
 
 
 def _tokenizer(metadata: dict[str, Any]) -> Tokenizer | None:

@@ -128,7 +128,7 @@ def _stored(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype)
         numbers = np.fromfile(path, dtype=f"<i{dtype.itemsize}", count=_count(shape), offset=offset)
         return torch.from_numpy(numbers).view(dtype).view(shape)
 
-    return StoredTensor(shape, read)
+    return StoredTensor(shape, read, is_own=True)
 
 
 def _header(*words: int) -> bytes:

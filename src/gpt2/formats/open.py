@@ -1,6 +1,7 @@
 """Opens the `MODEL` of a command line: any path or name, recognised by its content."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
@@ -17,6 +19,8 @@ from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
 
+Convert = Callable[[str, nn.Module], nn.Module]
+"""Returns the module that takes the place of a module with this name."""
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 """First bytes of PyTorch's files: a zip archive, or before PyTorch 1.6 a pickle of their magic number."""
 KINDS = "run, checkpoint, Hugging Face folder, nanoGPT or build-nanogpt checkpoint, llm.c .bin, GGUF or .safetensors"
@@ -109,26 +113,38 @@ def _open(name: str) -> Source:
     raise UserError(f"no model {name!r}: no such {KINDS}")
 
 
-def build(source: Source, **config_changes: Any) -> GPT:
+def build(source: Source, convert: Convert | None = None, **config_changes: Any) -> GPT:
     """Build the float32 model of an opened file.
 
-    `config_changes` replace fields of its configuration that do not change shapes. Tensors are read one at a time,
-    and each is released once it is copied, so that memory holds the model and one more tensor. Models built from
-    the same source share nothing. All shapes are checked before anything is read; raises UserError where they do not
-    fit the configuration, and where the file is damaged.
+    convert: is called with the name of each module and the module, as soon as its own parameters are read, and
+    returns the module that takes its place. `config_changes` replace fields of the configuration that do not change
+    shapes. Modules are read one at a time, so that memory holds the model and one more tensor; the embeddings, which
+    are the largest, come first. Models built from the same source share nothing. All shapes are checked before
+    anything is read; raises UserError where they do not fit the configuration, and where the file is damaged.
     """
     check_shapes(source)
     with torch.device("meta"):
         model = GPT(replace(source.config, **config_changes))
+    for name in [name for name, _ in model.named_modules()]:  # modules that are replaced are not kept
+        module = model.get_submodule(name)
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        for key in own:
+            setattr(module, key, nn.Parameter(_read(source, f"{name}.{key}")))
+        if own and convert is not None:
+            model.set_submodule(name, convert(name, module))
+    return model
+
+
+def _read(source: Source, name: str) -> Tensor:
+    """Return a tensor of a source in float32. Raises UserError."""
     try:
-        # Always a copy: the file may be mapped into memory, and a trainer may overwrite it at any time.
-        state = {name: t.read().to(torch.float32, copy=True) for name, t in source.tensors.items()}
+        stored = source.tensors[name]
+        # A file may be mapped into memory, and a trainer may overwrite it at any time.
+        return stored.read().to(torch.float32, copy=not stored.is_own)
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"the weights of {source.origin} cannot be read ({first_line(error)}); fetch them again"
         ) from None
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_()
 
 
 def check_shapes(source: Source) -> None:

@@ -1,13 +1,18 @@
 """A model in one `.safetensors` file. The files that this program writes also hold configuration and tokenizer."""
 
+import ctypes
 import json
+import mmap
 import re
+import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats.source import MASKS as CONSTANTS
@@ -32,6 +37,8 @@ MASKS = ("BOOL", "U8")
 MAX_HEADER = 1 << 23
 """Largest header in bytes that is read. One of a GPT-2 with a tokenizer has less than 2 MB."""
 MAX_TENSORS = 20_000
+COPIED = 1 << 22
+"""Number of elements of a tensor that are copied at a time."""
 UNENCODABLE = re.compile("[\ud800-\udfff]")
 """Surrogates stand for the bytes of a name that is not UTF-8, see PEP 383."""
 ENTRY = "gpt2"
@@ -54,10 +61,32 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
                     f"{path} holds {key[:80]!r} as {dtype}; weights are floating-point numbers ({', '.join(FLOATS)})"
                 )
             shape = tuple(view.get_shape())
-            tensors[key] = StoredTensor(shape, lambda key=key: file.get_tensor(key), FLOATS.get(dtype))
+            read = partial(_read, file, key)
+            tensors[key] = StoredTensor(shape, read, FLOATS.get(dtype), is_own=True)
         return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); fetch it again") from None
+
+
+def _read(file: Any, key: str) -> Tensor:
+    """Return a copy of a tensor of a file, which the library maps. What is copied takes memory only once."""
+    mapped = file.get_tensor(key)
+    own = torch.empty_like(mapped)
+    for part, mapped_part in zip(own.flatten().split(COPIED), mapped.flatten().split(COPIED), strict=True):
+        part.copy_(mapped_part)
+        _release_pages(mapped_part)
+    return own
+
+
+def _release_pages(mapped: Tensor) -> None:
+    """Give back the pages of an unchanged tensor that is mapped from a file, until it is read again.
+
+    Only Linux does; elsewhere the system takes them when it needs memory.
+    """
+    address, page = mapped.data_ptr(), mmap.PAGESIZE
+    first, end = -(-address // page) * page, (address + mapped.nbytes) // page * page
+    if sys.platform == "linux" and first < end:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
 
 
 def _check_header(path: Path) -> None:

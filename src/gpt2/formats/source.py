@@ -44,6 +44,8 @@ class StoredTensor:
     """Returns the tensor in the floating-point dtype of the file. Can be called again."""
     dtype: torch.dtype | None = None
     """Dtype in the file, where it is known before the tensor is read."""
+    is_own: bool = False
+    """Whether `read` returns memory that nothing else uses."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "StoredTensor":
@@ -52,7 +54,7 @@ class StoredTensor:
 
     def transposed(self) -> "StoredTensor":
         """Return the matrix with its two dimensions exchanged."""
-        return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous(), self.dtype)
+        return StoredTensor(self.shape[::-1], lambda: self.read().t().contiguous(), self.dtype, self.is_own)
 
 
 def is_plain(model: GPT) -> bool:

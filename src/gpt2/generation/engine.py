@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gpt2.distributed.sharding import compute_device
-from gpt2.errors import UserError
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.native import native_step
 from gpt2.generation.next_tokens import Drawn, draw_next
@@ -19,6 +18,7 @@ from gpt2.generation.request import LogProbs, Request, Token
 from gpt2.generation.sampling import Sampling, log_probs
 from gpt2.generation.slots import Slots, Text
 from gpt2.generation.steps import Chunk, Step, TorchStep
+from gpt2.generation.transfer import send
 from gpt2.model import GPT
 
 PREFILL_TOKENS = 512
@@ -40,7 +40,8 @@ class Engine:
     but its products round differently for another number of texts that are decoded. Then the last bits of
     log-probabilities can differ, and so can a text in which two tokens are almost equally likely.
 
-    On a GPU a step is read after the next one was launched, so that the device never waits for the host.
+    On a GPU a step is read after the next one was launched, so that the device never waits for the host, and steps of
+    the same shape are replayed as a CUDA graph.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class Engine:
         first = text.first + text.cached + 1
         following = text.request.prompt[first : first + len(logits)]
         if following and text.request.n_logprobs is not None:
-            ids = torch.tensor(following, device=self.device)
+            ids = send(torch.tensor(following), self.device)
             found = log_probs(logits[: len(following)], ids, text.request.n_logprobs)
             text.prompt_logprobs += map(LogProbs.read, *found)
 
@@ -292,12 +293,9 @@ class Engine:
     def _read(self, n_behind: int) -> None:
         """Read the tokens of all steps but the last `n_behind`."""
         while len(self.unread) > n_behind:
-            drawn = self.unread.popleft()
-            if not drawn.is_finite.item():
-                raise UserError("the model's logits are not finite: its weights are damaged, or training diverged")
-            for text, token_id, logprobs in zip(drawn.texts, drawn.ids.tolist(), drawn.logprobs, strict=True):
+            for text, token_id, logprobs in self.unread.popleft().read():
                 if not text.is_over:  # it ended one step before, which was not known yet
-                    self.read.append(self._token(text, token_id, logprobs and LogProbs.read(*logprobs)))
+                    self.read.append(self._token(text, token_id, logprobs))
 
     def _token(self, text: Text, token_id: int, logprobs: LogProbs | None) -> Token:
         """Add a token to its text, and end the text if it was the last one."""

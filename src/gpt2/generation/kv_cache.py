@@ -1,7 +1,6 @@
 """Keeps the keys and values of earlier positions, so that tokens can be generated one at a time."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,28 +69,28 @@ class KVCache:
     """A view of slots first … first + B - 1 of a memory, for a model that computes T tokens in each of them.
 
     `positions`, int64 (B, T), are those of the new tokens, and `mask`, bool (B, 1, T, S), says which of the first S
-    positions each of them attends to; None where attention is causal or sees all S positions.
+    positions each of them attends to; None where all S are new, and attention is causal.
     """
 
-    def __init__(self, memory: KVMemory, first: int, starts: Sequence[int], size: int) -> None:
-        """starts: number of filled positions in each of the B slots. size: T."""
-        self.k = memory.k[:, first : first + len(starts)]
-        self.v = memory.v[:, first : first + len(starts)]
-        self.start, self.end = min(starts), max(starts) + size
-        self.is_even = self.start == max(starts)
-        device = memory.k.device
-        self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)
-        self.slots = torch.arange(len(starts), device=device)[:, None]  # (B, 1)
+    def __init__(self, memory: KVMemory, first: int, positions: Tensor, end: int) -> None:
+        """positions: on the device of the memory. end: S, larger than all of them."""
+        self.k = memory.k[:, first : first + len(positions)]
+        self.v = memory.v[:, first : first + len(positions)]
+        self.positions, self.end = positions, end
+        self.slots = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
         self.mask: Tensor | None = None
-        if not self.is_even or size not in (1, self.end):
-            self.mask = (torch.arange(self.end, device=device) <= self.positions[:, :, None])[:, None]
+        if positions.size(1) != end:
+            self.mask = (torch.arange(end, device=positions.device) <= positions[:, :, None])[:, None]
+
+    @classmethod
+    def even(cls, memory: KVMemory, first: int, rows: int, start: int, size: int) -> "KVCache":
+        """Return a view of `rows` slots in each of which `start` positions are filled and `size` are new."""
+        positions = torch.arange(start, start + size, device=memory.k.device)
+        return cls(memory, first, positions.expand(rows, -1), start + size)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values (B, nh, T, hs) of the new tokens; return those of all S, (B, nh, S, hs)."""
         keys, values = self.k[layer], self.v[layer]  # (B, nh, capacity, hs)
-        if self.is_even:
-            keys[:, :, self.start : self.end], values[:, :, self.start : self.end] = k, v
-        else:
-            keys[self.slots, :, self.positions] = k.transpose(1, 2)
-            values[self.slots, :, self.positions] = v.transpose(1, 2)
+        keys[self.slots, :, self.positions] = k.transpose(1, 2)
+        values[self.slots, :, self.positions] = v.transpose(1, 2)
         return keys[:, :, : self.end], values[:, :, : self.end]

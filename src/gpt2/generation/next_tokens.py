@@ -1,45 +1,58 @@
 """Draws the next token of each of several texts, each in its own way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gpt2.errors import UserError
+from gpt2.generation.request import LogProbs
 from gpt2.generation.sampling import Sampling, biased, choose, log_probs, penalized, uniform
 from gpt2.generation.slots import Text
+from gpt2.generation.transfer import Fetched, send
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Tokens of one step on the device, which the host has not read yet."""
+    """Tokens of one step, which the host has not read yet."""
 
     texts: Sequence[Text]
     ids: Tensor
-    """int64 (B,)"""
-    is_finite: Tensor
-    """A scalar: whether the logits were finite."""
-    logprobs: list[tuple[Tensor, Tensor, Tensor] | None]
-    """For each text that wants them: log-probability of the token, the largest ones, and their ids."""
+    """int64 (B,), on the device on which they were drawn"""
+    fetched: Fetched
+    """The ids, whether the logits were finite, and for each text that wants them the results of `log_probs`."""
+
+    def read(self) -> Iterator[tuple[Text, int, LogProbs | None]]:
+        """Yield each text with its token. Raises UserError if the logits were not finite."""
+        ids, is_finite, *found = self.fetched.wait()
+        if not is_finite:
+            raise UserError("the model's logits are not finite: its weights are damaged, or training diverged")
+        for text, token_id in zip(self.texts, ids.tolist(), strict=True):
+            wants = text.request.n_logprobs is not None
+            yield text, token_id, LogProbs.read(*(found.pop(0) for _ in range(3))) if wants else None
 
 
 def draw_next(texts: Sequence[Text], logits: Tensor) -> Drawn:
     """Draw a token for each text from its row of logits, float32 (B, V), and count it there."""
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # MPS has no float64
     noise = [uniform(text.request.seed, text.n_drawn) for text in texts]
-    u = torch.tensor(noise, dtype=torch.float64, device=logits.device)
+    u = send(torch.tensor(noise, dtype=torch.float64), logits.device)
     ids = torch.empty(len(texts), dtype=torch.int64, device=logits.device)
     alike: dict[Sampling, list[int]] = {}
     for row, text in enumerate(texts):
         alike.setdefault(text.request.sampling, []).append(row)
     for sampling, rows in alike.items():
-        some = slice(None) if len(alike) == 1 else rows
+        some = slice(None) if len(alike) == 1 else send(torch.tensor(rows), logits.device)
         ids[some] = choose(_adjusted(logits[some], [texts[row] for row in rows]), sampling, u[some])
-    wanted = [text.request.n_logprobs for text in texts]
-    logprobs = [None if n is None else log_probs(logits[row], ids[row], n) for row, n in enumerate(wanted)]
-    for text, drawn in zip(texts, ids, strict=True):
+    wanted: list[Tensor] = []
+    for row, text in enumerate(texts):
+        if (n := text.request.n_logprobs) is not None:
+            wanted += log_probs(logits[row], ids[row], n)
         text.n_drawn += 1
-        text.count(drawn)
-    return Drawn(texts, ids, logits.amax().isfinite(), logprobs)
+        text.count(ids[row : row + 1])
+    return Drawn(texts, ids, Fetched([ids, logits.amax().isfinite(), *wanted]))
 
 
 def _adjusted(logits: Tensor, texts: Sequence[Text]) -> Tensor:

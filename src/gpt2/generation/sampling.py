@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, require
+from gpt2.generation.transfer import send
 
 LEAST_P = 1e-30
 """Smallest probability that `top_p` counts; a smaller one could become 0 in float32."""
@@ -139,12 +140,10 @@ def log_probs(logits: Tensor, ids: Tensor, n: int) -> tuple[Tensor, Tensor, Tens
 def biased(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return logits (B, V) with the bias added, and all except the allowed ids set to -inf."""
     if sampling.logit_bias:
-        ids, values = (
-            torch.tensor(column, device=logits.device) for column in zip(*sampling.logit_bias, strict=True)
-        )
+        ids, values = (send(torch.tensor(column), logits.device) for column in zip(*sampling.logit_bias, strict=True))
         logits = logits.index_add(-1, ids, values.to(logits.dtype).expand(len(logits), -1))
     if sampling.allowed is not None:
-        allowed = torch.tensor(sampling.allowed, device=logits.device)
+        allowed = send(torch.tensor(sampling.allowed), logits.device)
         logits = torch.full_like(logits, float("-inf")).index_copy(-1, allowed, logits[:, allowed])
     return logits
 

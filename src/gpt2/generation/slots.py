@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.request import LogProbs, Request
+from gpt2.generation.transfer import send
 
 
 @dataclass(eq=False)
@@ -45,16 +46,16 @@ class Text:
     def counted(self, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `seen` and `counts`, which are kept from the first call on."""
         if self.seen is None or self.counts is None:
-            prompt = torch.tensor([i for i in self.request.prompt if i < vocab_size], device=device)
+            prompt = send(torch.tensor([i for i in self.request.prompt if i < vocab_size]), device)
             self.counts = torch.zeros(vocab_size, device=device)
             self.seen = torch.zeros_like(self.counts, dtype=torch.bool).index_fill_(0, prompt, True)
         return self.seen, self.counts
 
     def count(self, drawn: Tensor) -> None:
-        """Count a token that was drawn, a scalar on the device, if penalties need it."""
+        """Count a token that was drawn, int64 (1,) on the device, if penalties need it."""
         if self.seen is not None and self.counts is not None:
-            self.counts[drawn] += 1
-            self.seen[drawn] = True
+            self.counts.index_add_(0, drawn, torch.ones_like(drawn, dtype=self.counts.dtype))
+            self.seen.index_fill_(0, drawn, True)
 
 
 class Slots:

@@ -1,5 +1,6 @@
 """What a step of the engine computes, and how PyTorch computes it; `native.py` does it on a CPU."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,7 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gpt2.distributed.sharding import is_sharded
+from gpt2.generation.graphs import Graphs
 from gpt2.generation.kv_cache import KVCache, KVMemory
+from gpt2.generation.transfer import send
 from gpt2.model import GPT
 
 
@@ -43,27 +47,40 @@ class TorchStep:
     """Computes steps with the model itself.
 
     A chunk is computed alone, in pieces that begin at multiples of `size`, so that the shapes of its products, and
-    with them the rounding of its keys and values, depend on nothing but the text.
+    with them the rounding of its keys and values, depend on nothing but the text. Decoded tokens attend to a multiple
+    of `size` positions, of which those that are not filled yet get a weight of 0: so steps have few shapes, and a GPU
+    can replay them.
     """
 
     def __init__(self, model: GPT, memory: KVMemory, size: int) -> None:
         self.model, self.memory, self.size = model, memory, size
+        weights = model.transformer.wpe.weight
+        self.decode = self._decode
+        if weights.is_cuda and not is_sharded(weights):
+            self.decode = Graphs(self._decode, memory.k.size(1), weights.device)
 
     def logits(self, last: Tensor, starts: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
         """See `Step`."""
-        found = [self.model.head(self._hidden(last[:, None], 0, starts)[:, 0])] if starts else []
+        found = []
+        if starts:
+            end = min(self.memory.capacity, math.ceil((max(starts) + 1) / self.size) * self.size)
+            found.append(self.decode(last, send(torch.tensor(starts), last.device), end))
         for chunk in chunks:
             pieces = [chunk.tokens[begin : begin + self.size] for begin in range(0, len(chunk.tokens), self.size)]
             for number, tokens in enumerate(pieces):
-                idx = torch.tensor([tokens], device=last.device)
-                x = self._hidden(idx, chunk.slot, [chunk.start + number * self.size])[0]  # (T, C)
+                idx = send(torch.tensor([tokens]), last.device)
+                start = chunk.start + number * self.size
+                x = self._hidden(idx, KVCache.even(self.memory, chunk.slot, 1, start, len(tokens)))[0]  # (T, C)
                 if chunk.wants_all:
                     found.append(self.model.head(x))
                 elif number == len(pieces) - 1:
                     found.append(self.model.head(x[-1:]))
         return torch.cat(found)
 
-    def _hidden(self, idx: Tensor, first: int, starts: Sequence[int]) -> Tensor:
-        """Return hidden states (B, T, C) of tokens (B, T) in consecutive slots, and keep their keys and values."""
-        window = KVCache(self.memory, first, starts, idx.size(1))
+    def _decode(self, last: Tensor, positions: Tensor, end: int) -> Tensor:
+        """Return the logits (B, V) of tokens (B,) of the first slots, which attend to the first `end` positions."""
+        return self.model.head(self._hidden(last[:, None], KVCache(self.memory, 0, positions[:, None], end))[:, 0])
+
+    def _hidden(self, idx: Tensor, window: KVCache) -> Tensor:
+        """Return hidden states (B, T, C) of tokens (B, T), and keep their keys and values."""
         return self.model.hidden(idx, window.mask, window, window.positions)

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2.device import DTYPES
+from gpt2.accounting import num_params
+from gpt2.device import DTYPES, large_tensors_apart
+from gpt2.formats.open import build, check_shapes
+from gpt2.formats.source import Source
+from gpt2.generation.kv_cache import ALIGNMENT
 from gpt2.model import GPT
 
 Quantize = Literal["none", "int8"]
+QUANTIZED_ROWS = 4096
 LARGE_PAGE, MADV_COLLAPSE = 2**21, 25
 """Bytes of a large page, and the number of the request for them, see madvise(2)."""
 
@@ -31,10 +36,42 @@ def for_decoding(model: GPT, dtype: str = "float32", quantize: Quantize = "none"
         return _in_large_pages(model)
     prepared = with_own_modules(model).eval()
     for name, module in list(prepared.named_modules()):
-        if isinstance(module, (nn.Linear, nn.Embedding)) and name != "transformer.wpe":
-            parent, _, own = name.rpartition(".")
-            setattr(prepared.get_submodule(parent), own, Matrix.of(module, DTYPES[dtype], quantize))
+        if name:
+            prepared.set_submodule(name, _converted(name, module, dtype, quantize))
     return _in_large_pages(prepared)
+
+
+def read_for_decoding(
+    source: Source, device: torch.device, dtype: str = "float32", quantize: Quantize = "none"
+) -> GPT:
+    """Return `for_decoding` of the model of an opened file, each of whose matrices is converted when it is read.
+
+    Memory holds the converted model and one matrix more. Errors are those of `build`.
+    """
+
+    check_shapes(source)  # a damaged configuration may ask for any number of bytes
+    pages = _LargePages(4 * num_params(source.config)) if device.type == "cpu" else None
+
+    def convert(name: str, module: nn.Module) -> nn.Module:
+        module = _converted(name, module.to(device), dtype, quantize)
+        if pages is not None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = pages.copy(parameter.data)
+        return module
+
+    with large_tensors_apart():
+        model = build(source, convert).eval()
+    if pages is not None:
+        use_large_pages(pages.used)
+    return model
+
+
+def _converted(name: str, module: nn.Module, dtype: str, quantize: Quantize) -> nn.Module:
+    """Return the module that decodes for a module of the model: a `Matrix` of the format, or the module itself."""
+    is_matrix = isinstance(module, (nn.Linear, nn.Embedding)) and name != "transformer.wpe"
+    if not is_matrix or (quantize == "none" and dtype == "float32"):
+        return module
+    return Matrix.of(module, DTYPES[dtype], quantize)
 
 
 def with_own_modules(model: GPT) -> GPT:
@@ -50,6 +87,29 @@ def _in_large_pages(model: GPT) -> GPT:
     for parameter in model.parameters():
         use_large_pages(parameter)
     return model
+
+
+class _LargePages:
+    """Memory for the tensors of a model, one after the other, so that large pages hold all of them.
+
+    The system provides what is used of it, so it may be larger than that.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        """n_bytes: at least the sum of the tensors' bytes."""
+        self._memory = torch.empty(n_bytes + 2 * LARGE_PAGE, dtype=torch.uint8)
+        self._begin = self._end = -self._memory.data_ptr() % LARGE_PAGE
+
+    @property
+    def used(self) -> Tensor:
+        """Return the memory of the tensors, uint8."""
+        return self._memory[self._begin : self._end]
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor behind the ones before it. It begins at a cache line."""
+        begin = self._end
+        self._end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        return self._memory[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class Matrix(nn.Module):
@@ -112,5 +172,10 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Rounding is to nearest, and the largest value of a row becomes ±127.
     """
-    scales = weight.float().abs().amax(dim=1).clamp(min=1e-30) / 127
-    return (weight.float() / scales[:, None]).round().to(torch.int8), scales
+    values, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
+    for begin in range(0, len(weight), QUANTIZED_ROWS):  # of which float32 copies exist at a time
+        rows = slice(begin, begin + QUANTIZED_ROWS)
+        part = weight[rows].float()
+        scales[rows] = part.abs().amax(dim=1).clamp(min=1e-30) / 127
+        values[rows] = (part / scales[rows, None]).round()
+    return values, scales

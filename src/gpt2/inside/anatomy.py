@@ -74,8 +74,14 @@ class Anatomy:
 
     @property
     def flops(self) -> int:
-        """Return the FLOPs of the forward pass."""
+        """Return the FLOPs of the forward pass, with those of biases and LayerNorms."""
         return sum(part.flops for part in self.parts)
+
+    @property
+    def matmul_flops(self) -> int:
+        """Return the FLOPs of its matrix products alone, which is what PyTorch's FlopCounterMode counts."""
+        vectors = sum(shape[0] for part in self.parts for shape in part.weights.values() if len(shape) == 1)
+        return self.flops - 2 * self.batch_size * self.block_size * vectors
 
     def figures(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -87,6 +93,7 @@ class Anatomy:
             "components": accounting.components(self.config),
             "weight_bytes": sum(part.weight_bytes for part in self.parts),
             "forward_flops": self.flops,
+            "forward_matmul_flops": self.matmul_flops,
             "training_flops": 3 * self.flops,
             "parts": [asdict(part) for part in self.parts],
             "steps": [asdict(step) for step in self.steps],

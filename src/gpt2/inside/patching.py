@@ -98,7 +98,7 @@ class _Run:
         """new: the trace of the clean text."""
         self.model, self.new, self.T = model, new, len(corrupted)
         memory = self._memory(1)
-        self.old = trace(model, corrupted, KVCache(memory, 0, [0], self.T))
+        self.old = trace(model, corrupted, KVCache.even(memory, 0, 1, 0, self.T))
         self.keys, self.values = memory.read(0, 0, self.T)
         embeddings = model.transformer.wte.weight
         self.direction = (embeddings[answer] - embeddings[other]).detach()
@@ -112,7 +112,7 @@ class _Run:
         memory = self._memory(rows)
         for row in range(rows):
             memory.write(row, 0, self.keys[:, :, :start], self.values[:, :, :start])
-        return KVCache(memory, 0, [start] * rows, self.T - start)
+        return KVCache.even(memory, 0, rows, start, self.T - start)
 
     def with_heads(self, layer: int, start: int) -> Tensor:
         """Return the stream after a block with the clean output of one head each, (nh, T - start, C)."""

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from gpt2.errors import Log, UserError
-from gpt2.formats.open import build, is_run, open_model
+from gpt2.formats.open import is_run, open_model
 from gpt2.generation.engine import Engine
-from gpt2.generation.weights import Quantize, for_decoding
+from gpt2.generation.weights import Quantize, read_for_decoding
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
 
@@ -52,7 +52,7 @@ def open_served(
     found = source.tokenizer
     for line in (f"{name}: {source.origin}", *source.notes):
         log(line)
-    network = for_decoding(build(source).to(device), dtype, quantize).eval()
+    network = read_for_decoding(source, device, dtype, quantize)
     engine = Engine(
         network,
         slots=slots,

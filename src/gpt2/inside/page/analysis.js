@@ -5,7 +5,7 @@ import { attributionView } from "./attribution.js";
 import { lensView } from "./logit_lens.js";
 import { patchingView } from "./patching.js";
 import { readView } from "./read.js";
-import { make, selectionOf, tokenRow, tokenAt, quoted, unpacked } from "./shared.js";
+import { make, nextTask, selectionOf, tokenRow, tokenAt, quoted, unpacked } from "./shared.js";
 
 // Shows an analysis, as `gpt2 lens --json` prints it but with packed arrays, in a container.
 // The fragment of the address may name a tab and a token, as in page.html#Inside/12.
@@ -41,11 +41,12 @@ export function showAnalysis(packed, container) {
 
   const made = new Set();
   // A view is made when it is first opened, because a hidden element has no size.
-  function drawn(name) {
+  async function drawn(name) {
     if (made.has(name)) return;
     made.add(name);
+    await nextTask();
     if (name === "Read") readView(data, views.Read, selection);
-    else [...insideViews(data, views.Inside, selection)];
+    else for (const _ of insideViews(data, views.Inside, selection)) await nextTask();
   }
   const [name, token] = location.hash.slice(1).split("/");
   if (/^\d+$/.test(token)) selection.choose(+token);

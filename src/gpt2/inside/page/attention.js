@@ -13,9 +13,10 @@ export function attentionView(data, container, selection) {
   let chosen = 0, cursor = null;
   const grid = make("div", { class: "heads", role: "group", "aria-label": "All heads; arrow keys move, Enter chooses" });
   grid.style.setProperty("--heads", heads);
-  const buttons = [];
+  const buttons = [], number = (name, text) => make("span", { class: name, "aria-hidden": "true" }, text);
+  grid.append(number("layer", "layer"), ...Array.from({ length: heads }, (_, head) => number("number", head + 1)));
   for (let layer = layers - 1; layer >= 0; layer--) {
-    grid.append(make("span", { class: "layer", "aria-hidden": "true" }, layer + 1));
+    grid.append(number("layer", layer + 1));
     for (let head = 0; head < heads; head++) {
       const index = layer * heads + head, name = `layer ${layer + 1}, head ${head + 1}: ${habit(weight, index, size)}`;
       const button = make("button", { type: "button", "aria-label": name, title: name, onclick: () => choose(index) },
@@ -44,9 +45,9 @@ export function attentionView(data, container, selection) {
     },
   });
   container.append(
-    make("p", { class: "none" }, "Each row of a picture is a position, each column a position that it attends to. The last layer is on top. "
-      + `Darker or brighter is more, by the square root of the weight.${size < data.ids.length
-        ? ` Shown are the first ${size} of ${data.ids.length} tokens.` : ""}`),
+    make("p", { class: "none" }, "Each picture is a head, and the last layer is on top. In a picture, each row is a position, and each column is a "
+      + `position that it attends to. A stronger colour is a larger weight; it follows the weight's square root.${size < data.ids.length
+        ? ` The pictures show the first ${size} of ${data.ids.length} tokens.` : ""}`),
     grid, make("div", { class: "head" }, make("div", {}, title, said, picture, readout), row.element));
 
   function choose(index) {

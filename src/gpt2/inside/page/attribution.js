@@ -7,8 +7,8 @@ const MOST_BARS = 12;
 // data: an unpacked analysis. selection: the chosen token of all views.
 export function attributionView(data, container, selection) {
   const place = make("div");
-  container.append(make("p", { class: "none" }, "What each part adds to the difference of two logits: of the token that comes next, and "
-    + "of the likeliest other one. The scale of the final LayerNorm is frozen, so that the parts add up."), place);
+  container.append(make("p", { class: "none" }, "The difference is the logit of the token that comes next, minus that of the likeliest "
+    + "other one. A bar is what one part of the model adds to it. The scale of the final LayerNorm is frozen, so that the parts add up."), place);
   selection.listen((token) => place.replaceChildren(...(token === 0
     ? [make("p", { class: "none" }, "Nothing comes before the first token, so it is not predicted. Choose another one.")]
     : drawn(data, token - 1))));
@@ -45,8 +45,8 @@ function drawn(data, t) {
     return make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: "shares" }, bar), make("td", {}, signed(value)));
   });
   const largest = Math.max(1e-9, ...parts.map((part) => Math.abs(part.value)));
-  const columns = [...Array.from({ length: heads }, (_, h) => ({ text: String(h + 1), title: `head ${h + 1}` })),
-    { text: "MLP", title: "MLP with its biases" }, { text: "bias", title: "bias of the attention's c_proj" }];
+  const columns = [...Array.from({ length: heads }, (_, h) => ({ text: `head ${h + 1}` })),
+    { text: "MLP", title: "The MLP with its biases" }, { text: "bias", title: "The bias of the attention's c_proj" }];
   const valueAt = (layer, c) => (c < heads ? at(found.heads, t, layer, c)
     : at(c === heads ? found.mlps : found.attention_biases, t, layer));
   const grid = cellGrid({
@@ -54,8 +54,8 @@ function drawn(data, t) {
     rows: Array.from({ length: layers }, (_, r) => ({ text: String(layers - r) })),
     cell: (r, c) => {
       const value = valueAt(layers - 1 - r, c);
-      return { text: Math.abs(value) < 0.05 ? "·" : signed(value, 1), value: value / largest,
-        label: `layer ${layers - r}, ${columns[c].title}: ${signed(value, 3)}` };
+      return { text: Math.abs(value) < 0.005 ? "·" : signed(value), value: value / largest,
+        label: `layer ${layers - r}, ${columns[c].text}: ${signed(value)}` };
     },
   });
   return [

@@ -18,8 +18,8 @@ export function lensView(data, container, selection) {
   const place = make("div"), legend = make("div"), readout = make("div", { class: "panel", role: "status" });
   const options = Object.fromEntries(Object.entries(measures).map(([name, { label }]) => [name, label]));
   container.append(
-    make("p", { class: "none" }, "Each column is a token that is predicted, each row a layer, the last one on top. A cell shows "
-      + "the token that the layer would predict; a frame marks the right one."),
+    make("p", { class: "none" }, "Each column is a token that is predicted, and each row is a layer, with the last one on top. A "
+      + "cell shows the token that the layer would predict. It has a frame where this is the token that comes next."),
     choices("colour", "lens", options, (name) => { measure = measures[name]; draw(); }), legend, place, readout);
 
   function said(layer, t) {
@@ -40,7 +40,7 @@ export function lensView(data, container, selection) {
     const t = Math.max(0, selection.token - 1), [first, last] = windowOf(t, count, MOST_COLUMNS);
     const columns = Array.from({ length: last - first }, (_, c) => {
       const text = tokenAt(data, first + c + 1);
-      return { text: short(text), title: `after ${quoted(tokenAt(data, first + c))}` };
+      return { text: cellText(text), title: `after ${quoted(tokenAt(data, first + c))}` };
     });
     const rows = Array.from({ length: layers }, (_, r) => ({ text: String(layers - r), title: `layer ${layers - r}` }));
     const grid = cellGrid({
@@ -48,7 +48,7 @@ export function lensView(data, container, selection) {
       cell: (r, c) => {
         const layer = layers - 1 - r, position = first + c, share = measure.share(layer, position);
         const id = at(ids, layer, position, 0);
-        return { text: short(textOf(data, id)), level: share === null ? "" : level(share), label: said(layer, position),
+        return { text: cellText(textOf(data, id)), level: share === null ? "" : level(share), label: said(layer, position),
           isMarked: hasNext(position) && id === data.ids[position + 1] };
       },
       choose: (r, c) => { cell = [layers - 1 - r, first + c]; tell(); },
@@ -70,7 +70,6 @@ export function lensView(data, container, selection) {
   });
 }
 
-function short(text) {
-  const shown = visible(text).replace(/^ /, "␣");
-  return [...shown].length > 9 ? `${[...shown].slice(0, 8).join("")}…` : shown || "∅";
+function cellText(text) {
+  return visible(text).replace(/ /g, "␣") || "∅";
 }

@@ -1,6 +1,6 @@
 // Activation patching: how far the corrupted text's prediction returns to the clean one's with one value of the clean text.
 
-import { MOST_COLUMNS, at, cellGrid, make, percent, quoted, signed, textOf, visible, windowBar } from "./shared.js";
+import { MOST_COLUMNS, at, cellGrid, make, quoted, signed, textOf, visible, windowBar } from "./shared.js";
 
 // data: an unpacked analysis with `patching`.
 export function patchingView(data, container) {
@@ -8,21 +8,21 @@ export function patchingView(data, container) {
   const range = found.clean - found.corrupted, share = (change) => (Math.abs(range) < 1e-6 ? 0 : change / range);
   const [answer, other] = [found.answer, found.other].map((id) => quoted(textOf(data, id)));
   const rows = Array.from({ length: layers }, (_, r) => ({ text: String(layers - r), title: `layer ${layers - r}` }));
-  const shown = (where, change) => ({
-    text: Math.abs(share(change)) < 0.005 ? "·" : (100 * share(change)).toFixed(0), value: share(change),
-    label: `${where}: ${signed(change, 3)}, ${share(change) < 0 ? "−" : ""}${percent(Math.abs(share(change)))} of the way`,
-  });
+  const shown = (where, change) => {
+    const percents = Math.abs(share(change)) < 0.005 ? "0" : (100 * share(change)).toFixed(0).replace("-", "−");
+    return { text: percents === "0" ? "·" : percents, value: share(change), label: `${where}: ${percents}%, a change of ${signed(change, 3)}` };
+  };
   const differing = data.ids.findIndex((id, position) => id !== found.ids[position]);
   const place = make("div");
   container.append(
-    make("p", { class: "none" }, `Measured is the logit of ${answer} minus that of ${other} after the last token: ${signed(found.clean)} for `
-      + `the text, ${signed(found.corrupted)} for the corrupted one. A cell says how many percent of the way between the two one value `
-      + "of the text restores in the corrupted text."),
-    make("h3", {}, "Residual stream before each layer, by position from the first difference on"), place,
+    make("p", { class: "none" }, `The logit of ${answer} minus that of ${other} after the last token is ${signed(found.clean)} for the first text and `
+      + `${signed(found.corrupted)} for the second text. For each cell, the model reads the second text, and one value is replaced by that of `
+      + "the first text. The cell is how many percent of the difference between the two texts this restores."),
+    make("h3", {}, "Residual stream before each layer, from the first position where the texts differ"), place,
     make("h3", {}, "Output of each head, at all positions"),
     cellGrid({
       label: "Patching of heads, layers by heads", corner: "layer", rows,
-      columns: Array.from({ length: heads }, (_, h) => ({ text: String(h + 1), title: `head ${h + 1}` })),
+      columns: Array.from({ length: heads }, (_, h) => ({ text: `head ${h + 1}` })),
       cell: (r, c) => shown(`layer ${layers - r}, head ${c + 1}`, at(found.heads, layers - 1 - r, c)),
     }));
 

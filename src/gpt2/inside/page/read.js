@@ -80,7 +80,7 @@ function details(data, token) {
     const nats = loss.values[t];
     facts.unshift(["loss", `${nats.toFixed(2)} nats`], ["probability", percent(Math.exp(-nats))],
       ["rank", rank.values[t].toLocaleString("en")]);
-    if (data.memorised) facts.push(["in training data", `${data.memorised.lengths.values[token]} tokens in a row`]);
+    if (data.memorised) facts.push(["in training data", `${data.memorised.lengths.values[token] || `fewer than ${data.memorised.shortest}`} tokens in a row`]);
   }
   made.push(make("dl", { class: "facts" }, ...facts.map(([name, value]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
@@ -99,13 +99,14 @@ function details(data, token) {
 function worst(data, selection) {
   const order = [...data.losses.loss.values.keys()].sort((a, b) => data.losses.loss.values[b] - data.losses.loss.values[a]);
   const rows = order.slice(0, MOST_WORST).map((t) => {
-    const token = t + 1, before = visible(data.ids.slice(Math.max(0, token - 6), token).map((id) => textOf(data, id)).join(""));
+    const token = t + 1, first = Math.max(0, token - 6);
+    const before = (first > 0 ? "…" : "") + visible(data.ids.slice(first, token).map((id) => textOf(data, id)).join(""));
     const button = make("button", { type: "button", onclick: () => selection.choose(token) }, quoted(tokenAt(data, token)));
     return make("tr", {}, make("th", { scope: "row" }, make("span", { class: "before" }, before), " ", button),
       make("td", {}, data.losses.loss.values[t].toFixed(2)), make("td", {}, data.losses.rank.values[t].toLocaleString("en")),
       make("td", {}, quoted(textOf(data, at(data.losses.top_ids, t, 0)))));
   });
-  const heads = ["token, after", "loss", "rank", "expected"].map((name) => make("th", { scope: "col" }, name));
+  const heads = ["text before, and the token", "loss", "rank", "likeliest token"].map((name) => make("th", { scope: "col" }, name));
   return make("div", { class: "wide whole", tabindex: "0" },
     make("table", { class: "worst" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
@@ -113,7 +114,7 @@ function worst(data, selection) {
 function passages(data, selection) {
   const { passages: found, tokens, shortest } = data.memorised;
   const said = found.length
-    ? `Word for word in ${tokens.toLocaleString("en")} training tokens, with what is around them there.`
+    ? `These passages are in the ${tokens.toLocaleString("en")} training tokens word for word. The text around them is that of the training data.`
     : `No ${shortest} tokens in a row are in the ${tokens.toLocaleString("en")} training tokens.`;
   return [make("h2", {}, "Passages in the training data"), make("p", { class: "none" }, said), ...found.map((passage) =>
     make("article", { class: "passage" },

@@ -56,6 +56,11 @@ export function textOf(data, id) {
   return data.vocabulary[id] ?? `<${id}>`;
 }
 
+// Lets the browser draw and react before long work goes on.
+export function nextTask() {
+  return new Promise((resolve) => setTimeout(resolve));
+}
+
 // The text of the token at an index of the text; after the last one comes the next one, which is not known.
 export function tokenAt(data, token) {
   return token < data.ids.length ? textOf(data, data.ids[token]) : "▸";
@@ -76,7 +81,8 @@ export function percent(share) {
 }
 
 export function signed(value, digits = 2) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+  const figures = Math.abs(value).toFixed(digits);
+  return `${value < 0 && +figures !== 0 ? "−" : "+"}${figures}`;
 }
 
 // The class of a colour for a share from 0 to 1.

@@ -4,12 +4,12 @@ import { ask, eventsOf, statusLine } from "./api.js";
 import { compareView } from "./compare.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, selectionOf, unpacked } from "./inside/shared.js";
+import { make, nextTask, selectionOf, unpacked } from "./inside/shared.js";
 
 // What both views share: a text, a button that starts and stops, and the place of the result.
 // page: { model(), models, changed(), text() }. compute(signal, status) returns what shows the result in a container.
 // reason(model): why a model has no such view, or null.
-export function textView(container, page, { name, action, fields, compute, reason = () => null }) {
+export function textView(container, page, { name, action, about, fields, compute, reason = () => null }) {
   const status = statusLine(), result = make("div", { class: "result" });
   const text = make("textarea", { id: `${name}-text`, rows: 5, spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
   const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : start()) }, action);
@@ -19,7 +19,7 @@ export function textView(container, page, { name, action, fields, compute, reaso
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); start(); }
   });
-  container.append(model, make("div", { class: "asking" }, make("label", { for: `${name}-text` }, "Text"), text, ...fields,
+  container.append(make("p", { class: "none" }, about), model, make("div", { class: "asking" }, make("label", { for: `${name}-text` }, "Text"), text, ...fields,
     make("div", { class: "buttons" }, go, status.element), progress), result);
 
   async function start(chosen = null) {
@@ -80,7 +80,7 @@ export function readTab(container, page) {
   const others = make("select", { id: "compare", onchange: page.changed });
   const field = make("p", { class: "field", hidden: page.models.length < 2 }, make("label", { for: "compare" }, "Compare with"), others);
   const view = textView(container, page, {
-    name: "read", action: "Read", fields: [field],
+    name: "read", action: "Read", about: "The loss of each token of a text, and what the model expected instead.", fields: [field],
     async compute(text, signal) {
       const found = [], names = [page.model().id, ...(others.value ? [others.value] : [])];
       for (const model of names) found.push(unpacked(await (await ask("inside/read", { model, text }, signal)).json()));
@@ -110,7 +110,8 @@ export function insideTab(container, page) {
     placeholder: "For patching, a text of the same number of tokens; may be empty" });
   const parts = { losses: "losses", "positions of the lens": "logit lens", "batches of patching": "patching" };
   const view = textView(container, page, {
-    name: "inside", action: "Look inside", fields: [make("label", { for: "against" }, "Second text"), against],
+    name: "inside", action: "Look inside", about: "What the model computes on the way to the prediction of each token of a text.",
+    fields: [make("label", { for: "against" }, "Second text"), against],
     async compute(text, signal, { say, progress }) {
       const body = { ...requested(page, text, against.value), stream: true };
       let last = null;
@@ -135,9 +136,4 @@ export function insideTab(container, page) {
 // The body of a request for an analysis.
 export function requested(page, text, against) {
   return { model: page.model().id, text, ...(against ? { against } : {}) };
-}
-
-// Lets the browser draw and react before long work goes on.
-export function nextTask() {
-  return new Promise((resolve) => setTimeout(resolve));
 }

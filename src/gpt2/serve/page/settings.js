@@ -3,10 +3,10 @@
 import { make } from "./inside/shared.js";
 
 const FIELDS = {
-  temperature: { label: "Temperature", min: 0, max: 2, most: 100, step: 0.05, start: 0.8, about: "0 takes the likeliest token" },
-  top_k: { label: "Top k", min: 0, max: 200, most: 1e6, step: 1, start: 0, about: "of the k likeliest tokens; 0 of all" },
-  top_p: { label: "Top p", min: 0.01, max: 1, most: 1, step: 0.01, start: 1, about: "of the likeliest whose probabilities reach p" },
-  max_tokens: { label: "Tokens", min: 1, max: 256, most: 1e6, step: 1, start: 60, about: "how many are written at a time" },
+  temperature: { label: "Temperature", min: 0, max: 2, most: 100, step: 0.05, start: 0.8, about: "0 always takes the likeliest token" },
+  top_k: { label: "Top k", min: 0, max: 200, most: 1e6, step: 1, start: 0, about: "draws from the k likeliest tokens; 0 draws from all" },
+  top_p: { label: "Top p", min: 0.01, max: 1, most: 1, step: 0.01, start: 1, about: "draws from the likeliest tokens whose probabilities add up to p" },
+  max_tokens: { label: "Tokens", min: 1, max: 256, most: 1e6, step: 1, start: 60, about: "how many tokens are written at a time" },
 };
 
 // An element with all settings: `values()` returns them, and `set(values)` changes some.
@@ -24,7 +24,7 @@ export function settingsView() {
   }
   const seed = make("input", { type: "number", min: 0, max: 2 ** 53 - 1, step: 1, id: "set-seed", placeholder: "new", "aria-describedby": "about-seed" });
   rows.push(make("div", { class: "setting" }, make("label", { for: "set-seed" }, "Seed"), make("span"), seed,
-    make("small", { id: "about-seed" }, "the same seed gives the same text; empty is a new one")));
+    make("small", { id: "about-seed" }, "the same seed gives the same text; an empty field draws a new seed")));
   const isWide = matchMedia("(min-width: 52rem)").matches;
   return {
     element: make("details", { class: "settings", open: isWide }, make("summary", {}, "Settings"), ...rows),

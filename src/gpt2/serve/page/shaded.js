@@ -57,7 +57,7 @@ export function shadedText(label, { choose, hover, enter, take }) {
       if (inside.top < outside.top || inside.bottom > outside.bottom) box.scrollTop += inside.top - outside.top - 20;
     },
     end: (text) => { end.textContent = text; },
-    legend: () => scaleLegend("probability of each token: 100%", `${10 ** -DECADES * 100}% or less`),
+    legend: () => scaleLegend("probability: 100%", `${10 ** -DECADES * 100}% or less`),
   };
 }
 
@@ -87,5 +87,5 @@ export function alternativesView(token, index, { take, back }) {
     event.preventDefault();
   });
   const probability = token.logprob === null ? "" : `, ${percent(Math.exp(token.logprob))}`;
-  return [make("h3", {}, `${quoted(nameOf(token))} · token ${index + 1}${probability}`), list];
+  return [make("h2", {}, `${quoted(nameOf(token))} · token ${index + 1}${probability}`), list];
 }

@@ -4,8 +4,8 @@ import { ask, eventsOf } from "./api.js";
 import { curveOf } from "./curve.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, quoted, tokenAt, unpacked } from "./inside/shared.js";
-import { nextTask, textView } from "./reading.js";
+import { make, nextTask, quoted, tokenAt, unpacked } from "./inside/shared.js";
+import { textView } from "./reading.js";
 
 // Time after the last move of the slider before the views follow, in milliseconds.
 const SETTLED = 200;
@@ -14,7 +14,7 @@ const SETTLED = 200;
 export function timeTab(container, page) {
   let wanted = null, stop = () => {};
   const view = textView(container, page, {
-    name: "time", action: "Show", fields: [],
+    name: "time", action: "Show", about: "The loss of a text at each step of the run whose weights were kept, and the views of that step.", fields: [],
     reason: ({ id, inside, time }) => (inside && !time
       ? `${id} is not the folder of a run, so its earlier weights are not known. Serve the out_dir of a run that was trained with `
         + "--snapshot_interval=geometric." : null),
@@ -71,7 +71,10 @@ export function timeTab(container, page) {
     async function load() {
       loading?.abort();
       const own = loading = new AbortController(), signal = AbortSignal.any([own.signal, stopped]);
-      const step = steps[chosen], data = unpacked(await streamed("inside/analysis", { model, text, step }, signal, status, "layers"));
+      const step = steps[chosen], received = await streamed("inside/analysis", { model, text, step }, signal, status, "layers");
+      await nextTask();
+      const data = unpacked(received);
+      await nextTask();
       signal.throwIfAborted();
       const before = selection, kept = make("div");
       views.style.minHeight = `${views.offsetHeight}px`; // so that the page does not jump while the views are drawn
@@ -79,6 +82,8 @@ export function timeTab(container, page) {
       selection = Object.assign(selectionFor(data.ids.length), { data, head: before?.head });
       if (before) selection.choose(before.token);
       readView(data, kept, selection);
+      await nextTask();
+      signal.throwIfAborted();
       for (const _ of insideViews(data, kept, selection)) {
         await nextTask();
         signal.throwIfAborted();

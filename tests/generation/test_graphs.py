@@ -1,0 +1,42 @@
+"""Replayed steps get their inputs where the graph reads them, and each shape has a graph of its own.
+
+A CPU has no CUDA graphs; here a replay computes the step again. `tests/gpu` has the real ones.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2.generation.graphs import Graphs
+
+
+def sums(last: Tensor, positions: Tensor, end: int) -> Tensor:
+    """Return "logits" (B, 2) from which the inputs can be told."""
+    return torch.stack([last * 100 + positions, torch.full_like(last, end)], dim=1)
+
+
+def test_a_replay_reads_new_inputs_and_knows_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = []
+
+    class Again:
+        """A graph whose replay computes its step again, from the same memory into the same memory."""
+
+        def __init__(self, graphs: Graphs, rows: int, end: int) -> None:
+            self.inputs = graphs.last[:rows], graphs.positions[:rows], end
+            self.logits = sums(*self.inputs)
+
+        def replay(self) -> None:
+            self.logits.copy_(sums(*self.inputs))
+
+    def capture(graphs: Graphs, rows: int, end: int) -> tuple[Again, Tensor]:
+        captured.append((rows, end))
+        graph = Again(graphs, rows, end)
+        return graph, graph.logits
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    graphs = Graphs(sums, slots=4, device=torch.device("cpu"))
+    for rows, end in [(2, 64), (3, 64), (2, 64), (2, 128), (3, 64), (2, 64), (2, 128)]:
+        last, positions = torch.randint(90, (rows,)), torch.randint(90, (rows,))
+        assert torch.equal(graphs(last, positions, end), sums(last, positions, end))
+    assert captured == [(2, 64), (3, 64), (2, 128)]
