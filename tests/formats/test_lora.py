@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from toys import characters, source_of, toy, weights
 from gpt2.errors import UserError
 from gpt2.formats.lora import with_adapter
 from gpt2.formats.open import build, open_model
+from gpt2.formats.source import StoredTensor
 
 NAME = "base_model.model.transformer.h.1.attn.c_attn.lora_"
 
@@ -96,6 +98,9 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, keys: list[str], me
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     source = source_of(toy(), None)
     written(tmp_path)
+    flat = source.tensors | {"transformer.h.1.attn.c_attn.weight": StoredTensor.of(torch.zeros(192))}
+    with pytest.raises(UserError, match="do not fit"):
+        with_adapter(replace(source, tensors=flat), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="adapter_model"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
+from gpt2.formats.open import check_shapes
 from gpt2.formats.safetensors_file import read_tensors
 from gpt2.formats.source import Source, StoredTensor
 from gpt2.json_file import read_json
@@ -30,8 +31,10 @@ def with_adapter(source: Source, folder: Path) -> Source:
     """Return a source whose weights are those of another one plus `scaling * B @ A` of each adapted module.
 
     A is (r, in) and B is (out, r); the sum is computed in float32. Everything but the values is checked at once.
-    Raises UserError for a folder that is damaged, does not fit the model, or holds more than plain LoRA matrices.
+    Raises UserError for a damaged model, and for a folder that is damaged, does not fit the model, or holds anything
+    else than plain LoRA matrices.
     """
+    check_shapes(source)
     config_file, file = folder / CONFIG, folder / WEIGHTS
     for path in (config_file, file):
         if not path.is_file():
