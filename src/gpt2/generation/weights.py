@@ -22,6 +22,7 @@ from gpt2.model import GPT
 
 Quantize = Literal["none", "int8"]
 QUANTIZED_ROWS = 4096
+"""Number of rows of which float32 copies exist at a time while a matrix is quantized."""
 LARGE_PAGE, MADV_COLLAPSE = 2**21, 25
 """Bytes of a large page, and the number of the request for them, see madvise(2)."""
 
@@ -48,7 +49,6 @@ def read_for_decoding(
 
     Memory holds the converted model and one matrix more. Errors are those of `build`.
     """
-
     check_shapes(source)  # a damaged configuration may ask for any number of bytes
     pages = _LargePages(4 * num_params(source.config)) if device.type == "cpu" else None
 
@@ -173,7 +173,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     Rounding is to nearest, and the largest value of a row becomes ±127.
     """
     values, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32)
-    for begin in range(0, len(weight), QUANTIZED_ROWS):  # of which float32 copies exist at a time
+    for begin in range(0, len(weight), QUANTIZED_ROWS):
         rows = slice(begin, begin + QUANTIZED_ROWS)
         part = weight[rows].float()
         scales[rows] = part.abs().amax(dim=1).clamp(min=1e-30) / 127
