@@ -25,16 +25,19 @@ Decode = Callable[[list[int], int], list[int]]
 
 
 def gpt2_decoder(model: str, dtype: str) -> Decode:
-    """Return this program, from a Hugging Face folder. dtype: float32, bfloat16, float16 or int8."""
+    """Return this program, from a Hugging Face folder. dtype: float32, bfloat16, float16 or int8.
+
+    It guesses no tokens, because random weights repeat themselves and would make guesses look good.
+    """
     from gpt2 import load
-    from gpt2.generation.engine import complete
+    from gpt2.generation.complete import complete
     from gpt2.generation.sampling import Sampling
     from gpt2.generation.weights import for_decoding
 
     network, _ = load(model)
     half = dtype if dtype != "int8" else "bfloat16"
     prepared = for_decoding(network, half, "int8" if dtype == "int8" else "none")
-    return lambda prompt, new: complete(prepared, [prompt], new, Sampling(temperature=0))[0]
+    return lambda prompt, new: complete(prepared, [prompt], new, Sampling(temperature=0), guess=False)[0]
 
 
 def transformers_decoder(model: str, dtype: str) -> Decode:

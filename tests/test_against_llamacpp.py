@@ -8,7 +8,7 @@ import torch
 
 from gpt2.formats.export import export
 from gpt2.formats.source import Source, StoredTensor
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer, gpt2_tokenizer, train_bpe

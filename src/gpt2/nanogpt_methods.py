@@ -40,7 +40,7 @@ class NanoGPTMethods(nn.Module):
 
         The global random generator of the model's device draws, as in nanoGPT. `gpt2.generate` works on text.
         """
-        from gpt2.generation.engine import complete
+        from gpt2.generation.complete import complete
         from gpt2.generation.sampling import Sampling
 
         seeds = torch.randint(1 << 62, (len(idx),), device=idx.device).tolist()

@@ -11,7 +11,7 @@ import pytest
 
 from gpt2.formats.export import export
 from gpt2.formats.open import load, open_model
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer, gpt2_tokenizer

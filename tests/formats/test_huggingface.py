@@ -15,7 +15,7 @@ from gpt2.formats.export import export, logits_of
 from gpt2.formats.huggingface import is_hub_name
 from gpt2.formats.open import load, open_model
 from gpt2.formats.source import TRANSPOSED
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT, GPTConfig
 from gpt2.special_tokens import SpecialTokens

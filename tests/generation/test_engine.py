@@ -8,7 +8,8 @@ import torch
 from generation.models import greedy, random_model
 
 from gpt2.errors import UserError
-from gpt2.generation.engine import Engine, complete
+from gpt2.generation.complete import complete
+from gpt2.generation.engine import Engine
 from gpt2.generation.request import LogProbs, Request, Token
 from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT

@@ -59,7 +59,7 @@ def requests_of_all_kinds(count: int, rng: random.Random) -> list[Request]:
 
 
 def alone(model: GPT, request: Request) -> list[Token]:
-    engine = Engine(model, slots=1)
+    engine = Engine(model, slots=1, guess=False)
     engine.submit(request)
     return list(engine.run())
 

@@ -5,7 +5,7 @@ import torch
 from generation.models import greedy, random_model
 from torch import nn
 
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.generation.weights import for_decoding, quantized, stored_bytes
 from gpt2.model import GPT, GPTConfig

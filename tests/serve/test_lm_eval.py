@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpt2.formats.open import load
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.tokenizers import gpt2_tokenizer
 

@@ -56,6 +56,8 @@ def open_network(model: str, device: torch.device, dtype: str, quantize: Quantiz
 def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, batch_size: int = 1) -> DecodingSpeed:
     """Decode `new_tokens` greedily after `batch_size` prompts of random tokens, in `rounds` rounds after a warmup.
 
+    Nothing is guessed: a step is a token of each text.
+
     Raises UserError for numbers that are too small to measure, and where prompt and new tokens do not fit the model's
     context.
     """
@@ -69,7 +71,7 @@ def measure(model: GPT, *, prompt_tokens: int, new_tokens: int, rounds: int, bat
         )
     was_training = model.training
     model.eval()
-    engine = Engine(model, slots=batch_size, capacity=prompt_tokens + new_tokens)
+    engine = Engine(model, slots=batch_size, capacity=prompt_tokens + new_tokens, guess=False)
     generator = torch.Generator().manual_seed(0)
     shape = (rounds + 1, batch_size, prompt_tokens)
     prompts = torch.randint(model.config.vocab_size, shape, generator=generator).tolist()

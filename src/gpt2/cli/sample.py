@@ -146,8 +146,11 @@ class Writer:
         shown = -1  # the last sample that is printed as it is generated
         began, first = time.perf_counter(), 0.0
         count = 0
-        for piece in decode(engine_for(self.network, self.tokenizer, requests), self.tokenizer, requests, self.stops):
+        engine = engine_for(self.network, self.tokenizer, requests)
+        steps_before = 0
+        for piece in decode(engine, self.tokenizer, requests, self.stops):
             first = first or time.perf_counter()
+            steps_before = steps_before or engine.n_steps
             count += 1
             sample = self.samples[piece.number]
             sample.text += piece.text
@@ -165,14 +168,14 @@ class Writer:
                 self._print(prompt + ("\n" if self.is_table else "") + self._so_far(self.samples[shown]))
         if not is_quiet:
             print(SEPARATOR, flush=True)
-        self._measure(count, first - began, time.perf_counter() - first, is_quiet)
+        self._measure(count, engine.n_steps - steps_before, first - began, time.perf_counter() - first, is_quiet)
 
-    def _measure(self, count: int, to_first: float, after: float, is_quiet: bool) -> None:
-        """Record the speed, and print it if it is asked for."""
+    def _measure(self, count: int, n_steps: int, to_first: float, after: float, is_quiet: bool) -> None:
+        """Record the speed, and print it if it is asked for. n_steps: those of the engine after the first token."""
         from gpt2.generation.weights import stored_bytes
 
         rate = (count - len(self.samples)) / after if after > 0 else 0.0
-        read = stored_bytes(self.network) * rate / len(self.samples)
+        read = stored_bytes(self.network) * n_steps / after if after > 0 else 0.0
         self.figures = {"tokens": count, "seconds_to_first": to_first, "tokens_per_second": rate}
         if self.has_stats and not is_quiet:
             note(

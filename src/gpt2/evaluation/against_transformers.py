@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gpt2.errors import Log, UserError
 from gpt2.formats.export import fit, logits_of, probe
 from gpt2.formats.huggingface import config_values, huggingface_tensors
-from gpt2.generation.engine import complete
+from gpt2.generation.complete import complete
 from gpt2.generation.sampling import Sampling
 from gpt2.generation.weights import Quantize, for_decoding
 from gpt2.model import GPT

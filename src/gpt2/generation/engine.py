@@ -15,7 +15,7 @@ from gpt2.generation.native import native_step
 from gpt2.generation.next_tokens import Drawn, draw_next
 from gpt2.generation.prefixes import Prefixes
 from gpt2.generation.request import LogProbs, Request, Token
-from gpt2.generation.sampling import Sampling, log_probs
+from gpt2.generation.sampling import log_probs
 from gpt2.generation.slots import Slots, Text
 from gpt2.generation.steps import Chunk, Step, TorchStep
 from gpt2.generation.transfer import send
@@ -54,11 +54,12 @@ class Engine:
         prefix_bytes: int = 0,
         prefill_tokens: int = PREFILL_TOKENS,
         native: bool = True,
+        guess: bool = True,
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of earlier prompts.
         prefill_tokens: maximum number of tokens of prompts in a step; at least a chunk is computed. native: compute
-        with compiled C code where that is possible.
+        with compiled C code where that is possible. guess: let such a step compute what a text may repeat, too.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
@@ -67,6 +68,7 @@ class Engine:
         self.chunk = CHUNK if self.device.type == "cpu" else DEVICE_CHUNK
         self.native = native_step(model, self.cache) if native else None
         self.compute: Step = self.native or TorchStep(model, self.cache, self.chunk)
+        self.guesses = guess and self.native is not None
         self.slots = Slots(self.cache)
         self.prefill_tokens = max(prefill_tokens, self.chunk)
         self.waiting: deque[Text] = deque()
@@ -74,6 +76,8 @@ class Engine:
         self.unread: deque[Drawn] = deque()
         self.read: list[Token] = []
         """Tokens that were read and not returned yet."""
+        self.n_steps = 0
+        """Number of steps that computed something."""
         self.n_behind = 1 if self.device.type == "cuda" else 0
 
     @property
@@ -133,15 +137,18 @@ class Engine:
     def _compute(self) -> None:
         """Compute the last token of every text that is ready, and chunks of prompts; draw what follows them."""
         texts = self.slots.texts[: self.slots.n_ready]
-        starts = [text.cached for text in texts]
+        guessed = self.slots.guess() if self.guesses and not self.unread else []
+        starts = [] if guessed else [text.cached for text in texts]
         prompts = self._prompts()
         if not (texts or prompts):
             return
-        chunks = [work for _, work in prompts if isinstance(work, Chunk)]
+        self.n_steps += 1
+        chunks = [*guessed, *(work for _, work in prompts if isinstance(work, Chunk))]
         drawn, *of_chunks = self._logits(starts, chunks)
-        logits = [drawn]
-        for text in texts:
-            text.cached += 1
+        checked, of_chunks = of_chunks[: len(guessed)], of_chunks[len(guessed) :]
+        logits = [drawn, *(rows[:1] for rows in checked)]
+        for slot, text in enumerate(texts):
+            text.cached += len(guessed[slot].tokens) if guessed else 1
         for text, work in prompts:
             if isinstance(work, Text):
                 row = self._copy_prompt(work, text)
@@ -157,7 +164,20 @@ class Engine:
                 texts.append(text)
                 logits.append(row[None])
         if texts:
-            self._draw(texts, torch.cat(logits) if prompts else drawn)
+            self._draw(texts, torch.cat(logits) if prompts or guessed else drawn)
+        for text, chunk, rows in zip(texts, guessed, checked, strict=False):
+            self._check(text, chunk.tokens[1:], rows[1:])
+
+    def _check(self, text: Text, guess: Sequence[int], logits: Tensor) -> None:
+        """Draw more tokens of a text while its guesses are right, from logits (n, V) after each; drop the rest."""
+        n_right = 0
+        self._read(0)
+        while n_right < len(guess) and text.tokens[-1] == guess[n_right] and not text.is_over:
+            self._draw([text], logits[n_right : n_right + 1])
+            self._read(0)
+            n_right += 1
+        text.cached -= len(guess) - n_right
+        text.guesses.learn(n_right, len(guess))
 
     def _logits(self, starts: list[int], chunks: list[Chunk]) -> list[Tensor]:
         """Return the logits (n, V) of the texts that are decoded, and those that each chunk wants."""
@@ -233,9 +253,10 @@ class Engine:
             text.cached = shared
 
     def _draw(self, texts: list[Text], logits: Tensor) -> None:
-        """Draw the next token of the texts in the first slots from logits (B, V)."""
+        """Draw the next token of texts in consecutive slots from logits (B, V)."""
         drawn = draw_next(texts, logits)
-        self.slots.last[: len(texts)] = drawn.ids
+        first = self.slots.texts.index(texts[0])
+        self.slots.last[first : first + len(texts)] = drawn.ids
         self.unread.append(drawn)
         for text in texts:
             if text.n_drawn == text.request.max_new_tokens:
@@ -310,23 +331,3 @@ class Engine:
             self._end(text)
         echo = tuple(text.prompt_logprobs) if index == 0 and request.echo else None
         return Token(request, index, token_id, ending, logprobs, echo)
-
-
-def complete(
-    model: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, seeds: Sequence[int] = ()
-) -> list[list[int]]:
-    """Return the `max_new_tokens` tokens that follow each prompt of token ids, or none for 0.
-
-    seeds: one for each prompt. Raises UserError if the model gives no finite numbers.
-    """
-    if not max_new_tokens:
-        return [[] for _ in prompts]
-    pairs = zip(prompts, seeds or [0] * len(prompts), strict=True)
-    requests = [Request(prompt, max_new_tokens, sampling, seed) for prompt, seed in pairs]
-    engine = Engine(model, slots=max(1, len(requests)), capacity=max(map(len, prompts), default=0) + max_new_tokens)
-    new: dict[int, list[int]] = {id(request): [] for request in requests}
-    for request in requests:
-        engine.submit(request)
-    for token in engine.run():
-        new[id(token.request)].append(token.id)
-    return list(new.values())

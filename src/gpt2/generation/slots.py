@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gpt2.generation.guesses import Guesses
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.request import LogProbs, Request
+from gpt2.generation.steps import Chunk
 from gpt2.generation.transfer import send
+
+GUESSED_TOKENS = 8
+"""Largest number of tokens of a step that computes guesses: about what is computed while the matrices are read."""
 
 
 @dataclass(eq=False)
@@ -28,6 +33,7 @@ class Text:
     prompt_logits: Tensor | None = None
     """Logits (V,) after the prompt, for a text with the same prompt, while the prompt is in the cache."""
     prompt_logprobs: list[LogProbs | None] = field(default_factory=lambda: [None])
+    guesses: Guesses = field(default_factory=Guesses)
     counts: Tensor | None = None
     """How often each token was drawn, (V,); only where penalties need it."""
     seen: Tensor | None = None
@@ -130,6 +136,21 @@ class Slots:
             slot = self.n_ready
         self._move(len(self.texts) - 1, slot)
         self.texts.pop()
+
+    def guess(self) -> list[Chunk]:
+        """Return the last token of each ready text with guesses of those after it, or nothing if there are none."""
+        texts, room = self.texts[: self.n_ready], GUESSED_TOKENS - self.n_ready
+        guesses: list[list[int]] = []
+        for text in texts if room > 0 else []:
+            left = min(text.request.max_new_tokens - text.n_drawn, self.cache.capacity - text.cached)
+            guesses.append(text.guesses.guess(text.tokens, min(room, left - 1)))
+            room -= len(guesses[-1])
+        if not any(guesses):
+            return []
+        return [
+            Chunk(slot, text.cached, [text.tokens[-1], *guess], wants_all=True)
+            for slot, (text, guess) in enumerate(zip(texts, guesses, strict=True))
+        ]
 
     def recompute(self, text: Text) -> None:
         """Make a text that was ready one whose window is to be computed again."""
