@@ -116,6 +116,32 @@ def test_a_step_computes_one_chunk_if_that_is_asked_for(monkeypatch: pytest.Monk
     assert [shape for shape in shapes if shape[1] == 1] == [(n, 1) for n in range(1, 5)]
 
 
+def test_prompts_get_the_time_that_a_step_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock says that a token takes 1 ms, and later 2 ms."""
+    monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
+    shapes = count_computed(monkeypatch)
+    clock, token_seconds = [0.0], [0.001]
+    monkeypatch.setattr("gpt2.generation.engine.time.perf_counter", lambda: clock[0])
+    engine = Engine(random_model(block_size=512), slots=2, prefill_tokens=100, step_seconds=0.045)
+    logits = engine.compute.logits
+
+    def slow_logits(last, starts, chunks):
+        clock[0] += token_seconds[0] * (len(starts) + sum(len(chunk.tokens) for chunk in chunks))
+        return logits(last, starts, chunks)
+
+    engine.compute.logits = slow_logits
+    engine.submit(Request([0], 200, GREEDY))
+    engine.submit(Request([*range(256), *range(200)], 1, GREEDY))
+    computed = []
+    for step in range(9):
+        before = len(shapes)
+        token_seconds[0] = 0.001 if step < 4 else 0.0001 if step == 7 else 0.002
+        engine.step()
+        computed.append(sum(shape[1] for shape in shapes[before:] if shape[1] > 1))
+    # one chunk until a step was measured, then 45 ms less the text that is decoded; at most prefill_tokens
+    assert computed == [0, 10, 40, 40, 40, 20, 20, 20, 100]
+
+
 def test_beginnings_that_are_computed_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpt2.generation.engine.CHUNK", 10)
     model = random_model(block_size=64)
@@ -129,7 +155,7 @@ def test_beginnings_that_are_computed_are_waited_for(monkeypatch: pytest.MonkeyP
 
 def test_prompts_take_turns_in_the_order_in_which_they_came() -> None:
     """A long prompt is not held up by short ones that keep coming, and whose slots are free again at once."""
-    engine = Engine(random_model(block_size=128), slots=3, prefill_tokens=1)
+    engine = Engine(random_model(block_size=128), slots=3, prefill_tokens=64)
     long = Request([1] * 128, 1, GREEDY)
     for request in (Request([2], 1, GREEDY), long):
         engine.submit(request)
@@ -153,9 +179,9 @@ def test_the_load_of_an_engine() -> None:
 
 def test_samples_of_one_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = count_computed(monkeypatch)
-    requests = [Request(list(range(40)), 3, Sampling(), seed) for seed in range(5)]
+    requests = [Request(list(range(30)), 3, Sampling(), seed) for seed in range(5)]
     texts = decoded(Engine(random_model(block_size=64), slots=5), requests)
-    assert shapes == [(1, 40), (5, 1), (5, 1)], "the prompt once for all"
+    assert shapes == [(1, 30), (5, 1), (5, 1)], "the prompt once for all"
     assert len(set(map(tuple, texts))) == 5
 
 

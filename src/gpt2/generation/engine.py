@@ -3,6 +3,7 @@
 The engine works on token ids. `text.py` puts text in and takes text out.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -23,9 +24,9 @@ from gpt2.model import GPT
 
 PREFILL_TOKENS = 512
 """Largest number of tokens of prompts in a step, so that prompts do not hold up texts that are decoded."""
-CHUNK = 64
-"""Prompts share multiples of this number of positions on a CPU. PyTorch computes as many together; fewer would use it
-worse."""
+CHUNK = 32
+"""Prompts share multiples of this number of positions on a CPU, and a step computes no fewer tokens of a long prompt.
+With fewer, reading the matrices would take as long as computing."""
 DEVICE_CHUNK = 256
 """The same on other devices, which take almost the same time for fewer."""
 
@@ -53,13 +54,15 @@ class Engine:
         vocab_size: int | None = None,
         prefix_bytes: int = 0,
         prefill_tokens: int = PREFILL_TOKENS,
+        step_seconds: float | None = None,
         native: bool = True,
         guess: bool = True,
     ) -> None:
         """slots: texts decoded at the same time; others wait. capacity: positions of a slot, by default block_size.
         vocab_size: only ids below it are drawn. prefix_bytes: memory for the keys and values of earlier prompts.
-        prefill_tokens: maximum number of tokens of prompts in a step; at least a chunk is computed. native: compute
-        with compiled C code where that is possible. guess: let such a step compute what a text may repeat, too.
+        prefill_tokens: maximum number of tokens of prompts in a step; at least a chunk is computed. step_seconds:
+        compute as few tokens of prompts as a step of this time has room for. native: compute with compiled C code
+        where that is possible. guess: let such a step compute what a text may repeat, too.
         """
         weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
@@ -71,6 +74,7 @@ class Engine:
         self.guesses = guess and self.native is not None
         self.slots = Slots(self.cache)
         self.prefill_tokens = max(prefill_tokens, self.chunk)
+        self.step_seconds, self.seconds_per_token = step_seconds, 0.0
         self.waiting: deque[Text] = deque()
         self.prefixes = Prefixes(prefix_bytes, self.chunk)
         self.unread: deque[Drawn] = deque()
@@ -144,7 +148,10 @@ class Engine:
             return
         self.n_steps += 1
         chunks = [*guessed, *(work for _, work in prompts if isinstance(work, Chunk))]
+        began = time.perf_counter()
         drawn, *of_chunks = self._logits(starts, chunks)
+        if (n_tokens := len(starts) + sum(len(chunk.tokens) for chunk in chunks)) >= self.chunk:
+            self.seconds_per_token = (time.perf_counter() - began) / n_tokens
         checked, of_chunks = of_chunks[: len(guessed)], of_chunks[len(guessed) :]
         logits = [drawn, *(rows[:1] for rows in checked)]
         for slot, text in enumerate(texts):
@@ -187,17 +194,27 @@ class Engine:
         logits = self.compute.logits(self.slots.last[: len(starts)], starts, chunks)
         return list(logits[:, : self.vocab_size].float().split(sizes))
 
+    @property
+    def _room(self) -> int:
+        """Largest number of tokens of prompts that the next step computes."""
+        if self.step_seconds is None:
+            return self.prefill_tokens
+        if not self.seconds_per_token:  # until a step was measured
+            return self.chunk
+        fitting = int(self.step_seconds / self.seconds_per_token) - self.slots.n_ready
+        return max(self.chunk, min(fitting, self.prefill_tokens))
+
     def _prompts(self) -> list[tuple[Text, Chunk | Text]]:
         """Return the texts whose windows this step computes, each with its chunk, or with a text that has its prompt.
 
-        Those that will be complete become ready. The chunks have at most `prefill_tokens` tokens in sum, and end
-        where other prompts can share them. A text whose prompt begins like that of an earlier one waits until it can
-        copy what this step computes.
+        Those that will be complete become ready. The chunks have at most `_room` tokens in sum, and end where other
+        prompts can share them. A text whose prompt begins like that of an earlier one waits until it can copy what this
+        step computes.
         """
         found: list[tuple[Text, Chunk | Text]] = []
         complete: list[Text] = []
         beginnings: set[tuple[int, ...]] = set()
-        room = self.prefill_tokens
+        room = self._room
         for text in self.slots.unready:
             if text.n_drawn == 0 and (source := self.slots.same_prompt(text, complete)) is not None:
                 self.slots.ready(text)

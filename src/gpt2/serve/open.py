@@ -13,8 +13,8 @@ from gpt2.generation.weights import Quantize, read_for_decoding
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
 
-PREFILL_TOKENS = 256
-"""Maximum number of tokens of prompts in a step. Longer steps would delay all texts, and cancelling one."""
+STEP_SECONDS = 0.08
+"""Aim for the time of a step that computes prompts. Longer steps would delay all texts, and cancelling one."""
 
 
 def named_models(given: Sequence[str]) -> dict[str, str]:
@@ -79,7 +79,7 @@ def open_served(
         slots=slots,
         vocab_size=min(network.config.vocab_size, found.vocab_size),
         prefix_bytes=prefix_bytes,
-        prefill_tokens=PREFILL_TOKENS,
+        step_seconds=STEP_SECONDS,
     )
     run = Path(model) if adapter is None and is_run(Path(model)) else None
     return Served(name, source.origin, network.config, found, Decoder(engine, slots, queue, log), run)
