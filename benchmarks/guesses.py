@@ -2,7 +2,8 @@
 
     python benchmarks/guesses.py MODEL TEXT --temperature 0 0.8
 
-A request has a prompt from TEXT. Both ways give the same tokens, which is checked.
+A request has a prompt from TEXT. Both ways give the same tokens, which is checked. The first line says how long a
+step takes that computes several tokens of a text, compared with one token.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from gpt2.formats.open import open_model
 from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request
 from gpt2.generation.sampling import Sampling
+from gpt2.generation.steps import Chunk
 from gpt2.model import GPT
 
 
@@ -29,6 +31,21 @@ def decode(model: GPT, request: Request, guess: bool) -> tuple[float, float, lis
     tokens += [token.id for token in engine.run()]
     after = len(tokens) - 1
     return after / (time.perf_counter() - began), after / (engine.n_steps - steps), tokens
+
+
+@torch.inference_mode()
+def step_times(model: GPT, sizes: tuple[int, ...] = (1, 2, 4, 6, 8), rounds: int = 15) -> list[float]:
+    """Return the median times of steps that compute several tokens of a text, as multiples of the first."""
+    engine = Engine(model, slots=1)
+    assert engine.native is not None, "PyTorch computes the steps of this model, in which nothing is guessed"
+    none, seconds = torch.zeros(0, dtype=torch.int64), {size: list[float]() for size in sizes}
+    for _ in range(rounds):
+        for size in sizes:
+            began = time.perf_counter()
+            engine.native.logits(none, [], [Chunk(0, 100, [0] * size, wants_all=True)])
+            seconds[size].append(time.perf_counter() - began)
+    medians = [statistics.median(times) for times in seconds.values()]
+    return [median / medians[0] for median in medians]
 
 
 def main() -> None:
@@ -45,11 +62,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = open_network(args.model, torch.device("cpu"), args.dtype, args.quantize).eval()
+    if args.prompt + args.new > model.config.block_size:
+        parser.error(f"--prompt and --new are more than the model's {model.config.block_size} positions")
     content = args.text.read_bytes()
     is_random = args.model.startswith("random:")
     ids = list(content) if is_random else open_model(args.model).tokenizer.encode(content.decode())
     stride = (len(ids) - args.prompt) // args.rounds
-    assert stride > 0, f"{args.text} has {len(ids):,} tokens; give a longer text"
+    if stride < 1:
+        parser.error(f"{args.text} has {len(ids):,} tokens; give a longer text")
+    print("a step of 1, 2, 4, 6 and 8 tokens takes", ", ".join(f"{time:.2f}" for time in step_times(model)))
     print("| temperature | tokens/s without | with guesses | ratio | smallest to largest | tokens per step |")
     print("|---|---|---|---|---|---|")
     for temperature in args.temperature:
