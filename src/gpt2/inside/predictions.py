@@ -10,8 +10,9 @@ from gpt2.errors import require
 from gpt2.inside.forward import Progress, Trace, no_progress, reading, require_text, trace
 from gpt2.model import GPT
 
-ROWS = 256
-"""Number of hidden states whose logits exist at a time. In float32 they take 51 MB with GPT-2's vocabulary."""
+ROWS = 768
+"""Number of hidden states whose logits exist at a time. In float32 they take 154 MB with GPT-2's vocabulary. Products of
+a third as many are a quarter slower on a CPU."""
 CACHED_ROWS = 16
 """Number of hidden states whose logits are read together. In float32 they take 3 MB, which a CPU's cache holds."""
 CACHED_EMBEDDINGS = 512
@@ -138,7 +139,8 @@ def _described(log_probs: Tensor, targets: Tensor, k: int) -> tuple[Tensor, ...]
     top = log_probs.topk(min(k, log_probs.size(1)), dim=1)
     log_prob = log_probs.gather(1, targets[:, None])
     rank = 1 + (log_probs > log_prob).sum(dim=1, dtype=torch.int32).long()
-    return top.indices, top.values, -(log_probs.exp() * log_probs).sum(dim=1), log_prob[:, 0], rank
+    probs = log_probs.softmax(dim=1)  # takes half the time of exp
+    return top.indices, top.values, -torch.linalg.vecdot(probs, log_probs), log_prob[:, 0], rank
 
 
 def _joined(chunks: Sequence[tuple[Tensor, ...]], length: int) -> Predictions:
