@@ -1,6 +1,7 @@
 """The first chapters of docs/learn, from tokens to the first update of the weights, run in one folder."""
 
 import ast
+import codeop
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -80,15 +81,37 @@ def test_a_chapter_on_the_model_prints_what_it_shows(
     Document(LEARN / f"{chapter}.md").run(gpt2_command)
 
 
-@pytest.mark.parametrize("chapter", ["01-tokens", "02-batch", *ON_THE_MODEL])
-def test_programs_can_be_pasted_into_an_interactive_python(chapter: str) -> None:
+def pasted(block: str) -> list[ast.stmt]:
+    """Return the statements that an interactive Python finds in a block that is pasted into it line by line."""
+    compile_command, pending, found = codeop.CommandCompiler(), list[str](), list[ast.stmt]()
+    for line in [*block.splitlines(), ""]:
+        pending.append(line)
+        if compile_command("\n".join(pending)) is not None:  # complete; it would be run now
+            found += ast.parse("\n".join(pending)).body
+            pending.clear()
+    assert not pending, f"an interactive Python waits for the end of {pending}"
+    return found
+
+
+@pytest.mark.parametrize("page", sorted(LEARN.glob("[0-9]*.md")), ids=lambda page: page.name)
+def test_programs_can_be_pasted_into_an_interactive_python(page: Path) -> None:
     """Before Python 3.13, an empty line ends a statement with a body there, and nothing else does."""
-    for language, block, _ in blocks((LEARN / f"{chapter}.md").read_text(encoding="utf-8")):
-        if language != "python":
-            continue
-        lines = [*block.splitlines(), ""]
-        for statement in ast.parse(block).body:
-            assert statement.end_lineno is not None
-            if hasattr(statement, "body"):
-                assert "" not in lines[statement.lineno - 1 : statement.end_lineno], block
-                assert lines[statement.end_lineno] == "", block
+    for language, block, _ in blocks(page.read_text(encoding="utf-8")):
+        if language == "python":
+            assert [ast.dump(statement) for statement in pasted(block)] == [
+                ast.dump(statement) for statement in ast.parse(block).body
+            ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "def f():\n    a = 1\n\n    return a\n",
+        "for i in range(3):\n    print(i)\nprint(4)\n",
+        "if a:\n    b = 1\n\nelse:\n    b = 2\n",
+    ],
+)
+def test_programs_that_cannot_be_pasted_are_found(wrong: str) -> None:
+    ast.parse(wrong)
+    with pytest.raises(SyntaxError):
+        pasted(wrong)

@@ -18,14 +18,12 @@ from gpt2.training.recipes import load_recipe
 
 LEARN = Path(__file__).parent.parent / "docs" / "learn"
 SHAKESPEARE = SHARED / "shakespeare" / "input.txt"
-SKIPPED = {"python docs/pictures/learn_training.py": "stores the curves of a long run"}
 QUICK = "--batch_size=2 --eval_iters=1 --device=cpu --dtype=float32 --sample_tokens=5"
 SHAPE = "--n_layer=1 --n_head=2 --n_embd=32"
 FEW = f"{QUICK} --max_iters=5 --warmup_iters=0"
 RUN = "gpt2 train shakespeare_char_cpu"
 CHAPTERS: dict[str, dict[str, Any]] = {
     "07-training.md": {
-        "skipped": SKIPPED,
         "instead": {
             f"{RUN} --max_iters=1000": f"{RUN} {{rest}} {FEW} {SHAPE} --max_iters=40",
             f"{RUN} --out_dir=out-whole": f"{{line}} {FEW} {SHAPE} --max_iters=4 --lr_decay_iters=4",
@@ -34,9 +32,8 @@ CHAPTERS: dict[str, dict[str, Any]] = {
             f"{RUN} --nproc=2": f"{RUN} --nproc=1 {{rest}} {FEW} {SHAPE} --max_iters=4 --lr_decay_iters=4",
         },
     },
-    "08-sampling.md": {"skipped": SKIPPED},
+    "08-sampling.md": {},
     "09-finetuning.md": {
-        "skipped": SKIPPED,
         "instead": {
             f"{RUN} --init_from=out-shakespeare-char --dataset=data/reference": f"{{line}} {FEW} {SHAPE}",
             f"{RUN} --dataset=data/reference": f"{{line}} {FEW} {SHAPE}",
@@ -50,7 +47,6 @@ CHAPTERS: dict[str, dict[str, Any]] = {
         },
     },
     "10-evaluation.md": {
-        "skipped": SKIPPED,
         "instead": {
             RUN: f"{{line}} {FEW} {SHAPE}",
             "gpt2 sweep shakespeare_char_cpu": f"{{line}} {FEW} {SHAPE} --max_iters=1",
