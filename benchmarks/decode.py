@@ -1,11 +1,12 @@
 """Compare the speed of decoding one text with other programs: the same weights, the same prompt, in turns.
 
-    python benchmarks/decode.py random:gpt2 --nanogpt NANOGPT --llamacpp VENV --ctranslate2 VENV
+    python benchmarks/decode.py random:gpt2 --nanogpt NANOGPT --llamacpp VENV --ctranslate2 VENV --openvino VENV
 
 Every program runs in a process of its own with the threads that it is given, and the processes take turns, so that a
 slower minute of the machine meets all of them. A program decodes `--new` tokens greedily after a prompt of random
 tokens. Its time for one token is subtracted, so tokens/s are those after the first token. llama.cpp needs a virtual
-environment with llama-cpp-python, CTranslate2 one with ctranslate2, transformers and torch.
+environment with llama-cpp-python, CTranslate2 one with ctranslate2, transformers and torch, OpenVINO one with
+openvino-genai, optimum-intel and nncf.
 """
 
 import argparse
@@ -116,6 +117,23 @@ def ctranslate2_decoder(model: str, dtype: str, threads: int) -> Decode:
     return decode
 
 
+def openvino_decoder(model: str, threads: int) -> Decode:
+    import numpy as np
+    import openvino  # type: ignore[import-not-found]
+    import openvino_genai  # type: ignore[import-not-found]
+
+    network = openvino_genai.LLMPipeline(model, "CPU", INFERENCE_NUM_THREADS=threads)
+
+    def decode(prompt: list[int], new: int) -> list[int]:
+        settings = openvino_genai.GenerationConfig()
+        settings.max_new_tokens, settings.ignore_eos, settings.do_sample = new, True, False
+        ids = np.array([prompt])
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        return list(network.generate(inputs, settings).tokens[0])
+
+    return decode
+
+
 def work(kind: str, model: str, option: str, threads: int) -> None:
     """Decode as the lines of standard input ask, in the process of one program; print seconds and tokens as JSON."""
     if kind in ("gpt2", "transformers", "nanogpt"):
@@ -128,6 +146,7 @@ def work(kind: str, model: str, option: str, threads: int) -> None:
         "nanogpt": lambda: nanogpt_decoder(model, option),
         "llamacpp": lambda: llamacpp_decoder(model, threads),
         "ctranslate2": lambda: ctranslate2_decoder(model, option, threads),
+        "openvino": lambda: openvino_decoder(model, threads),
     }[kind]()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -218,6 +237,13 @@ def start_workers(given: argparse.Namespace, folder: Path) -> list[Worker]:
         for dtype in ("float32", "int8"):
             python = str(binaries / "python")
             workers.append(Worker(f"CTranslate2 {dtype}", python, "ctranslate2", folder / "ct2", dtype, threads))
+    if given.openvino:
+        binaries = Path(given.openvino) / "bin"
+        exported = folder / "openvino"
+        convert = [str(binaries / "optimum-cli"), "export", "openvino", "-m", str(hf), "--weight-format", "int8"]
+        task = ["--task", "text-generation-with-past", str(exported)]
+        subprocess.run([*convert, *task], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        workers.append(Worker("OpenVINO int8", str(binaries / "python"), "openvino", exported, "-", threads))
     return workers
 
 
@@ -245,6 +271,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", help="folder of nanoGPT")
     parser.add_argument("--llamacpp", help="virtual environment with llama-cpp-python")
     parser.add_argument("--ctranslate2", help="virtual environment with ctranslate2, transformers and torch")
+    parser.add_argument("--openvino", help="virtual environment with openvino-genai, optimum-intel and nncf")
     given = parser.parse_args()
 
     import torch
