@@ -208,8 +208,8 @@ class Engine:
         """Return the texts whose windows this step computes, each with its chunk, or with a text that has its prompt.
 
         Those that will be complete become ready. The chunks have at most `_room` tokens in sum, and end where other
-        prompts can share them. A text whose prompt begins like that of an earlier one waits until it can copy what this
-        step computes.
+        prompts can share them. A text whose prompt begins like that of an earlier one waits until it can copy what
+        this step computes.
         """
         found: list[tuple[Text, Chunk | Text]] = []
         complete: list[Text] = []

@@ -11,8 +11,8 @@ from gpt2.inside.forward import Progress, Trace, no_progress, reading, require_t
 from gpt2.model import GPT
 
 ROWS = 768
-"""Number of hidden states whose logits exist at a time. In float32 they take 154 MB with GPT-2's vocabulary. Products of
-a third as many are a quarter slower on a CPU."""
+"""Number of hidden states whose logits exist at a time. In float32 they take 154 MB with GPT-2's vocabulary. Products
+of a third as many are a quarter slower on a CPU."""
 CACHED_ROWS = 16
 """Number of hidden states whose logits are read together. In float32 they take 3 MB, which a CPU's cache holds."""
 CACHED_EMBEDDINGS = 512
