@@ -145,7 +145,7 @@ def settings() -> str:
 
 def library() -> str:
     """Return the page of what `import gpt2` offers."""
-    lines = ["# Library", "", f"{MADE} [README](../../README.md#as-a-library) has examples."]
+    lines = ["# Library", "", f"{MADE} [The page on the library](../library.md) has examples."]
     for name in gpt2.__all__:
         found = getattr(gpt2, name)
         lines += ["", f"## gpt2.{name}"]

@@ -1,4 +1,4 @@
-"""README's commands and programs run in their order, as a new user types them, on small models and texts.
+"""README's commands and programs, and those of the pages that go on from it, run in their order on small models.
 
 `documents.py` reads the blocks. A command that would take a network, a GPU or hours has an entry in `INSTEAD`, which
 makes it small. Any other runs unchanged.
@@ -25,50 +25,45 @@ SKIPPED = {
     "python3 -m venv": "makes an environment",
     ".venv/bin/pip": "installs packages",
     ".venv/bin/gpt2 demo": "trains for minutes; `gpt2 demo --smoke` has its own test",
-    "GPT2_TEST_KILLS=20": "runs tests",
-    "GPT2_TEST_ENDS=200": "runs tests",
 }
 """The first words of commands that are not run here, and why."""
+SKIPPED_OF_TRAINING = {"GPT2_TEST_KILLS=20": "runs tests", "GPT2_TEST_ENDS=200": "runs tests"}
 QUICK = "--max_iters=2 --warmup_iters=0 --eval_iters=1 --sample_tokens=3 --batch_size=2 --device=cpu --compile=False"
 SMALL = f"--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 {QUICK}"
 INSTEAD = {
     "gpt2 prepare shakespeare_char": "{line} --from=romeo.txt",
     "gpt2 train shakespeare_char_cpu": f"{{line}} {SMALL}",
-    "gpt2 train shakespeare_char_cpu_fast": f"{{line}} {SMALL}",
-    "gpt2 train shakespeare_char_cpu --init_from=auto": "{line} --max_iters=3",
-    "gpt2 train gpt2 --model=d6 --print_config": "{line}",
     "gpt2 train own_text": f"{{line}} {SMALL}",
-    "gpt2 train path/to/nanoGPT/config/train_shakespeare_char.py": f"{{line}} {SMALL}",
-    "gpt2 tokenizer train": "{line} --vocab_size=512",
-    "gpt2 sweep shakespeare_char_cpu": f"{{line}} {SMALL} --seeds=1 --max_iters=1",
-    "gpt2 eval hellaswag gpt2": "gpt2 eval hellaswag hub {rest} --data=tasks.jsonl",
-    "gpt2 plan gpt2": f"{{line}} {SMALL} --total_batch_size=64",
-    "gpt2 plan gpt2 --gpu=H100": "{line}",
-    "gpt2 plan": "{line}",
-    "gpt2 bench train gpt2": f"{{line}} {SMALL} --steps=2 --total_batch_size=64",
     "gpt2 train --init_from=resume --out_dir=out-shakespeare-char": "{line}",
-    "gpt2 train gpt2 --nproc=auto": f"{{line}} {SMALL} --nproc=1 --dataset=mine --total_batch_size=64 "
-    "--hellaswag_interval=0",
-    "gpt2 bench sample random:gpt2": "gpt2 bench sample hub {rest} --prompt_tokens=2 --new_tokens=3 --rounds=1",
-    "gpt2 lens out-shakespeare-char 'ROMEO: O, speak again'": "gpt2 lens out-shakespeare-char ROMEO: {rest}",
-    "gpt2 lens out-shakespeare-char 'My lord, the king'": "gpt2 lens out-shakespeare-char ROMEO: "
-    "--against=OROME: -o patched.html",
     "gpt2 sample gpt2": "gpt2 sample hub {rest} --max_new_tokens=3",
-    "gpt2 sample out-shakespeare-char --interactive": "{line} --max_new_tokens=3",
-    "gpt2 train --init_from=resume --out_dir=out-imported": f"{{line}} {QUICK}",
+    "gpt2 eval hellaswag gpt2": "gpt2 eval hellaswag hub {rest} --data=tasks.jsonl",
+    "gpt2 lens out-shakespeare-char 'ROMEO: O, speak again'": "gpt2 lens out-shakespeare-char ROMEO: {rest}",
     "gpt2 prepare notes.txt papers/ --tokenizer=gpt2": "gpt2 prepare notes.txt papers/ --tokenizer=hub {rest}",
     "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
+    "gpt2 plan gpt2 --gpu=H100": "{line}",
+    "gpt2 train gpt2 --nproc=auto": f"{{line}} {SMALL} --nproc=1 --dataset=mine --total_batch_size=64 "
+    "--hellaswag_interval=0",
+    "gpt2 bench train gpt2": f"{{line}} {SMALL} --steps=2 --total_batch_size=64",
+    "gpt2 bench sample random:gpt2": "gpt2 bench sample hub {rest} --prompt_tokens=2 --new_tokens=3 --rounds=1",
 }
 """The small commands that are run; the folder `hub` stands for OpenAI's model on Hugging Face's hub."""
+INSTEAD_OF_TRAINING = {
+    "gpt2 train gpt2 --model=d6 --print_config": "{line}",
+    "gpt2 train shakespeare_char_cpu_fast": f"{{line}} {SMALL}",
+    "gpt2 train path/to/nanoGPT/config/train_shakespeare_char.py": f"{{line}} {SMALL}",
+    "gpt2 sweep shakespeare_char_cpu": f"{{line}} {SMALL} --seeds=1 --max_iters=1",
+    "gpt2 train --init_from=resume --out_dir=out-shakespeare-char": "{line}",
+    "gpt2 train shakespeare_char_cpu --init_from=auto": "{line} --max_iters=3",
+}
+IN_PYTHON = {"max_new_tokens=100": "max_new_tokens=3"}
+"""Pieces of README's Python programs, and what is run for them."""
 QUICK_PYTHON = 'max_iters=2, batch_size=2, eval_iters=1, device="cpu", compile=False'
-IN_PYTHON = {
-    "max_new_tokens=100": "max_new_tokens=3",
+IN_PYTHON_OF_LIBRARY = IN_PYTHON | {
     'model="d6", block_size=256, max_iters=1000': f"n_layer=1, n_head=1, n_embd=32, block_size=32, {QUICK_PYTHON}",
     "max_iters=2000": "max_iters=3",
     "n_layer=6, n_head=6, n_embd=384": "n_layer=1, n_head=1, n_embd=32",
     'out_dir="out-relu", block_size=256, max_iters=1000': f'out_dir="out-relu", block_size=256, {QUICK_PYTHON}',
 }
-"""Pieces of README's Python programs, and what is run for them."""
 
 
 @pytest.fixture
@@ -101,8 +96,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     return tmp_path
 
 
-def test_readme_works_line_by_line(home: Path, gpt2_command: Callable) -> None:
-    Document(README, SKIPPED, INSTEAD, IN_PYTHON).run(gpt2_command)
+def test_readme_and_its_next_pages_work_line_by_line(home: Path, gpt2_command: Callable) -> None:
+    pages = [
+        Document(README, SKIPPED, INSTEAD, IN_PYTHON),
+        Document(ROOT / "docs" / "training.md", SKIPPED_OF_TRAINING, INSTEAD_OF_TRAINING),
+        Document(ROOT / "docs" / "library.md", in_python=IN_PYTHON_OF_LIBRARY),
+    ]
+    for page in pages:
+        page.run(gpt2_command)
 
 
 @pytest.mark.parametrize(
