@@ -11,6 +11,7 @@ from gpt2.cli.arguments import FieldArg, OverwriteFlag
 from gpt2.cli.launch import LONGEST_NUMBER
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.spelling import did_you_mean
 from gpt2.training.setting import OUTPUT, PATH, TOKENS, within
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def chosen_tokenizer(name: str | None) -> "str | Tokenizer | None":
     if name is None or name in TOKENIZERS:
         return name
     if not Path(name).exists():
-        raise UserError(f"no tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}, or name a model or a dataset")
+        names = f"choose from {', '.join(TOKENIZERS)}, or name a model or a dataset"
+        raise UserError(f"no tokenizer {name!r}; {did_you_mean(name, TOKENIZERS, names)}")
     from gpt2.formats.open import named_tokenizer  # here, because it imports PyTorch, which takes two seconds
 
     return named_tokenizer(name)

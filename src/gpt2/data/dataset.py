@@ -14,7 +14,7 @@ from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import read_meta
 from gpt2.json_file import JsonObject, read_object
-from gpt2.spelling import nearest
+from gpt2.spelling import did_you_mean
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
@@ -97,8 +97,9 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
         if GLOB.search(name) and (files := sorted(path.parent.glob(path.name))):
             return _open_files(path, files)
     if name not in corpora.CORPORA:
-        close = nearest(name, corpora.CORPORA)
-        hint = f"did you mean {close}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
+        in_folder = [path.name for path in Path(data_dir).iterdir()] if Path(data_dir).is_dir() else []
+        names = f"corpora by name: {', '.join(corpora.CORPORA)}"
+        hint = did_you_mean(name, [*corpora.CORPORA, *in_folder], names)
         raise UserError(
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )
