@@ -136,6 +136,17 @@ def test_a_link_to_itself_is_no_run_and_no_text(
         assert "Traceback" not in err
 
 
+def test_the_processes_run_the_command_line_that_main_was_given(
+    gpt2_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.run", lambda options: started.append(options.training_script_args))
+    monkeypatch.setattr(sys, "argv", ["pytest", "another", "command"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert gpt2_command("eval", "loss", "m", "d", "--nproc=2") == (0, "", "")
+    assert started == [["eval", "loss", "m", "d"]]
+
+
 def test_names_are_near_if_few_letters_differ() -> None:
     assert distance("kitten", "sitting") == 3
     assert distance("ab", "ba") == 1

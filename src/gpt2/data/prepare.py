@@ -30,6 +30,7 @@ from gpt2.tokenizers import (
     Tokenizer,
     from_json,
     gpt2_tokenizer,
+    require_bpe,
     train_bpe,
 )
 
@@ -88,6 +89,8 @@ def prepare(
     settings = _settings(default_name(sources[0]), corpus, format, asked)
     kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
     _check(settings, format, kind, inputs, part, workers)
+    if kind == "bpe":  # before the time that reading takes
+        require_bpe(vocab_size)
     if field != "text" and not any(has_rows(Path(i.name)) for i in inputs):
         raise UserError(f"--field={field} is for files of rows (.jsonl, .json, .csv, .tsv, .parquet); omit it")
     recipe: dict[str, Any] = {
