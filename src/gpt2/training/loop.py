@@ -42,7 +42,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, model: GPT | None = None, callback: Listener | None = None, imports: float = 0.0
+    config: TrainConfig,
+    *,
+    model: GPT | None = None,
+    callback: Listener | None = None,
+    quiet: bool = False,
+    imports: float = 0.0,
 ) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
 
@@ -50,7 +55,9 @@ def train(
     run loads its weights into it. Settings of the model (n_layer, dropout, …) may then be omitted, and must not
     contradict it; parameters are saved, buffers are not. callback: called as `callback(event, step, values)` with
     every record of log.jsonl (docs/records.md) in every process. Records of steps arrive together every log_interval
-    steps. An exception that it raises, for example KeyboardInterrupt, ends the run, which is saved first.
+    steps. An exception that it raises, for example KeyboardInterrupt, ends the run, which is saved first. quiet:
+    print nothing; by default the progress goes to stderr, in a bar on a terminal and elsewhere in a line every
+    log_interval steps.
 
     In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
     Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
@@ -60,8 +67,8 @@ def train(
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, device.out_of_memory_advice():
-        run = set_up(config, note, world, ledger, model)
-        with RunConsole(run.last_step, run.state.step, world.is_main) as console:
+        run = set_up(config, (lambda line: None) if quiet else note, world, ledger, model)
+        with RunConsole(run.last_step, run.state.step, world.is_main and not quiet) as console:
             if config.eval_only:
                 return _only_evaluate(run, console)
             with open_session(run, console, callback) as session:
