@@ -16,6 +16,7 @@ import torch
 from gpt2 import system
 from gpt2.errors import UserError
 from gpt2.gpus import known_gpu
+from gpt2.spelling import counted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes of matrix products, by their names in settings."""
@@ -264,13 +265,14 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} threads)" if threads > 1 else "cpu (1 thread)"
     return str(device)
 
 
 def about(device: torch.device) -> dict[str, str]:
     """Return facts to record with figures measured here: the device, the machine and PyTorch's version."""
-    machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {os.cpu_count()} cores)"
+    machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {counted(os.cpu_count() or 1, 'core')})"
     return {"device": describe(device), "machine": machine, "torch": torch.__version__}
 
 

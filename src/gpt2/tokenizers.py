@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gpt2.errors import UserError
 from gpt2.long_runs import encode_long_runs, has_long_run, trainable
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens, require_distinct, require_no_ordinary
+from gpt2.spelling import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +153,7 @@ class CharTokenizer(_Shared):
     def _unknown(self, c: str) -> UserError:
         return UserError(
             f"the text has the character {c!r} (U+{ord(c):04X}), which is not among the "
-            f"{self.vocab_size} characters of this tokenizer; remove it from the text"
+            f"{counted(self.vocab_size, 'character')} of this tokenizer; remove it from the text"
         )
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:

@@ -83,7 +83,7 @@ WRONG = [
     ("tokenizer train shakespear", "did you mean shakespeare?"),
     ("tokenizer train latin.txt", "not UTF-8"),
     ("tokenizer train mine.txt", "500 characters, enough for only"),
-    ("tokenizer train a_file --vocab_size=257", "1 characters, too few"),
+    ("tokenizer train a_file --vocab_size=257", "1 character, too few"),
     ("tokenizer train mine.txt --vocab_size=256", "at least 257"),
     ("tokenizer train latin.txt --vocab_size=258 --special_tokens <|a|> <|b|>", "at least 259"),
     ("tokenizer train latin.txt --special_tokens <|a|> <|a|>", "given twice"),

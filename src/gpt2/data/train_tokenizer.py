@@ -12,6 +12,7 @@ from gpt2.data.inputs import find_inputs
 from gpt2.data.sources import Reading
 from gpt2.data.text import Text
 from gpt2.errors import UserError
+from gpt2.spelling import counted
 from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, require_bpe, train_bpe
 
 HOLD_OUT = 20
@@ -78,11 +79,13 @@ def train_tokenizer(
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
     if not reading.trained or not reading.held_out:
-        raise UserError(f"the text has {reading.characters} characters, too few to train and measure on; give more")
+        raise UserError(
+            f"the text has {counted(reading.characters, 'character')}, too few to train and measure on; give more"
+        )
     if tokenizer.vocab_size < vocab_size:
         raise UserError(
-            f"the text has {reading.characters} characters, enough for only {tokenizer.vocab_size} ids; give more, "
-            f"or --vocab_size={tokenizer.vocab_size}"
+            f"the text has {counted(reading.characters, 'character')}, enough for only {tokenizer.vocab_size} ids; "
+            f"give more, or --vocab_size={tokenizer.vocab_size}"
         )
     size = sum(len(text.encode()) for text in reading.held_out)
     try:

@@ -12,6 +12,7 @@ from gpt2.errors import TrainingFailed, UserError
 from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
+from gpt2.spelling import counted
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
 from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
@@ -202,7 +203,7 @@ class Loop:
         if ending == "early_stopping_patience":
             console.note(
                 f"the validation loss is best at step {state.best_step}, and not better in "
-                f"{run.config.early_stopping_patience} evaluations since"
+                f"{counted(run.config.early_stopping_patience, 'evaluation')} since"
             )
         if is_stopped:
             console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
