@@ -16,7 +16,6 @@ import torch
 from gpt2 import system
 from gpt2.errors import UserError
 from gpt2.gpus import known_gpu
-from gpt2.spelling import counted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The dtypes of matrix products, by their names in settings."""
@@ -272,7 +271,7 @@ def describe(device: torch.device) -> str:
 
 def about(device: torch.device) -> dict[str, str]:
     """Return facts to record with figures measured here: the device, the machine and PyTorch's version."""
-    machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {counted(os.cpu_count() or 1, 'core')})"
+    machine = f"{platform.node()} ({platform.system()} {platform.machine()}, {os.cpu_count()} cores)"
     return {"device": describe(device), "machine": machine, "torch": torch.__version__}
 
 

@@ -137,8 +137,8 @@ def tokenise(
         area.forget()
         where = "the text" if text.partition == (1, 1) else "the first part"
         raise UserError(
-            f"{where} has {counted(done.mark.characters, 'character')}, too few to train and validate on; give more, or "
-            "use less for validation"
+            f"{where} has {counted(done.mark.characters, 'character')}, too few to train and validate on; give "
+            "more, or use less for validation"
         )
     for line in _remarks(text, done.mark):
         note(line)

@@ -32,8 +32,8 @@ def last_step(config: TrainConfig, train_tokens: int, state: TrainState, log: Lo
         if value := getattr(config, name):
             if budgets[name] < per_step:
                 raise UserError(
-                    f"{name}={value} is {counted(budgets[name], 'token')}, less than the {per_step:,} of one optimizer "
-                    f"step; raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
+                    f"{name}={value} is {counted(budgets[name], 'token')}, less than the {per_step:,} of one "
+                    f"optimizer step; raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
                 )
             ends[name] = state.step + max(0, budgets[name] - state.tokens) // per_step
     first = min(ends, key=lambda name: ends[name])
