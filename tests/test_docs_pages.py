@@ -97,6 +97,8 @@ def test_the_page_on_evaluation_prints_what_it_shows(
         DOCS / "evaluation.md",
         instead={
             "gpt2 eval hellaswag gpt2": "gpt2 eval hellaswag hub {rest} --data=hellaswag_val.jsonl",
+            "gpt2 eval hellaswag --write_bin=dev/data/hellaswag/hellaswag_val.bin": "{line} "
+            "--data=hellaswag_val.jsonl",
             "gpt2 eval hellaswag out --rendering=lm-eval": "{line} --data=hellaswag_val.jsonl",
             "gpt2 eval loss out data/mine --tokens=100000 --stride=256": "gpt2 eval loss out data/mine {rest} "
             "--tokens=300 --stride=16",

@@ -1,6 +1,50 @@
-"""Finds the name that a misspelt one probably stands for."""
+"""Words of messages: the name that a misspelt one probably stands for, and a count with its noun."""
 
+import contextlib
+import itertools
 from collections.abc import Iterable
+from pathlib import Path
+
+MOST_NAMES = 10_000
+"""Largest number of names of a folder among which a misspelt one is looked for."""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, which is in the plural unless the count is 1: `1 file`, `2,000 files`."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the question `did you mean …?` with the known name, or else the path, that `name` probably stands for.
+
+    Returns `otherwise` where nothing has a similar name.
+    """
+    close = nearest(name, known) or near_path(name)
+    return f"did you mean {close}?" if close else otherwise
+
+
+def near_path(name: str) -> str | None:
+    """Return the existing path that a misspelt one, in which any folder may be misspelt, probably stands for.
+
+    Returns None for a path that exists.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a name that no path can have, or a folder that cannot be read
+        found = None if Path(name).exists() else _near_path(Path(name))
+        return None if found is None else str(found)
+    return None
+
+
+def _near_path(path: Path) -> Path | None:
+    if path.exists():
+        return path
+    folder = _near_path(path.parent)
+    if folder is None or not folder.is_dir():
+        return None
+    if (folder / path.name).exists():
+        return folder / path.name
+    close = nearest(path.name, (entry.name for entry in itertools.islice(folder.iterdir(), MOST_NAMES)))
+    return None if close is None else folder / close
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gpt2.errors import UserError
 from gpt2.long_runs import encode_long_runs, has_long_run, trainable
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens, require_distinct, require_no_ordinary
+from gpt2.spelling import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 _FAST_GPT2_PATTERN = r"""(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"""
 TEXTS_AT_A_TIME = 64
 """Number of texts that training holds in memory, enough to occupy all cores."""
+LEAST_BPE = 257
+"""Least number of ids of a byte-level BPE: the 256 bytes and end-of-text."""
 GPT2_VOCAB_FILES = {  # content: name of the file in tiktoken's cache
     "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
     "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
@@ -150,7 +153,7 @@ class CharTokenizer(_Shared):
     def _unknown(self, c: str) -> UserError:
         return UserError(
             f"the text has the character {c!r} (U+{ord(c):04X}), which is not among the "
-            f"{self.vocab_size} characters of this tokenizer; remove it from the text"
+            f"{counted(self.vocab_size, 'character')} of this tokenizer; remove it from the text"
         )
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -288,17 +291,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = (
     """
     import rustbpe
 
-    least = 257 + len(specials)
-    if vocab_size < least:
-        raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least {least} ids")
-    require_distinct(specials)  # before the time that training takes
-    require_no_ordinary(specials, (bytes([b]) for b in range(256)), byte_of_character())
+    require_bpe(vocab_size, specials)
     size = vocab_size - 1 - len(specials)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
     texts = itertools.chain.from_iterable(map(trainable, texts))
     trainer.train_from_iterator(texts, vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
     tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
     return BPETokenizer(tokens, GPT2_PATTERN, special=SpecialTokens.after(len(tokens), specials))
+
+
+def require_bpe(vocab_size: int, specials: Sequence[str] = ()) -> None:
+    """Raise UserError for a size and special tokens with which `train_bpe` would fail."""
+    if vocab_size < (least := LEAST_BPE + len(specials)):
+        raise UserError(f"a BPE vocabulary of {vocab_size} is too small; it needs at least {least} ids")
+    require_distinct(specials)
+    require_no_ordinary(specials, (bytes([b]) for b in range(256)), byte_of_character())
 
 
 def byte_of_character() -> dict[str, int]:

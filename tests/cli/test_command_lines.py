@@ -12,7 +12,7 @@ from gpt2.errors import UserError
 from gpt2.generation import text as text_module
 from gpt2.generation.text import read_prompt
 from gpt2.model import GPTConfig
-from gpt2.spelling import distance, nearest
+from gpt2.spelling import counted, distance, near_path, nearest
 from gpt2.training.budget import require_memory
 from gpt2.training.config import BOUNDS, HINTS, TrainConfig
 
@@ -90,7 +90,7 @@ def test_a_prompt_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Mo
     ("line", "message"),
     [
         ("train --interactive", "Unknown option: --interactive."),
-        ("train --batch-sise=3", "Did you mean --batch-size?"),
+        ("train --batch-sise=3", "Did you mean --batch_size?"),
         ("sample m --temprature 1", "Did you mean --temperature?"),
         ("evaluate", "Available commands: demo, list, "),
         ("eval los", 'Did you mean "loss"?'),
@@ -136,9 +136,36 @@ def test_a_link_to_itself_is_no_run_and_no_text(
         assert "Traceback" not in err
 
 
+def test_the_processes_run_the_command_line_that_main_was_given(
+    gpt2_command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("torch.distributed.run.run", lambda options: started.append(options.training_script_args))
+    monkeypatch.setattr(sys, "argv", ["pytest", "another", "command"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert gpt2_command("eval", "loss", "m", "d", "--nproc=2") == (0, "", "")
+    assert started == [["eval", "loss", "m", "d"]]
+
+
 def test_names_are_near_if_few_letters_differ() -> None:
     assert distance("kitten", "sitting") == 3
     assert distance("ab", "ba") == 1
     assert nearest("--Batch_Sise", ["--batch-size", "--block-size"]) == "--batch-size"
     assert nearest("interactive", ["temperature"]) is None
     assert nearest("x", []) is None
+
+
+def test_a_misspelt_path_is_found_in_folders_that_may_be_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "data" / "reference").mkdir(parents=True)
+    (tmp_path / "data" / "other").mkdir()
+    there = str(tmp_path / "data" / "reference")
+    for name in ("data/refernce", "dat/reference", "dta/Reference"):
+        assert near_path(str(tmp_path / name)) == there
+    for name in ("data/reference", "data/poems", "nothing/reference"):
+        assert near_path(str(tmp_path / name)) is None
+    assert near_path("\0") is None
+
+
+def test_a_noun_is_in_the_plural_unless_there_is_one() -> None:
+    numbers = [counted(n, noun) for noun in ("file", "process") for n in (0, 1, 2000)]
+    assert numbers == ["0 files", "1 file", "2,000 files", "0 processes", "1 process", "2,000 processes"]

@@ -41,7 +41,7 @@ def test_figures_and_choices(run: Path, gpt2_command) -> None:
     status, out, _ = gpt2_command(*line, "--limit=1")
     assert status == 0
     assert out.startswith(f"HellaSwag acc {float(chosen[0]['prediction'] == 0):.4f} · acc_norm ")
-    assert "· 1 tasks ·" in out
+    assert "· 1 task ·" in out
 
 
 def test_a_model_without_a_tokenizer_can_be_given_one(run: Path, gpt2_command) -> None:
@@ -60,7 +60,7 @@ def test_llmcs_file_is_written_and_evaluated(run: Path, gpt2_vocabulary: None, g
     assert gpt2_command("prepare", "text.txt", "--tokenizer=gpt2", "--out=d")[0] == 0
     size = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=16", "--no-compile", "--device=cpu"]
     assert gpt2_command("train", "--dataset=d", "--out_dir=w", "--max_iters=1", *size)[0] == 0
-    status, out, err = gpt2_command("eval", "hellaswag", "w", "--data=h.jsonl", "--write_bin=t.bin")
+    status, out, err = gpt2_command("eval", "hellaswag", "--data=h.jsonl", "--write_bin=t.bin")
     assert (status, out) == (0, ""), err
     assert "wrote 3 tasks to t.bin" in err
     figures = []

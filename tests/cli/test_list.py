@@ -63,7 +63,7 @@ def test_damaged_ones_are_listed_with_what_is_wrong(tiny, dataset: Path, tmp_pat
     found = listed(gpt2_command, "all", tmp_path)
     problems = {d["name"]: d["problem"] for d in found["datasets"]}
     assert problems.keys() == {"torn", "unreadable", "begun"}
-    assert "1 tokens where dataset.json records" in problems["torn"]
+    assert "1 token where dataset.json records" in problems["torn"]
     assert "cannot be read" in problems["unreadable"]
     assert "interrupted" in problems["begun"]
     (entry,) = found["runs"]

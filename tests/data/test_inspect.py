@@ -77,7 +77,7 @@ def test_the_page_holds_everything_and_lets_no_markup_in(tmp_path: Path) -> None
 def test_the_command(dataset: Path, tmp_path: Path, gpt2_command) -> None:
     status, out, err = gpt2_command("inspect", dataset, f"--html={tmp_path / 'page.html'}")
     assert status == 0, err
-    assert "18,185 tokens in 1 files (nanogpt uint16)" in out
+    assert "18,185 tokens in 1 file (nanogpt uint16)" in out
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     values = json.loads(gpt2_command("inspect", dataset, "--json")[1])
     assert values["splits"]["train"]["tokens"] == 18_185

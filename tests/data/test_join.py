@@ -110,5 +110,5 @@ def test_a_few_texts_are_not_shared(tmp_path: Path, text: str) -> None:
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(text)
     files = sorted(tmp_path.glob("*.txt"))
-    with pytest.raises(UserError, match="3 documents are too few to share"):
+    with pytest.raises(UserError, match="has 3 documents, too few to share"):
         prepare(*files, out=tmp_path / "d", tokenizer="byte", part=(1, 2))

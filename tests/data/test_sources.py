@@ -162,7 +162,7 @@ def test_archives_are_refused_and_omitted_in_folders(tmp_path: Path) -> None:
         documents(tmp_path / "c.docx")
     notes: list[str] = []
     assert find_files(str(tmp_path), notes.append) == [tmp_path / "a.txt"]
-    assert notes == [f"{tmp_path}: 5 files of other kinds are omitted"]
+    assert notes == [f"{tmp_path}: 5 files of other kinds omitted"]
 
 
 def test_hidden_files_are_omitted_unless_named(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_rows_without_text_are_skipped_and_counted(tmp_path: Path) -> None:
     for name, field, missing in (("a.jsonl", "text", 5), ("a.parquet", "m.t", 4)):
         notes: list[str] = []
         out = prepare(tmp_path / name, out=tmp_path / field, tokenizer="byte", field=field, note=notes.append)
-        assert f"{missing} rows without text are skipped" in notes
+        assert f"{missing} rows without text skipped" in notes
         data = open_dataset(str(out))
         found = "".join(data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val"))
         expected = [text for text in texts[name == "a.jsonl" :] if text]
@@ -264,7 +264,7 @@ def test_rows_become_documents_of_the_dataset(tmp_path: Path, gpt2_command, monk
     Path("mine.v1.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
     status, _, err = gpt2_command("prepare", "mine.v1.jsonl.gz", "--field=body", "--tokenizer=byte")
     assert status == 0, err
-    assert "1 files, " in err
+    assert "1 file, " in err
     data = open_dataset("mine")
     texts = [data.tokenizer.decode(data.splits[name][:].tolist()) for name in ("train", "val")]
     found = "".join(texts).split("<|endoftext|>")[:-1]
@@ -276,7 +276,7 @@ def test_omitted_files_of_a_folder_are_reported(tmp_path: Path) -> None:
         (tmp_path / name).write_text("text")
     notes: list[str] = []
     assert find_files(str(tmp_path), notes.append) == [tmp_path / "a.TXT"]
-    assert notes == [f"{tmp_path}: 2 files of other kinds are omitted"]
+    assert notes == [f"{tmp_path}: 2 files of other kinds omitted"]
 
 
 def test_text_without_a_place_to_cut_is_refused_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_without_names_the_likeliest_tokens_are_compared(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a"], "the text has 1 tokens, and at least 2 are needed"),
+        (["a"], "the text has 1 token, and at least 2 are needed"),
         (["a" * 49], "the text has 49 tokens, and the model sees 48"),
         (["FILE:missing"], "cannot read the prompt from missing"),
         ([TEXT, "--against=short"], "the two texts have 19 and 5 tokens; give texts of the same number"),

@@ -23,6 +23,19 @@ def test_plain_lines_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str
     assert captured.out == ""
 
 
+def test_a_file_gets_plain_lines_where_colours_are_forced(capfd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FORCE_COLOR, which test runners and CI set, made rich write all states of the bar to files."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with RunConsole(total=100, done=0) as out:
+        out.step(10, VALUES, eta_seconds=90)
+    with WorkConsole("tokens") as out:
+        out.progress(10, 10, 3)
+        out.note("done")
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 2
+    assert not {"\r", "\x1b"} & set(err)
+
+
 def test_a_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=120)

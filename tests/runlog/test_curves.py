@@ -73,10 +73,10 @@ def test_flops_are_those_of_the_model() -> None:
 
 
 def test_an_axis_that_a_log_cannot_have_is_said() -> None:
-    with pytest.raises(UserError, match="r has no vocab_size, which --x=flops needs"):
+    with pytest.raises(UserError, match="r does not record vocab_size, from which --x=flops"):
         axis_position(RECORDS, "flops", {}, "r")
     foreign = [{"event": "train", "step": 1, "time": 0.0, "loss": 1.0}]
-    with pytest.raises(UserError, match="r has no tokens_per_second, which --x=time needs; use --x=steps"):
+    with pytest.raises(UserError, match="r does not record tokens_per_second, from which --x=time"):
         axis_position(foreign, "time", {}, "r")
     assert axis_position(foreign, "steps", {}, "r")(1) == 1
 

@@ -49,6 +49,18 @@ def test_a_run_learns_and_records_everything(tiny, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_quiet_run_prints_nothing_and_records_the_same(tiny, tmp_path: Path, capfd) -> None:
+    settings = {"max_iters": 4, "sample_interval": 2, "sample_tokens": 3, "sample_start": "the"}
+    events: list[str] = []
+    train(tiny(**settings, out_dir=str(tmp_path / "loud")))
+    assert "step 4/4" in capfd.readouterr().err
+    config = tiny(**settings, out_dir=str(tmp_path / "quiet"))
+    train(config, quiet=True, callback=lambda event, step, values: events.append(event))
+    assert capfd.readouterr() == ("", "")
+    assert events == [r["event"] for r in read_log(tmp_path / "quiet")]
+    assert curve(tmp_path / "quiet") == curve(tmp_path / "loud")
+
+
 def test_evaluation_is_the_mean_over_fixed_blocks(tiny, tmp_path: Path, dataset: Path) -> None:
     result = train(tiny(max_iters=3, eval_iters=3))
     model, _ = gpt2.load(str(tmp_path / "run" / "checkpoints" / "step_0000003"))

@@ -90,6 +90,15 @@ def test_ten_in_a_row_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert train(resumed).step == 25
 
 
+def test_the_line_that_ends_a_run_says_once_how_to_go_on(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, range(3, 1000))
+    config = tiny(max_iters=100, checkpoint_interval=0, eval_interval=0)  # so that the steps before are not saved yet
+    with pytest.raises(UserError, match=r"step 13 is saved$") as error:
+        train(config)
+    assert str(error.value).count("go on ") == str(error.value).count("--init_from=resume") == 1
+    assert saved_steps(Path(config.out_dir)) == [13]
+
+
 def test_nine_in_a_row_and_nine_more_do_not_end_the_run(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     spoilt = {*range(1, 10), *range(11, 20)}
     spoil(monkeypatch, spoilt)

@@ -11,6 +11,7 @@ from gpt2.bench.published import ASSUMED_MFU, PUBLISHED
 from gpt2.files import free_bytes
 from gpt2.gpus import GPUS, find_gpu
 from gpt2.model import GPTConfig
+from gpt2.spelling import counted
 
 KINDS = {
     "parameters": "weights, in float32",
@@ -82,12 +83,13 @@ def cost(seconds: float, found: Plan, price: float) -> float:
 def described(found: Plan) -> str:
     """Return the arithmetic of a plan as lines of text."""
     config, shape, work = found.config, found.shape, found.work
-    head = f"{found.parameters:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} channels"
+    layers, heads = counted(shape.n_layer, "layer"), counted(shape.n_head, "head")
+    head = f"{found.parameters:,} parameters: {layers}, {heads}, {shape.n_embd} channels"
     chosen = f"--batch_size={config.batch_size} --gradient_accumulation_steps={config.accumulation}"
     lines = [
         f"model     {head}, {shape.vocab_size:,} tokens",
         *_about_data(found),
-        f"training  {work.steps:,} steps × {config.tokens_per_step:,} tokens = {short(work.tokens)} tokens"
+        f"training  {counted(work.steps, 'step')} × {config.tokens_per_step:,} tokens = {short(work.tokens)} tokens"
         + ("" if found.epochs is None else f", {found.epochs:,.3g} epochs"),
         f"          {found.tokens_per_parameter:,.3g} tokens per parameter; Chinchilla recommends {CHINCHILLA}",
         f"          {flops_per_token(shape) / 1e9:,.3g} GFLOP per token, {found.flops:.3g} FLOP in all",
@@ -120,8 +122,8 @@ def described_time(found: Plan, time: Estimate, price: float | None) -> str:
     work = found.work
     kinds = {
         "training": f"{work.steps:,} optimizer steps",
-        "evaluation": f"{work.evaluations:,} times" if work.evaluated_tokens else "",
-        "sampling": f"{work.sampled_tokens:,} tokens" if work.sampled_tokens else "",
+        "evaluation": counted(work.evaluations, "time") if work.evaluated_tokens else "",
+        "sampling": counted(work.sampled_tokens, "token") if work.sampled_tokens else "",
         "checkpoints": f"{work.checkpoints:,} at most" if work.checkpoints else "",
         "snapshots": f"{work.snapshots:,}" if work.snapshots else "",
     }

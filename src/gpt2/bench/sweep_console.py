@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Any
 
-from gpt2.runlog.console import TERMINAL, LiveConsole, duration
+from gpt2.runlog.console import LiveConsole, duration, stderr_console
 
 
 class SweepConsole(LiveConsole):
@@ -13,9 +13,7 @@ class SweepConsole(LiveConsole):
     """Seconds between lines about a run where there is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(file=TERMINAL, highlight=False)
+        self.console = stderr_console()
         self.live = None
         if self.console.is_terminal:
             from rich.progress import Progress, TextColumn

@@ -27,7 +27,7 @@ from gpt2.cli.explain import explain
 from gpt2.cli.export import export
 from gpt2.cli.import_ import import_
 from gpt2.cli.inspect import inspect
-from gpt2.cli.launch import is_launched, is_main_process
+from gpt2.cli.launch import is_launched, is_main_process, set_command_line
 from gpt2.cli.lens import lens
 from gpt2.cli.list_ import list_
 from gpt2.cli.misread import DASH, explained
@@ -214,8 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     warnings.showwarning = show_warning
     try:
         given = translated(sys.argv[1:] if arguments is None else arguments, note if is_main_process() else ignore)
-        if arguments is None:
-            sys.argv[1:] = given  # which `--nproc` starts in every process
+        set_command_line(given)
         result = make_app()(without_dashes(given))
     except cyclopts.CycloptsError as error:
         fail(explained(error))

@@ -66,4 +66,7 @@ FieldArg = Annotated[
         "meta.text for a field inside another."
     ),
 ]
+FromArg = Annotated[
+    Path | None, Parameter(name="--from", help="Local copy of a corpus, to use instead of a download.")
+]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), help="Print the results as one JSON object.")]

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, TokenizerArg
-from gpt2.cli.launch import command_line, is_launched, launch
+from gpt2.cli.launch import command_line, is_launched, is_main_process, launch
 from gpt2.cli.results import results_stream
+from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.spelling import counted
 from gpt2.training.setting import CONTEXT, OUTPUT, PATH, SAMPLES
 
 if TYPE_CHECKING:
@@ -37,14 +39,15 @@ class Options:
     out: Annotated[Path | None, OUTPUT] = None
     """Write the model's choice in each task to this file, one JSON object per line."""
     write_bin: Annotated[Path | None, OUTPUT] = None
-    """Write the tasks to this file in llm.c's format, and do not evaluate."""
+    """Write the tasks to this file in llm.c's format, which holds GPT-2's tokens, and evaluate nothing. No MODEL is
+    needed."""
     data_dir: Annotated[str, PATH, Parameter(help="Folder that holds the downloaded tasks.")] = "data"
     device: DeviceArg = "auto"
     dtype: DTypeArg = "auto"
 
 
 def eval_hellaswag(
-    model: ModelArg,
+    model: Annotated[str | None, *ModelArg.__metadata__] = None,
     /,
     *,
     options: Annotated[Options, Parameter(name="*")] = Options(),
@@ -56,6 +59,11 @@ def eval_hellaswag(
     acc compares the log-likelihoods of the endings, acc_norm their mean per token or character. Where a dtype other
     than float32 leaves a choice uncertain, the task is computed again in float32.
     """
+    if options.write_bin is not None:
+        write_bin(model, options, options.write_bin)
+        return None
+    if model is None:
+        raise UserError("there is no model to evaluate; name one, for example gpt2 eval hellaswag gpt2")
     if nproc != "1" and not is_launched():
         return launch(nproc, command_line())
     from gpt2.device import keep_freed_memory
@@ -65,12 +73,11 @@ def eval_hellaswag(
     from gpt2.distributed.world import joined
     from gpt2.files import check_free, write_text
 
-    for target in (options.out, options.write_bin):
-        if target is not None:
-            check_free(target)
+    if options.out is not None:
+        check_free(options.out)
     with joined(pick_device(options.device), "auto", 600) as world:
         found = evaluate(model, options, world)
-        if found is None or not world.is_main:
+        if not world.is_main:
             return None
     if options.out is not None:
         write_text(options.out, "".join(json.dumps(record) + "\n" for record in found.records()))
@@ -78,9 +85,27 @@ def eval_hellaswag(
     return None
 
 
-def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
-    """Evaluate the model in all processes of the world; return None where the tasks are only written to a file."""
-    from gpt2.evaluation.hellaswag_accuracy import measure, open_task_set, write_task_set
+def write_bin(model: str | None, options: Options, path: Path) -> None:
+    """Write the tasks to a file in llm.c's format, in the main process. Raises UserError."""
+    from gpt2.evaluation.hellaswag_accuracy import write_tasks
+    from gpt2.files import check_free
+
+    if options.rendering != "build-nanogpt" or options.tokenizer not in (None, "gpt2"):
+        raise UserError(
+            "llm.c's file holds GPT-2's tokens as build-nanogpt renders them; omit --rendering and --tokenizer"
+        )
+    if not is_main_process():
+        return
+    check_free(path)
+    if model is not None:
+        note(f"--write_bin needs no model; {model} is not read")
+    count = write_tasks(path, data=options.data, data_dir=options.data_dir, limit=options.limit, log=note)
+    note(f"wrote {counted(count, 'task')} to {path}")
+
+
+def evaluate(model: str, options: Options, world: "World") -> "Accuracy":
+    """Evaluate the model in all processes of the world."""
+    from gpt2.evaluation.hellaswag_accuracy import measure, open_task_set
 
     log = note if world.is_main else lambda line: None
     task_set = world.main_first(
@@ -91,14 +116,9 @@ def evaluate(model: str, options: Options, world: "World") -> "Accuracy | None":
             data_dir=options.data_dir,
             rendering=options.rendering,
             limit=options.limit,
-            for_llmc=options.write_bin is not None,
             log=log,
         )
     )
-    if options.write_bin is not None:
-        write_task_set(task_set, options.write_bin, world)
-        log(f"wrote {len(task_set.tasks):,} tasks to {options.write_bin}")
-        return None
     with WorkConsole("tasks") if world.is_main else nullcontext() as console:
         progress = {"progress": console.progress} if console else {}
         return measure(
@@ -116,7 +136,7 @@ def described(found: "Accuracy") -> str:
     return (
         f"HellaSwag acc {found.acc:.4f}{_plus_minus(found.acc_stderr)} · "
         f"acc_norm {found.acc_norm:.4f}{_plus_minus(found.acc_norm_stderr)} · "
-        f"{found.tasks:,} tasks · {found.tasks_per_second:,.1f} tasks/s · {found.model}"
+        f"{counted(found.tasks, 'task')} · {found.tasks_per_second:,.1f} tasks/s · {found.model}"
     )
 
 

@@ -17,6 +17,7 @@ from gpt2.cli.arguments import (
 )
 from gpt2.cli.launch import command_line, is_launched, launch
 from gpt2.runlog.console import note
+from gpt2.spelling import counted
 from gpt2.training.setting import CONTEXT, OUTPUT, SEQUENCES, within
 
 if TYPE_CHECKING:
@@ -88,6 +89,6 @@ def show(found: "SplitLoss | None", plot: Path | None, as_json: bool) -> None:
         return
     bits = "" if found.bits_per_byte is None else f" · {found.bits_per_byte:.4f} bits per byte"
     print(
-        f"{found.split} loss {found.loss:.4f} · perplexity {found.perplexity:.2f}{bits} · {found.tokens:,} tokens · "
-        f"{found.model}"
+        f"{found.split} loss {found.loss:.4f} · perplexity {found.perplexity:.2f}{bits} · "
+        f"{counted(found.tokens, 'token')} · {found.model}"
     )

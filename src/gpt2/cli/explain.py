@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from gpt2.cli.arguments import JsonFlag
 from gpt2.cli.results import table
 from gpt2.reporting.style import quantity
+from gpt2.spelling import counted
 from gpt2.training.setting import CONTEXT, PATH, SAMPLES
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def summary(model: str, found: "Anatomy") -> str:
     c, kinds = found.config, components(found.config)
     inside = found.parameters - kinds["token embedding"] - kinds["position embedding"]
     size = (
-        f"{c.n_layer} blocks · {c.n_head} heads of {c.n_embd // c.n_head} · width {c.n_embd} · "
+        f"{counted(c.n_layer, 'block')} · {counted(c.n_head, 'head')} of {c.n_embd // c.n_head} · width {c.n_embd} · "
         f"context {c.block_size:,} · vocabulary {c.vocab_size:,} · {'with' if c.bias else 'without'} biases · "
         f"{c.gelu} GELU"
     )

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.spelling import counted
 from gpt2.training.setting import OUTPUT, PATH
 
 if TYPE_CHECKING:
@@ -53,16 +54,20 @@ def table(report: "DatasetReport") -> str:
     """Return the report as lines of text."""
     lines = [f"{report.path} · {report.tokenizer} tokenizer, {report.vocab_size:,} ids"]
     for name, split in report.splits.items():
-        lines.append(f"\n{name}: {split.tokens:,} tokens in {split.files} files ({', '.join(split.formats)})")
+        size, formats = (
+            f"{counted(split.tokens, 'token')} in {counted(split.files, 'file')}",
+            ", ".join(split.formats),
+        )
+        lines.append(f"\n{name}: {size} ({formats})")
         if split.documents is not None:
             spread = " · ".join(f"{key} {value:,.0f}" for key, value in split.tokens_per_document.items())
-            lines.append(f"  {split.documents:,} documents, end-of-text rate {split.eot_rate:.3%}")
+            lines.append(f"  {counted(split.documents, 'document')}, end-of-text rate {split.eot_rate:.3%}")
             lines.append(f"  tokens per document: {spread}")
         what = "blocks of 64 tokens" if split.documents is None else "documents"
-        lines.append(f"  largest id {split.largest_id:,} · {split.unused_ids:,} ids never used")
+        lines.append(f"  largest id {split.largest_id:,} · {counted(split.unused_ids, 'id')} never used")
         lines.append(f"  {split.duplicates:,} duplicate {what}")
     if report.overlap is not None:
-        lines.append(f"\n{report.overlap:,} documents or blocks of val are in train too")
+        lines.append(f"\ndocuments or blocks of val that are in train too: {report.overlap:,}")
     for name, split in report.splits.items():
         lines.append(f"\nexcerpts of {name}:")
         lines += [f"  {excerpt!r}" for excerpt in split.excerpts]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
+from gpt2.spelling import counted
 
 TOKENS_PER_SECOND = 2_000_000
 """Approximate number of tokens that a core encodes in a second."""
@@ -44,4 +45,4 @@ def ask_for_corpus(dataset: str, data_dir: str, yes: bool) -> None:
 
 def _duration(hours: float) -> str:
     """Return a rough duration in words."""
-    return f"about {hours:.0f} hours" if hours >= 1.5 else f"about {max(1, round(60 * hours))} minutes"
+    return f"about {hours:.0f} hours" if hours >= 1.5 else f"about {counted(max(1, round(60 * hours)), 'minute')}"

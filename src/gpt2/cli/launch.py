@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ PROCESS_BYTES = 200_000_000
 """Memory that a process takes at least, in bytes: that of PyTorch."""
 EXIT_STOPPED = 75
 """Exit status of a run that a signal ended; it is saved and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+_command_line: list[str] = []
 
 
 def launch(nproc: str, arguments: Sequence[str], threads: int | None = None, max_restarts: int = 0) -> int:
@@ -112,5 +112,10 @@ def is_main_process() -> bool:
 
 
 def command_line() -> list[str]:
-    """Return the arguments that the user typed after `gpt2`."""
-    return sys.argv[1:]
+    """Return the command line that this process runs, without the name of the program."""
+    return _command_line
+
+
+def set_command_line(words: Sequence[str]) -> None:
+    """Keep the command line that this process runs, which `--nproc` starts in every process."""
+    _command_line[:] = words

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from gpt2.cli.arguments import JsonFlag
 from gpt2.cli.results import table
 from gpt2.errors import UserError
+from gpt2.spelling import did_you_mean
 from gpt2.training.setting import PATH
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def list_(
     kinds = KINDS if kind == "all" else (kind,)
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}; name folders that hold datasets or runs")
+            hint = did_you_mean(str(folder), (), "name folders that hold datasets or runs")
+            raise UserError(f"there is no folder {folder}; {hint}")
     found = {name: entries(name, folders, data_dir) for name in kinds}
     if json_:
         figures = {name: [entry.figures() for entry in listed] for name, listed in found.items()}

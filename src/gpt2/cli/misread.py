@@ -7,6 +7,14 @@ from gpt2.spelling import nearest
 DASH = "\0"
 """Stands for `-`, which the library takes for an option. No word of a command line can contain this character."""
 
+MEANT = {bool: "True or False", int: "a whole number", float: "a number"}
+"""What a value of a type must be."""
+
+
+def as_written(option: str) -> str:
+    """Return an option as the pages write it, `--max_iters`; the library calls it `--max-iters`, and reads both."""
+    return "--" + option.removeprefix("--").replace("-", "_")
+
 
 def explained(error: cyclopts.CycloptsError) -> str:
     """Return the line for a command line that the library cannot read. Only similar names are suggested."""
@@ -16,12 +24,16 @@ def explained(error: cyclopts.CycloptsError) -> str:
             known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
             line = f"Unknown option: {option}."
             close = nearest(option, [name for name in known if name.startswith("--")]) if len(option) > 2 else None
-            line += f" Did you mean {close}?" if close else ""
+            line += f" Did you mean {as_written(close)}?" if close else ""
         case cyclopts.UnknownCommandError(unused_tokens=[word, *_], app=app) if app is not None:
             known = [name for name in app if not name.startswith("-")]
             close = nearest(word, known)
             hint = f'Did you mean "{close}"?' if close else f"Available commands: {', '.join(known)}."
             line = f'Unknown command "{word}". {hint}'
+        case cyclopts.CoercionError(token=token, target_type=kind) if token is not None and kind in MEANT:
+            line = f"{token.keyword or 'a value'} is {token.value!r}; it must be {MEANT[kind]}"
+        case cyclopts.MissingArgumentError(keyword=str(option)):
+            line = f"{option} requires an argument."
         case _:
             line = str(error)
     return " ".join(line.replace(DASH, "-").split())

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg, OverwriteFlag
+from gpt2.cli.arguments import FieldArg, FromArg, OverwriteFlag
 from gpt2.cli.launch import LONGEST_NUMBER
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
+from gpt2.spelling import did_you_mean
 from gpt2.training.setting import OUTPUT, PATH, TOKENS, within
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Options:
     tokenizer: Annotated[str | None, PATH] = None
     """`char`, `byte`, `gpt2` (OpenAI's 50,257 tokens), `bpe` (trained on this text), or an existing tokenizer: the
     folder of a model or a dataset, or a tokenizer.json. Default: that of the corpus, else gpt2."""
-    vocab_size: Annotated[int | None, within(0, 10**7)] = None
+    vocab_size: Annotated[int | None, within(257, 10**7)] = None
     """Number of ids of a bpe tokenizer. Default: that of the corpus, else 4096."""
     format: Literal["nanogpt", "llmc", "npy"] = "nanogpt"
     """Format of the token files. `nanogpt`: train.bin and val.bin, with end-of-text after each document. `llmc`:
@@ -59,8 +60,7 @@ class Options:
     """Take all N partitions as the sources and put them together."""
     workers: Annotated[int | None, within(1, 1024)] = None
     """Number of processes that tokenise. Default: one per core."""
-    from_: Annotated[Path | None, Parameter(name="--from")] = None
-    """Local copy of a corpus, to use instead of a download."""
+    from_: FromArg = None
     overwrite: OverwriteFlag = False
 
 
@@ -154,7 +154,8 @@ def chosen_tokenizer(name: str | None) -> "str | Tokenizer | None":
     if name is None or name in TOKENIZERS:
         return name
     if not Path(name).exists():
-        raise UserError(f"no tokenizer {name!r}; choose from {', '.join(TOKENIZERS)}, or name a model or a dataset")
+        names = f"choose from {', '.join(TOKENIZERS)}, or name a model or a dataset"
+        raise UserError(f"no tokenizer {name!r}; {did_you_mean(name, TOKENIZERS, names)}")
     from gpt2.formats.open import named_tokenizer  # here, because it imports PyTorch, which takes two seconds
 
     return named_tokenizer(name)

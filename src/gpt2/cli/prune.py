@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import JsonFlag
+from gpt2.spelling import counted
 from gpt2.training.setting import SAMPLES, STEPS
 
 if TYPE_CHECKING:
@@ -63,5 +64,5 @@ def described(chosen: "Pruning", is_done: bool) -> str:
     if not chosen.removed:
         return "\n".join([*lines, "  nothing to delete"])
     count = len(chosen.removed)
-    freed = f"{count} checkpoint{'s' if count > 1 else ''}, {file_size(chosen.bytes)}"
+    freed = f"{counted(count, 'checkpoint')}, {file_size(chosen.bytes)}"
     return "\n".join([*lines, f"  deleted {freed}" if is_done else f"  would free {freed}; add --yes to delete them"])

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, QuantizeArg, TokenizerArg
 from gpt2.runlog.console import note
+from gpt2.spelling import counted
 from gpt2.training.setting import CONTEXT, SAMPLES, SEED, within
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Writer:
         self.figures = {"tokens": count, "seconds_to_first": to_first, "tokens_per_second": rate}
         if self.has_stats and not is_quiet:
             note(
-                f"{count} tokens: the first after {to_first:.2f} s, then {rate:,.1f} tokens/s; "
+                f"{counted(count, 'token')}: the first after {to_first:.2f} s, then {rate:,.1f} tokens/s; "
                 f"weights read at {read / 1e9:,.1f} GB/s"
             )
 

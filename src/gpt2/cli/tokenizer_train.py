@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg, JsonFlag, OverwriteFlag
+from gpt2.cli.arguments import FieldArg, FromArg, JsonFlag, OverwriteFlag
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -21,11 +21,12 @@ FILE = "tokenizer.json"
 
 def tokenizer_train(
     *sources: Annotated[str, PATH, Parameter(required=True)],
-    vocab_size: Annotated[int, within(0, 10**7)] = 4096,
+    vocab_size: Annotated[int, within(257, 10**7)] = 4096,
     special_tokens: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     out: Annotated[Path, OUTPUT] = Path(FILE),
     field: FieldArg = "text",
     max_characters: Annotated[int, within(1, 10**15)] = 1_000_000_000,
+    from_: FromArg = None,
     overwrite: OverwriteFlag = False,
     json_: JsonFlag = False,
 ) -> None:
@@ -51,8 +52,15 @@ def tokenizer_train(
     from gpt2.formats.tokenizer_writer import write_tokenizer_json
 
     path = output_file(out, overwrite)
-    limits = {"vocab_size": vocab_size, "max_characters": max_characters}
-    tokenizer, report = train_tokenizer(*sources, specials=special_tokens, field=field, note=note, **limits)
+    tokenizer, report = train_tokenizer(
+        *sources,
+        vocab_size=vocab_size,
+        specials=special_tokens,
+        field=field,
+        max_characters=max_characters,
+        given=from_,
+        note=note,
+    )
     with publish(path) as temporary:
         write_tokenizer_json(tokenizer, temporary)
     note(f"wrote {path}; prepare text with --tokenizer={path}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.cli.arguments import DTypeArg, JsonFlag, ModelArg, QuantizeArg
 from gpt2.runlog.console import note
+from gpt2.spelling import counted
 
 if TYPE_CHECKING:
     from gpt2.evaluation.against_transformers import Comparison
@@ -43,7 +44,7 @@ def described(found: "Comparison", is_exact: bool) -> str:
         f"logits  largest difference {found.logit_difference:.2g}, {relative:.1g} of the largest logit",
         f"        the same token is the likeliest at {found.same_likeliest:.1%} of the positions",
         f"loss    {found.loss:.6f}, {found.transformers_loss:.6f} in transformers",
-        f"greedy  {equal} of {len(found.greedy)} tokens equal",
+        f"greedy  {equal} of {counted(len(found.greedy), 'token')} equal",
     ]
     if is_exact:
         agrees = "agrees with transformers" if found.agrees else "DIFFERS from transformers by more than rounding"

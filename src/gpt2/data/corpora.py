@@ -172,7 +172,7 @@ def _shakespeare(given: Path | None) -> list[Input]:
 def _download_shakespeare(folder: Path) -> Path:
     path = folder / "shakespeare.txt"
     if not path.is_file():
-        otherwise = "fetch it elsewhere and name the file instead (for gpt2 prepare: with --from)"
+        otherwise = "fetch it elsewhere and give it to gpt2 prepare or gpt2 tokenizer train with --from"
         download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256, otherwise)
     return path
 

@@ -14,7 +14,7 @@ from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError
 from gpt2.formats.tokenizer_files import read_meta
 from gpt2.json_file import JsonObject, read_object
-from gpt2.spelling import nearest
+from gpt2.spelling import counted, did_you_mean
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
@@ -45,8 +45,8 @@ class Dataset:
         tokens = self.splits[name]
         if len(tokens) <= block_size:
             raise UserError(
-                f"{self.path} has {len(tokens)} {name} tokens, too few for one block of {block_size} and its "
-                "target; use shorter blocks or more text"
+                f"{self.path} has {counted(len(tokens), f'{name} token')}, too few for one block of {block_size} and "
+                "its target; use shorter blocks or more text"
             )
         return tokens
 
@@ -97,8 +97,9 @@ def find_dataset(name: str, data_dir: str = "data") -> Dataset | None:
         if GLOB.search(name) and (files := sorted(path.parent.glob(path.name))):
             return _open_files(path, files)
     if name not in corpora.CORPORA:
-        close = nearest(name, corpora.CORPORA)
-        hint = f"did you mean {close}?" if close else f"corpora by name: {', '.join(corpora.CORPORA)}"
+        in_folder = [path.name for path in Path(data_dir).iterdir()] if Path(data_dir).is_dir() else []
+        names = f"corpora by name: {', '.join(corpora.CORPORA)}"
+        hint = did_you_mean(name, [*corpora.CORPORA, *in_folder], names)
         raise UserError(
             f"no dataset {name!r}: neither a folder or file, nor one in {data_dir}/, nor a corpus; {hint}"
         )
@@ -169,7 +170,7 @@ def open_shards(files: Iterable[Path], known: Mapping[str, "DescribedFile"]) -> 
         split = known[file.name].split if file.name in known else marks[-1] if marks else "train"
         if file.name in known and shard.count != known[file.name].tokens:
             raise UserError(
-                f"{file} has {shard.count} tokens where {DESCRIPTION} records {known[file.name].tokens}; "
+                f"{file} has {counted(shard.count, 'token')} where {DESCRIPTION} records {known[file.name].tokens}; "
                 "it is damaged: prepare the dataset again"
             )
         shards.setdefault(split, []).append(shard)

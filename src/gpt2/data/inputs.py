@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
 from gpt2.data.sources import STANDARD_INPUT, find_files
 from gpt2.errors import UserError
+from gpt2.spelling import did_you_mean
 
 
 def default_name(source: str | Path) -> str:
@@ -50,9 +51,8 @@ def _files(source: str, note: Callable[[str], None]) -> list[Path]:
     if source == STANDARD_INPUT:
         return [Path(source)]
     if not Path(source).exists():
-        raise UserError(
-            f"no corpus, file or folder {source!r}; corpora by name: {', '.join(CORPORA)}; - is standard input"
-        )
+        names = f"corpora by name: {', '.join(CORPORA)}; - is standard input"
+        raise UserError(f"no corpus, file or folder {source!r}; {did_you_mean(source, CORPORA, names)}")
     return [Path(os.path.realpath(path)) for path in find_files(source, note)]
 
 

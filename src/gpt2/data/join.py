@@ -13,6 +13,7 @@ from gpt2.data.writers import FORMATS, Layout, SplitWriter, Written, first_numbe
 from gpt2.errors import UserError
 from gpt2.files import sha256
 from gpt2.json_file import JsonObject, read_object
+from gpt2.spelling import counted
 from gpt2.tokenizers import from_json
 
 COPIED = 1 << 22
@@ -36,7 +37,9 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
             for split, files in about.files.items():
                 for file in files:
                     _copy(folder, file, writers[split])
-            note(f"{folder}: {sum(file.tokens for files in about.files.values() for file in files):,} tokens")
+            note(
+                f"{folder}: {counted(sum(file.tokens for files in about.files.values() for file in files), 'token')}"
+            )
         for writer in writers.values():
             writer.finish()
         text_bytes = sum((Counter(about.bytes) for about in ordered.values()), Counter())
@@ -55,7 +58,7 @@ def join(partitions: Sequence[Path], out: Path, overwrite: bool, note: Callable[
             parse_special=first.parse_special,
         )
         for split, count in tokens.items():
-            note(f"{split}: {count:,} tokens")
+            note(f"{split}: {counted(count, 'token')}")
         area.move_into_place()
     return out
 

@@ -22,6 +22,7 @@ from gpt2.data.tokenise import Job, tokenise
 from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
 from gpt2.special_tokens import END_OF_TEXT
+from gpt2.spelling import counted
 from gpt2.tokenizers import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -30,6 +31,7 @@ from gpt2.tokenizers import (
     Tokenizer,
     from_json,
     gpt2_tokenizer,
+    require_bpe,
     train_bpe,
 )
 
@@ -88,6 +90,8 @@ def prepare(
     settings = _settings(default_name(sources[0]), corpus, format, asked)
     kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
     _check(settings, format, kind, inputs, part, workers)
+    if kind == "bpe":  # before the time that reading takes
+        require_bpe(vocab_size)
     if field != "text" and not any(has_rows(Path(i.name)) for i in inputs):
         raise UserError(f"--field={field} is for files of rows (.jsonl, .json, .csv, .tsv, .parquet); omit it")
     recipe: dict[str, Any] = {
@@ -163,7 +167,7 @@ def _reading(kind: str | Tokenizer, field: str, separator: str | None, parse_spe
 def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable[[int, int, int], None]) -> None:
     """Tokenise the text, and report its size and the result."""
     text, encoder = job.text, job.tokenizer
-    note(f"{len(text.numbers)} files, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
+    note(f"{counted(len(text.numbers), 'file')}, {text.size():,} bytes; {encoder.kind}, {encoder.vocab_size} ids")
     if (few := len(job.split.cuts)) > 1:
         note(f"there are only {few} documents: the end of each of them is for validation")
     try:
@@ -173,7 +177,7 @@ def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable
         note(f"stopped; {'the same command continues from here' if is_recorded else 'nothing was recorded yet'}")
         raise
     for split, tokens in counts.items():
-        note(f"{split}: {tokens:,} tokens")
+        note(f"{split}: {counted(tokens, 'token')}")
     if line := _about_special_tokens(job, Counter(job.staging.description()["special_tokens"])):
         note(line)
 
@@ -181,7 +185,7 @@ def _run(job: Job, workers: int, note: Callable[[str], None], progress: Callable
 def _about_special_tokens(job: Job, found: Counter[str]) -> str | None:
     """Return a line about the special tokens in the text; None where there is nothing to say."""
     markers = [text for text in job.tokenizer.special.ids if found[text]]
-    listed = ", ".join(f"{text} {found[text]:,} times" for text in markers)
+    listed = ", ".join(f"{text} {counted(found[text], 'time')}" for text in markers)
     if job.parse_special:
         return f"special tokens in the text: {listed or 'none'}"
     if listed:
@@ -225,7 +229,7 @@ def _check(
         raise UserError(f"there is no part {i}/{n}; the first of 4 parts is 1/4 and the last 4/4")
     if n > len(inputs):
         raise UserError(
-            f"{len(inputs)} files cannot be shared by {n} machines; split them further, or use fewer parts"
+            f"{counted(len(inputs), 'file')} cannot be shared by {n} machines; split them further, or use fewer parts"
         )
 
 
@@ -268,7 +272,9 @@ def _survey(
         spans = list(zip(begins, ends, strict=True)) if is_long else [(0, mark.characters)]
         split = Split(cuts=tuple((begin, begin + int((end - begin) * (1 - fraction))) for begin, end in spans))
         if text.partition[1] > 1:
-            raise UserError(f"{mark.documents} documents are too few to share between machines; omit --part")
+            raise UserError(
+                f"the text has {counted(mark.documents, 'document')}, too few to share between machines; omit --part"
+            )
     return Survey(split, mark.documents == 1, "".join(sorted(alphabet)))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from gpt2.errors import UserError, first_line
+from gpt2.spelling import counted
 
 HEADER_BYTES = 1024
 NPY_HEADER_BYTES = 1 << 14
@@ -125,7 +126,7 @@ def _llmc(path: Path, size: int, header: list[int]) -> Shard:
     expected = HEADER_BYTES + count * np.dtype(dtype).itemsize
     if size != expected or not count:
         raise UserError(
-            f"{path} has {size} bytes where its header says {count} tokens; it is damaged: write it again"
+            f"{path} has {size} bytes where its header says {counted(count, 'token')}; it is damaged: write it again"
         )
     return Shard(path, "llmc", dtype, HEADER_BYTES, count)
 
@@ -146,7 +147,8 @@ def _npy(path: Path, size: int, start: bytes) -> Shard:
         raise UserError(f"{path} holds {content[:80]}; tokens are one row of uint16, uint32 or int32")
     if size != offset + shape[0] * dtype.itemsize:
         raise UserError(
-            f"{path} has {size} bytes where its header says {shape[0]} tokens; it is damaged: write it again"
+            f"{path} has {size} bytes where its header says {counted(shape[0], 'token')}; it is damaged: "
+            "write it again"
         )
     return Shard(path, "npy", dtype.str, offset, shape[0])
 

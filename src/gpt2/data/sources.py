@@ -16,6 +16,7 @@ from gpt2.data.content import check_is_text
 from gpt2.data.rows import ROW_SUFFIXES, read_parquet, read_rows
 from gpt2.errors import UserError, first_line
 from gpt2.special_tokens import END_OF_TEXT
+from gpt2.spelling import counted
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".py", ".c", ".h", ".cpp", ".js", ".ts", ".java", ".go", ".rs", ".tex"}
 BYTE_ORDER_MARK = "\ufeff"
@@ -99,7 +100,7 @@ def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> 
             "can be named one by one"
         )
     if len(files) < len(everything):
-        note(f"{path}: {len(everything) - len(files)} files of other kinds are omitted")
+        note(f"{path}: {counted(len(everything) - len(files), 'file')} of other kinds omitted")
     return files
 
 

@@ -17,6 +17,7 @@ from gpt2.data.text import UNDIVIDED, Mark, Split, Text
 from gpt2.data.writers import FORMATS, Layout, SplitWriter, first_number
 from gpt2.errors import SPACE_ERRORS, UserError
 from gpt2.files import free_bytes
+from gpt2.spelling import counted
 from gpt2.tokenizers import Tokenizer
 
 RECORD_SECONDS = 10.0
@@ -136,8 +137,8 @@ def tokenise(
         area.forget()
         where = "the text" if text.partition == (1, 1) else "the first part"
         raise UserError(
-            f"{where} has {done.mark.characters:,} characters, too few to train and validate on; give more, or use "
-            "less for validation"
+            f"{where} has {counted(done.mark.characters, 'character')}, too few to train and validate on; give "
+            "more, or use less for validation"
         )
     for line in _remarks(text, done.mark):
         note(line)
@@ -170,7 +171,7 @@ def _batches(text: Text, split: Split, start: Mark) -> Iterator[Batch]:
 def _remarks(text: Text, mark: Mark) -> Iterator[str]:
     """Yield a line about rows without text, and one about a separator that does not occur."""
     if mark.missing:
-        yield f"{mark.missing:,} rows without text are skipped"
+        yield f"{counted(mark.missing, 'row')} without text skipped"
     names = [text.inputs[number].name for number in text.numbers]
     names = [name for name in names if not has_rows(Path(name))]
     if text.reading.separator and names and not mark.separated:

@@ -12,7 +12,8 @@ from gpt2.data.inputs import find_inputs
 from gpt2.data.sources import Reading
 from gpt2.data.text import Text
 from gpt2.errors import UserError
-from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, train_bpe
+from gpt2.spelling import counted
+from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, require_bpe, train_bpe
 
 HOLD_OUT = 20
 """One in this number of documents, or of pieces of long ones, is held out. From fewer documents, the last of this
@@ -57,17 +58,20 @@ def train_tokenizer(
     specials: Sequence[str] = (),
     field: str = "text",
     max_characters: int = 1_000_000_000,
+    given: Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[BPETokenizer, TokenizerReport]:
     """Learn a vocabulary of `vocab_size` ids, including end-of-text and `specials`, from sources as in `prepare`.
 
     `field` is the field with the text in rows of files; at most `max_characters` are read. Every twentieth document,
-    or the end of a text of fewer, is held out of training and measured. `note` receives a line if GPT-2's tokenizer
+    or the end of a text of fewer, is held out of training and measured. `given` is a local copy of a corpus that
+    would be downloaded. `note` receives a line if GPT-2's tokenizer
     is not available. Raises UserError.
     """
     if max_characters < 1:
         raise UserError(f"max_characters is {max_characters}; it must be at least 1")
-    corpus, inputs = find_inputs(sources)
+    require_bpe(vocab_size, specials)  # before the time that reading takes
+    corpus, inputs = find_inputs(sources, given=given)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         text = Text(inputs, Path(folder), Reading(field), corpus.heading if corpus else None)
@@ -75,11 +79,13 @@ def train_tokenizer(
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
     if not reading.trained or not reading.held_out:
-        raise UserError(f"the text has {reading.characters} characters, too few to train and measure on; give more")
+        raise UserError(
+            f"the text has {counted(reading.characters, 'character')}, too few to train and measure on; give more"
+        )
     if tokenizer.vocab_size < vocab_size:
         raise UserError(
-            f"the text has {reading.characters} characters, enough for only {tokenizer.vocab_size} ids; give more, "
-            f"or --vocab_size={tokenizer.vocab_size}"
+            f"the text has {counted(reading.characters, 'character')}, enough for only {tokenizer.vocab_size} ids; "
+            f"give more, or --vocab_size={tokenizer.vocab_size}"
         )
     size = sum(len(text.encode()) for text in reading.held_out)
     try:

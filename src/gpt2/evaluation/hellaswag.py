@@ -10,6 +10,7 @@ from gpt2.errors import Log, UserError
 from gpt2.evaluation import llmc_choices
 from gpt2.evaluation.choices import Task
 from gpt2.files import download
+from gpt2.spelling import did_you_mean
 from gpt2.tokenizers import Tokenizer
 
 Rendering = Literal["build-nanogpt", "lm-eval"]
@@ -51,7 +52,8 @@ def read_tasks(
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if not path.is_file():
-        raise UserError(f"no file {path} with HellaSwag's tasks; name a .jsonl of them, or llm.c's hellaswag_val.bin")
+        hint = did_you_mean(str(path), (), "name a .jsonl of them, or llm.c's hellaswag_val.bin")
+        raise UserError(f"no file {path} with HellaSwag's tasks; {hint}")
     if llmc_choices.is_llmc_choices(path):
         if rendering != "build-nanogpt":
             raise UserError(f"{path} holds tokens as build-nanogpt renders them; omit --rendering")

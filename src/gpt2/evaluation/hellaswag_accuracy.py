@@ -7,12 +7,13 @@ from typing import Any
 
 from gpt2.device import pick_device, pick_dtype
 from gpt2.distributed.world import ALONE, World
-from gpt2.errors import Log, UserError
+from gpt2.errors import Log
 from gpt2.evaluation import llmc_choices
 from gpt2.evaluation.choices import Progress, Result, Task, check_fits, choose
 from gpt2.evaluation.hellaswag import Rendering, read_tasks, validation_file
 from gpt2.formats.open import build, open_model
 from gpt2.formats.source import Source
+from gpt2.tokenizers import gpt2_tokenizer
 
 
 @dataclass(frozen=True)
@@ -108,32 +109,36 @@ def open_task_set(
     data_dir: str = "data",
     rendering: Rendering = "build-nanogpt",
     limit: int | None = None,
-    for_llmc: bool = False,
     log: Log = lambda line: None,
 ) -> TaskSet:
     """Open a model and the first `limit` tasks of the file `data`, by default of the published validation tasks.
 
-    `for_llmc` checks that llm.c's format can hold the tasks, instead of that they fit the model. `log` receives what
-    the user should know about the tasks. Raises UserError if there is no such model or file, or if they do not fit
-    together.
+    `log` receives what the user should know about the tasks. Raises UserError if there is no such model or file, or
+    if they do not fit together.
     """
     source = open_model(model, tokenizer)
-    known = source.known_tokenizer
-    if for_llmc and (rendering != "build-nanogpt" or (known is not None and known.kind != "gpt2")):
-        raise UserError("llm.c's file holds GPT-2's tokens as build-nanogpt renders them; omit --write_bin")
     path = data or validation_file(data_dir, log)
-    tasks = read_tasks(path, known, rendering, limit, log)
-    if not for_llmc:
-        check_fits(tasks, source.config)
+    tasks = read_tasks(path, source.known_tokenizer, rendering, limit, log)
+    check_fits(tasks, source.config)
     return TaskSet(source, path, rendering, tasks)
 
 
-def write_task_set(task_set: TaskSet, path: Path, world: World = ALONE) -> None:
-    """Write the tasks to a file in llm.c's format, in the main process.
+def write_tasks(
+    path: Path,
+    *,
+    data: Path | None = None,
+    data_dir: str = "data",
+    limit: int | None = None,
+    log: Log = lambda line: None,
+) -> int:
+    """Write the first `limit` tasks to the file `path` in llm.c's format, as GPT-2's tokens; return their number.
 
-    Raises UserError for tasks that this format cannot hold, and if the file cannot be written.
+    The tasks are those of the file `data`, by default the published validation tasks. Raises UserError for tasks that
+    this format cannot hold, and if a file cannot be read or written.
     """
-    world.main_only(lambda: llmc_choices.write(task_set.tasks, path))
+    tasks = read_tasks(data or validation_file(data_dir, log), gpt2_tokenizer(), "build-nanogpt", limit, log)
+    llmc_choices.write(tasks, path)
+    return len(tasks)
 
 
 def measure(

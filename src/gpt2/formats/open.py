@@ -17,6 +17,7 @@ from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder
 from gpt2.formats.source import Source, StoredTensor
 from gpt2.formats.tokenizer_files import open_tokenizer
 from gpt2.model import GPT
+from gpt2.spelling import did_you_mean
 from gpt2.tokenizers import Tokenizer
 
 Convert = Callable[[str, nn.Module], nn.Module]
@@ -110,7 +111,7 @@ def _open(name: str) -> Source:
         return huggingface.open_hub(name)
     if path.exists():
         raise UserError(f"{name} is no model: no {KINDS}")
-    raise UserError(f"no model {name!r}: no such {KINDS}")
+    raise UserError(f"no model {name!r}: {did_you_mean(name, huggingface.OFFICIAL, f'no such {KINDS}')}")
 
 
 def build(source: Source, convert: Convert | None = None, **config_changes: Any) -> GPT:

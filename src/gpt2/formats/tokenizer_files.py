@@ -18,6 +18,7 @@ from gpt2.formats import huggingface_tokenizer, pickles
 from gpt2.formats.pickled_values import Refused
 from gpt2.json_file import read_json
 from gpt2.special_tokens import END_OF_TEXT, SpecialTokens
+from gpt2.spelling import did_you_mean
 from gpt2.tokenizers import (
     GPT2_PATTERN,
     BPETokenizer,
@@ -78,6 +79,9 @@ def open_tokenizer(name: str) -> Tokenizer:
     found = _in_folder(path) if path.is_dir() else _from_file(path) if path.is_file() else None
     if found is None and (path / "train.bin").is_file():
         return gpt2_tokenizer()  # a dataset of nanoGPT's without meta.pkl
+    if found is None and not path.exists():
+        names = "name gpt2, byte, a file, or the folder of a dataset or a model"
+        raise UserError(f"no file or folder {name!r} of a tokenizer; {did_you_mean(name, ('gpt2', 'byte'), names)}")
     if found is None:
         raise UserError(
             f"no tokenizer in {name}; name gpt2, byte, a dataset's folder, or a dataset.json, meta.pkl, "

@@ -12,6 +12,7 @@ from gpt2.device import exact_float32
 from gpt2.errors import require
 from gpt2.generation.kv_cache import KVCache
 from gpt2.model import GPT, Block, CausalSelfAttention, Embedding, LayerNorm
+from gpt2.spelling import counted
 
 Progress = Callable[[int, int], None]
 """A function called with the amount of work done and all of it. What it raises ends the work."""
@@ -83,8 +84,14 @@ def require_text(model: GPT, idx: Tensor, least: int = 1) -> None:
     """Raise UserError for a text, int64 (T,), of fewer than `least` tokens or of more than the model's context."""
     assert idx.dim() == 1, f"a text has one axis, and this one has {idx.dim()}"
     most = model.config.block_size
-    require(least <= len(idx), f"the text has {len(idx)} tokens, and at least {least} are needed; give a longer one")
-    require(len(idx) <= most, f"the text has {len(idx):,} tokens, and the model sees {most:,}; give a shorter one")
+    require(
+        least <= len(idx),
+        f"the text has {counted(len(idx), 'token')}, and at least {least} are needed; give a longer one",
+    )
+    require(
+        len(idx) <= most,
+        f"the text has {counted(len(idx), 'token')}, and the model sees {most:,}; give a shorter one",
+    )
 
 
 def trace(model: GPT, idx: Tensor, cache: KVCache | None = None) -> Trace:

@@ -13,6 +13,7 @@ import numpy as np
 from gpt2.reporting.markup import frame
 from gpt2.reporting.style import about
 from gpt2.runlog.curves import printable
+from gpt2.spelling import counted
 
 MODULES = ("shared", "read", "attention", "logit_lens", "attribution", "patching", "analysis", "main")
 """ES modules of the page, each after those that it imports."""
@@ -25,7 +26,11 @@ def page(values: dict[str, Any]) -> str:
     """
     name, size = values["model"], len(values["ids"])
     config = values["config"]
-    facts = [f"{size:,} tokens", f"{config['n_layer']} layers", f"{config['n_head']} heads per layer"]
+    facts = [
+        counted(size, "token"),
+        counted(config["n_layer"], "layer"),
+        f"{counted(config['n_head'], 'head')} per layer",
+    ]
     facts += [f"{config['n_embd']} channels", f"{about(config['vocab_size'])} ids"]
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     text = as_json(values).replace("<", "\\u003c")

@@ -81,6 +81,17 @@ def duration(seconds: float) -> str:
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
+def stderr_console(*, quiet: bool = False) -> "Console":
+    """Return rich's console on standard error. It is a terminal only where standard error is one.
+
+    FORCE_COLOR, which many programs that run others set, would make rich take a file for a terminal and fill it with
+    all states of the bar. quiet: print nothing.
+    """
+    from rich.console import Console  # here, because every command imports this module and `--help` must be fast
+
+    return Console(file=TERMINAL, highlight=False, quiet=quiet, force_terminal=TERMINAL.isatty())
+
+
 class LiveConsole:
     """Prints lines that stay, above one that changes where there is a terminal."""
 
@@ -104,17 +115,14 @@ class LiveConsole:
 class RunConsole(LiveConsole):
     """Shows the progress of a run of `total` steps, of which `done` are made.
 
-    speaks: False in all but one of several processes, which then print nothing.
+    speaks: whether anything is printed; False in all but one of several processes.
     """
 
     SECONDS = 10.0
     """Seconds between lines about work between two steps where there is no terminal."""
 
     def __init__(self, total: int, done: int, speaks: bool = True) -> None:
-        # here, because every command imports this module and `--help` must answer at once
-        from rich.console import Console
-
-        self.console = Console(file=TERMINAL, highlight=False, quiet=not speaks)
+        self.console = stderr_console(quiet=not speaks)
         self.total = total
         self.reported = monotonic()
         self.figures = ""
@@ -164,10 +172,8 @@ class WorkConsole(LiveConsole):
     """Seconds between lines where there is no terminal."""
 
     def __init__(self, unit: str) -> None:
-        from rich.console import Console
-
         self.unit = unit
-        self.console = Console(file=TERMINAL, highlight=False)
+        self.console = stderr_console()
         self.started = self.reported = monotonic()
         self.at_start: tuple[int, int] | None = None
         """Bytes and units that an earlier process had done when the work began."""

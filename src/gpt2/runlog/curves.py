@@ -232,7 +232,10 @@ def axis_position(records: Records, axis: str, settings: dict[str, Any], name: s
             scale = 1 if axis == "tokens" else flops_per_token(settings)
             positions = [r["tokens"] * scale for _, r in steps_made]
     except KeyError as error:
-        raise UserError(f"{name} has no {error.args[0]}, which --x={axis} needs; use --x=steps") from None
+        raise UserError(
+            f"{name} does not record {error.args[0]}, from which --x={axis} is computed (logs of llm.c and "
+            "build-nanogpt have the number of the step alone); use --x=steps"
+        ) from None
     steps = [r["step"] for _, r in steps_made]
     return lambda step: positions[max(0, bisect_right(steps, step) - 1)] if positions else 0.0
 

@@ -15,6 +15,7 @@ from gpt2.errors import UserError
 from gpt2.files import write_text
 from gpt2.runlog.checks import parse
 from gpt2.runlog.records import FILE, Repeats, Skip, finished_lines, stream
+from gpt2.spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ def find_log(path: Path) -> Path:
     if path.is_dir():
         files = [path / name for name in (FILE, *(log.file for log in OTHER_LOGS))]
         path = next((file for file in files if file.is_file()), path)
+    if not path.exists():
+        raise UserError(
+            f"there is no run or log {path}; {did_you_mean(str(path), (), 'name the out_dir of a run, or a log')}"
+        )
     if not path.is_file():
         raise UserError(
             f"{path} holds no {FILE}, nor a main.log of llm.c or log.txt of build-nanogpt; name the out_dir of a "

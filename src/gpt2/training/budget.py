@@ -12,6 +12,7 @@ from gpt2.distributed.gradients import check_processes
 from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
+from gpt2.spelling import counted
 from gpt2.training.config import TrainConfig
 
 SPARE = 0.1
@@ -31,8 +32,8 @@ def last_step(config: TrainConfig, train_tokens: int, state: TrainState, log: Lo
         if value := getattr(config, name):
             if budgets[name] < per_step:
                 raise UserError(
-                    f"{name}={value} is {budgets[name]:,} tokens, less than the {per_step:,} of one optimizer step; "
-                    f"raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
+                    f"{name}={value} is {counted(budgets[name], 'token')}, less than the {per_step:,} of one "
+                    f"optimizer step; raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
                 )
             ends[name] = state.step + max(0, budgets[name] - state.tokens) // per_step
     first = min(ends, key=lambda name: ends[name])

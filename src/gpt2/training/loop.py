@@ -12,9 +12,10 @@ from gpt2.errors import TrainingFailed, UserError
 from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
+from gpt2.spelling import counted
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
-from gpt2.training.rescue import as_user_error, save_last_step, traceback_of
+from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
 from gpt2.training.run import Run
 from gpt2.training.session import Session, open_session, release
 from gpt2.training.setup import set_up
@@ -42,7 +43,12 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, model: GPT | None = None, callback: Listener | None = None, imports: float = 0.0
+    config: TrainConfig,
+    *,
+    model: GPT | None = None,
+    callback: Listener | None = None,
+    quiet: bool = False,
+    imports: float = 0.0,
 ) -> TrainResult:
     """Train, fine-tune, resume or (eval_only) just evaluate, as `config` says.
 
@@ -50,7 +56,9 @@ def train(
     run loads its weights into it. Settings of the model (n_layer, dropout, …) may then be omitted, and must not
     contradict it; parameters are saved, buffers are not. callback: called as `callback(event, step, values)` with
     every record of log.jsonl (docs/records.md) in every process. Records of steps arrive together every log_interval
-    steps. An exception that it raises, for example KeyboardInterrupt, ends the run, which is saved first.
+    steps. An exception that it raises, for example KeyboardInterrupt, ends the run, which is saved first. quiet:
+    print nothing; by default the progress goes to stderr, in a bar on a terminal and elsewhere in a line every
+    log_interval steps.
 
     In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
     Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
@@ -60,8 +68,8 @@ def train(
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, device.out_of_memory_advice():
-        run = set_up(config, note, world, ledger, model)
-        with RunConsole(run.last_step, run.state.step, world.is_main) as console:
+        run = set_up(config, (lambda line: None) if quiet else note, world, ledger, model)
+        with RunConsole(run.last_step, run.state.step, world.is_main and not quiet) as console:
             if config.eval_only:
                 return _only_evaluate(run, console)
             with open_session(run, console, callback) as session:
@@ -195,7 +203,7 @@ class Loop:
         if ending == "early_stopping_patience":
             console.note(
                 f"the validation loss is best at step {state.best_step}, and not better in "
-                f"{run.config.early_stopping_patience} evaluations since"
+                f"{counted(run.config.early_stopping_patience, 'evaluation')} since"
             )
         if is_stopped:
             console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
@@ -224,7 +232,8 @@ class Loop:
         outcome = ""
         if not isinstance(error, Diverged):
             last_made = state.step - self.records.skipped  # the steps after it changed nothing
-            outcome = save_last_step(run, session.saver, session.snapshot, last_made)
+            has_advice = isinstance(error, SkippedSteps)
+            outcome = save_last_step(run, session.saver, session.snapshot, last_made, has_advice)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
         about = {"stopped": True, "because": "error", "error": str(problem), **details}
         session.log.write("end", state.step, tokens=state.tokens, **about)

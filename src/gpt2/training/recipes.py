@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2.errors import UserError, first_line
 from gpt2.formats.run_folder import folder_of, read_description, read_saved
-from gpt2.spelling import nearest
+from gpt2.spelling import did_you_mean, nearest
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
 
@@ -71,8 +71,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         return parse_toml(text, f"recipe {recipe}")
     path = Path(recipe)
     if not path.is_file():
-        close = nearest(recipe, names())
-        hint = f"did you mean {close}?" if close else f"built-in recipes: {', '.join(names())}"
+        hint = did_you_mean(recipe, names(), f"built-in recipes: {', '.join(names())}")
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(MAX_CHARACTERS + 1)

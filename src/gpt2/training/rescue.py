@@ -10,6 +10,10 @@ from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 
 
+class SkippedSteps(UserError):
+    """Raised when too many steps in a row were skipped. Its message says how the run can go on."""
+
+
 def as_user_error(error: BaseException, step: int) -> UserError:
     """Return the UserError to raise for an exception after `step` optimizer steps: itself, if it is one."""
     if isinstance(error, UserError):
@@ -29,11 +33,13 @@ def traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int) -> str:
+def save_last_step(
+    run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int, has_advice: bool = False
+) -> str:
     """Save the current step, unless `last_made`, the last step that was not skipped, is saved already.
 
     Only the main process saves, and only if it has the complete state, because other processes may have ended.
-    Returns the text to append to the line that ends the run.
+    has_advice: whether the line that ends the run says already how to go on. Returns the text to append to that line.
     """
     problem = saver.settle()
     if problem is None and last_made <= (run.saved_step or 0):
@@ -49,4 +55,5 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
         checkpoint.write(take())
     except Exception as error:
         return f"; step {step} could not be saved ({first_line(error)})"
-    return f"; step {step} is saved: go on with gpt2 train --init_from=resume --out_dir={run.out_dir}"
+    advice = "" if has_advice else f": go on with gpt2 train --init_from=resume --out_dir={run.out_dir}"
+    return f"; step {step} is saved{advice}"

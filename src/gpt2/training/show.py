@@ -13,7 +13,7 @@ from gpt2.reporting.figures import RunReport, report_on
 from gpt2.reporting.listing import is_run, newest_records, state_of
 from gpt2.runlog.console import duration
 from gpt2.runlog.records import FILE
-from gpt2.spelling import nearest
+from gpt2.spelling import did_you_mean
 from gpt2.training import recipes
 from gpt2.training.config import TrainConfig
 from gpt2.training.filled_in import FilledIn, filled_in
@@ -62,8 +62,7 @@ def show(name: str, data_dir: str) -> Shown:
         if folder.is_dir() and is_dataset(folder):
             return _dataset(folder)
     known = [*recipes.names(), *(p.name for p in (Path(), Path(data_dir)) if p.is_dir() for p in p.iterdir())]
-    close = nearest(name, known)
-    hint = f"did you mean {close}?" if close else "gpt2 list shows what there is"
+    hint = did_you_mean(name, known, "gpt2 list shows what there is")
     raise UserError(f"{name} is neither a recipe, nor the folder of a run or of a dataset; {hint}")
 
 

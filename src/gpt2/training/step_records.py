@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 
 from gpt2 import accounting, device
-from gpt2.errors import UserError
+from gpt2.training.rescue import SkippedSteps
 from gpt2.training.session import Session
 from gpt2.training.spikes import SpikeWatch
 from gpt2.training.step import StepResult
@@ -45,7 +45,7 @@ class StepRecords:
         self.stragglers = StragglerWatch(session.run.world, session.log, session.console)
 
     def write(self) -> None:
-        """Log the pending steps; reading their losses waits for the device. Raises UserError after too many skips."""
+        """Log the pending steps; reading their losses waits for the device. Raises SkippedSteps after too many."""
         if not self.pending and not self.measured:
             return
         run = self.session.run
@@ -109,7 +109,7 @@ class StepRecords:
         return is_back
 
     def _skip(self, step: int, values: dict[str, float]) -> None:
-        """Log a step that changed nothing. Raises UserError where there were too many one after the other."""
+        """Log a step that changed nothing. Raises SkippedSteps where there were too many one after the other."""
         session, run = self.session, self.session.run
         sequences = run.batches.starts(step - 1 + run.state.skipped_batches).tolist()
         session.log.write("skip", step, **values, rows=sequences)
@@ -120,7 +120,7 @@ class StepRecords:
             first = step - MAX_SKIPPED
             config = shlex.quote(str(run.out_dir / "config.toml"))
             look = f"gpt2 train {config} --init_from={shlex.quote(str(run.out_dir))} --out_dir=replay"
-            raise UserError(
+            raise SkippedSteps(
                 f"{MAX_SKIPPED} steps in a row were skipped, from step {first + 1} on; go on from the last "
                 f"checkpoint with {session.resume_command} and a lower --learning_rate, or look at that batch with "
                 f"{look} --overfit_step={first + run.state.skipped_batches}"

@@ -161,4 +161,7 @@ def _require_shape(asked: dict[str, Any], shape: dict[str, Any], owner: str) -> 
     """Raise UserError where the user asked for a shape that the weights of `owner` do not have."""
     for name, value in shape.items():
         if asked.get(name) not in (None, value):
-            raise UserError(f"{owner} has {name}={value}, not {asked[name]}; leave --{name} out")
+            raise UserError(
+                f"{owner} has {name}={value}, not {asked[name]}, and the weights decide the shape of the model; "
+                f"leave --{name} out"
+            )
