@@ -103,10 +103,10 @@ static inline float sum_of(Vector v) {
 }
 
 // y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_tokens tokens. Both are constants where this is inlined,
-// and so is `is_first`, which tells whether the rows are read from memory. Each product is summed in the same order
-// whatever the constants are, so that a token does not depend on the number of tokens.
+// and so is `is_ahead`, which tells whether to ask for rows before they are used. Each product is summed in the same
+// order whatever the constants are, so that a token does not depend on the number of tokens.
 static inline __attribute__((always_inline)) void tile(
-    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens, int is_first) {
+    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens, int is_ahead) {
     const Weight *w = m.weight + (size_t)row * columns;
     const float *in = x + (size_t)b * columns;
     Vector sums[ROWS][TOKENS] = {{{0}}};
@@ -114,7 +114,7 @@ static inline __attribute__((always_inline)) void tile(
     for (; i + LANES <= columns; i += LANES)
         for (int r = 0; r < n_rows; r++) {
             const Weight *from = w + (size_t)r * columns + i;
-            if (is_first) __builtin_prefetch((const char *)from + AHEAD, 0, 2);
+            if (is_ahead) __builtin_prefetch((const char *)from + AHEAD, 0, 2);
             const Vector weights = vector(from);
             for (int t = 0; t < n_tokens; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
         }
@@ -145,6 +145,10 @@ static inline __attribute__((always_inline)) void rows_with_tokens(
 // The products of rows begin … end - 1 with all B tokens.
 static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
     int row = begin;
+#if !defined(WEIGHT_int8)  // converting int8 takes longer than reading it, and is faster for several rows
+    if (B == 1)  // the processor reads ahead by itself where memory is read in its order, and faster than when asked to
+        for (; row < end; row++) tile(m, columns, x, y, stride, row, 0, 1, 1, 0);
+#endif
     for (; row + ROWS <= end; row += ROWS) rows_with_tokens(m, columns, x, B, y, stride, row, ROWS);
     for (; row < end; row++) rows_with_tokens(m, columns, x, B, y, stride, row, 1);
 }

@@ -13,7 +13,7 @@ from gpt2.generation.weights import Quantize, read_for_decoding
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
 
-STEP_SECONDS = 0.08
+STEP_SECONDS = 0.09
 """Aim for the time of a step that computes prompts. Longer steps would delay all texts, and cancelling one."""
 
 
