@@ -140,7 +140,7 @@ def test_the_workload_is_what_a_run_does(tiny) -> None:
     assert kept == [
         workload(replace(config, snapshot_interval=n), SHAPE, 25, {}).snapshots for n in ("geometric", 10)
     ]
-    assert kept == [7, 3]
+    assert kept == [7, 4]
     file = snapshot_file(Path(config.out_dir), 10).read_bytes()
     work = planned(config).work
     assert len(file) - 8 - int.from_bytes(file[:8], "little") == work.snapshot

@@ -40,6 +40,11 @@ def test_a_snapshot_is_the_checkpoint_rounded_to_bfloat16(tiny, tmp_path: Path) 
     assert end["seconds"]["snapshots"] > 0
 
 
+def test_the_end_of_a_run_is_kept_too(tiny, tmp_path: Path) -> None:
+    train(tiny(max_iters=5, snapshot_interval=3, eval_interval=0))
+    assert snapshot_steps(tmp_path / "run") == [0, 3, 5]
+
+
 @pytest.mark.parametrize(("last", "steps"), [(0, [0]), (1, [0, 1]), (11, [0, 1, 2, 4, 8, 11]), (8, [0, 1, 2, 4, 8])])
 def test_geometric_steps(tiny, tmp_path: Path, last: int, steps: list[int]) -> None:
     train(tiny(max_iters=last, snapshot_interval="geometric", eval_interval=0))

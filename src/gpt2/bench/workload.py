@@ -121,9 +121,9 @@ def workload(config: TrainConfig, shape: GPTConfig, steps: int, splits: dict[str
 
 
 def _snapshots(steps: int, interval: int | str) -> int:
-    """Return the number of snapshots: at the start, and at every step of the interval."""
+    """Return the number of snapshots: at the start, at every step of the interval, and at the end."""
     if isinstance(interval, int):
-        return _times(steps, interval) + 1 if interval else 0
+        return _occasions(steps, interval)
     powers = steps.bit_length()  # 1, 2, 4, … up to `steps`
     return 1 + powers + (1 if steps & (steps - 1) else 0)  # and at the end
 

@@ -196,7 +196,7 @@ class TrainConfig:
     """Number of newest checkpoints to keep, in addition to the best one. 0 keeps all checkpoints."""
     snapshot_interval: Annotated[int | str, RECORDS, STEPS] = 0
     """Number of optimizer steps between snapshots: the weights alone, in bfloat16, which stay in out_dir/snapshots.
-    `geometric` keeps those of steps 0, 1, 2, 4, 8, … and of the end of the run. 0 disables them."""
+    `geometric` keeps those of steps 0, 1, 2, 4, 8, …; both also keep that of the end. 0 disables them."""
     sample_interval: Annotated[int, RECORDS, STEPS] = 0
     """Number of optimizer steps between samples, which are written to out_dir/samples and shown on the console. 0
     disables them."""

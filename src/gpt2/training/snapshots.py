@@ -33,7 +33,7 @@ class Snapshots:
 
     def due(self, ending: str | None) -> bool:
         """Return whether to keep a snapshot of the current step."""
-        return is_due(self.session.run, self.interval) or (self.setting == "geometric" and ending is not None)
+        return is_due(self.session.run, self.interval) or ending is not None
 
     def run(self) -> None:
         """Write the snapshot of the current step; all processes together. A resumed run writes the same one again."""
