@@ -54,11 +54,8 @@ def table(report: "DatasetReport") -> str:
     """Return the report as lines of text."""
     lines = [f"{report.path} · {report.tokenizer} tokenizer, {report.vocab_size:,} ids"]
     for name, split in report.splits.items():
-        size, formats = (
-            f"{counted(split.tokens, 'token')} in {counted(split.files, 'file')}",
-            ", ".join(split.formats),
-        )
-        lines.append(f"\n{name}: {size} ({formats})")
+        size = f"{counted(split.tokens, 'token')} in {counted(split.files, 'file')}"
+        lines.append(f"\n{name}: {size} ({', '.join(split.formats)})")
         if split.documents is not None:
             spread = " · ".join(f"{key} {value:,.0f}" for key, value in split.tokens_per_document.items())
             lines.append(f"  {counted(split.documents, 'document')}, end-of-text rate {split.eot_rate:.3%}")

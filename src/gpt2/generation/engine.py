@@ -71,7 +71,7 @@ class Engine:
         self.chunk = CHUNK if self.device.type == "cpu" else DEVICE_CHUNK
         self.native = native_step(model, self.cache) if native else None
         self.compute: Step = self.native or TorchStep(model, self.cache, self.chunk)
-        self.guesses = guess and self.native is not None
+        self.can_guess = guess and self.native is not None
         self.slots = Slots(self.cache)
         self.prefill_tokens = max(prefill_tokens, self.chunk)
         self.step_seconds, self.seconds_per_token = step_seconds, 0.0
@@ -141,7 +141,7 @@ class Engine:
     def _compute(self) -> None:
         """Compute the last token of every text that is ready, and chunks of prompts; draw what follows them."""
         texts = self.slots.texts[: self.slots.n_ready]
-        guessed = self.slots.guess() if self.guesses and not self.unread else []
+        guessed = self.slots.guess() if self.can_guess and not self.unread else []
         starts = [] if guessed else [text.cached for text in texts]
         prompts = self._prompts()
         if not (texts or prompts):
