@@ -189,6 +189,16 @@ def test_a_row_does_not_depend_on_the_threads() -> None:
         torch.set_num_threads(threads)
 
 
+@needs_compiler
+@pytest.mark.parametrize("wrong", [-1, 301])
+def test_an_id_that_the_model_does_not_have_is_an_error(wrong: int) -> None:
+    model, memory = model_and_memory()
+    step = native_step(model, memory)
+    assert step is not None
+    with pytest.raises(IndexError, match=r"the model has 0 … 300"):
+        step.logits(torch.tensor([5]), [0], [Chunk(1, 0, [3, wrong])])
+
+
 class Squared(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * x
@@ -219,13 +229,17 @@ def other_embedding(model: GPT) -> None:
     model.transformer.wte.__class__ = type("Other", (type(model.transformer.wte),), {})
 
 
+def other_positions(model: GPT) -> None:
+    model.transformer.wpe.__class__ = type("Other", (type(model.transformer.wpe),), {})
+
+
 def in_double(model: GPT) -> None:
     model.double()
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "change", [other_mlp, hooked, other_forward, wide_mlp, with_dropout, other_embedding, in_double]
+    "change", [other_mlp, hooked, other_forward, wide_mlp, with_dropout, other_embedding, other_positions, in_double]
 )
 def test_other_models_are_computed_by_pytorch(change) -> None:
     model, memory = model_and_memory()

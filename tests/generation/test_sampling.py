@@ -49,11 +49,11 @@ def test_top_p_by_its_definition(values: list[float], p: float) -> None:
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert choose(LOGITS, Sampling(temperature=0), torch.zeros(1)).tolist() == [1]
+    assert choose(LOGITS, Sampling(temperature=0), [0.5]).tolist() == [1]
 
 
 def draws(count: int, **settings) -> torch.Tensor:
-    noise = torch.tensor([uniform(7, i) for i in range(count)], dtype=torch.float64)
+    noise = [uniform(7, i) for i in range(count)]
     return choose(LOGITS.expand(count, -1), Sampling(**settings), noise)
 
 
@@ -84,6 +84,12 @@ def test_the_noise_is_even_and_a_function_of_seed_and_index() -> None:
     assert len(np.unique(noise)) == noise.size
     assert np.abs(np.histogram(noise, 10, (0, 1))[0] - 200).max() < 60
     assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("index", [0, 1, 63, 64, 65, 1000, 2**40])
+@pytest.mark.parametrize("seed", [0, 1337, 2**63 - 1])
+def test_the_noise_is_the_output_of_philox_for_the_seed_and_the_index(seed: int, index: int) -> None:
+    assert uniform(seed, index) == float(np.random.Philox(key=seed, counter=index).random_raw() >> 11) * 2.0**-53
 
 
 def test_bias_bans_and_allows() -> None:
@@ -141,13 +147,13 @@ def test_a_row_does_not_depend_on_the_other_rows(settings: dict, has_ties: bool)
     sampling, generator = Sampling(**settings), torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(37, 1201, generator=generator)
     logits = (logits.bfloat16().float() if has_ties else logits)[:, :1183]
-    noise = torch.rand(37, dtype=torch.float64, generator=generator)
+    noise = torch.rand(37, dtype=torch.float64, generator=generator).tolist()
     ids = torch.arange(37)
     alone = [logits[i : i + 1].clone() for i in range(37)]
     for rows in ([0], [0, 1], [5, 0, 36], list(range(7)), list(range(37))):
         for some in (slice(min(rows), max(rows) + 1), rows):
             numbers = list(range(37))[some] if isinstance(some, slice) else rows
-            chosen = choose(logits[some], sampling, noise[some])
+            chosen = choose(logits[some], sampling, [noise[row] for row in numbers])
             shares, _ = candidates(logits[some], Sampling() if settings.get("temperature") == 0 else sampling)
             found = log_probs(logits[some], ids[some], 5)
             for row, i in enumerate(numbers):

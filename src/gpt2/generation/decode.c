@@ -71,6 +71,7 @@ typedef struct {
     int n_layer, n_head, n_embd, vocab_size, tanh_gelu;
     const float *ln_f_weight, *ln_f_bias;
     Matrix wte;
+    const float *wpe;  // (block_size, C)
     const Block *blocks;
 } Model;
 
@@ -151,6 +152,14 @@ static void product(const Matrix m, int columns, const float *x, int B, float *y
 #endif
     for (; row + ROWS <= end; row += ROWS) rows_with_tokens(m, columns, x, B, y, stride, row, ROWS);
     for (; row < end; row++) rows_with_tokens(m, columns, x, B, y, stride, row, 1);
+}
+
+// x = the embedding of a token at a position.
+static void embed(const Model *model, int64_t id, int64_t position, float *x) {
+    const int C = model->n_embd;
+    const Weight *token = model->wte.weight + id * C;
+    const float scale = model->wte.scales ? model->wte.scales[id] : 1.0f;
+    for (int i = 0; i < C; i++) x[i] = value(token[i]) * scale + model->wpe[position * C + i];
 }
 
 static void layer_norm(const float *x, const float *weight, const float *bias, int size, float *y) {
@@ -242,20 +251,22 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
-// x: (B, C), token and position embeddings; it is overwritten. wanted: (W), the tokens whose logits are computed, in
-// ascending order. logits: (W, V). memory: n_threads · n_scores + B · 9 · C floats. n_scores: at least the largest
-// position + 1. A row of the logits is the same, bit for bit, whatever the other tokens are.
+// ids: (B), the tokens. wanted: (W), those of them whose logits are computed, in ascending order. logits: (W, V).
+// memory: n_threads · n_scores + B · 10 · C floats. n_scores: at least the largest position + 1. A row of the logits is
+// the same, bit for bit, whatever the other tokens are.
 void decode(
-    const Model *model, const Cache *cache, int B, float *x, int W, const int64_t *wanted, float *logits, float *memory,
-    int n_scores, int n_threads) {
+    const Model *model, const Cache *cache, int B, const int64_t *ids, int W, const int64_t *wanted, float *logits,
+    float *memory, int n_scores, int n_threads) {
     const int C = model->n_embd, nh = model->n_head, hs = C / nh;
     float *normed = memory + (size_t)n_threads * n_scores, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
-    float *hidden = y + (size_t)B * C;
+    float *hidden = y + (size_t)B * C, *x = hidden + (size_t)B * 4 * C;
 #pragma omp parallel num_threads(n_threads)
     {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         float *own_scores = memory + (size_t)thread * n_scores;
         int begin, end;
+#pragma omp for
+        for (int b = 0; b < B; b++) embed(model, ids[b], cache->positions[b], x + (size_t)b * C);
         for (int layer = 0; layer < model->n_layer; layer++) {
             const Block *block = &model->blocks[layer];
 #pragma omp for

@@ -104,8 +104,7 @@ class Engine:
         block_size, capacity = self.model.config.block_size, self.cache.capacity
         length = len(request.prompt) + request.max_new_tokens
         assert capacity == block_size or length <= capacity, f"{length} tokens; a slot has {capacity} positions"
-        tokens = list(request.prompt)
-        self.waiting.append(Text(request, tokens, first=max(0, len(tokens) - block_size)))
+        self.waiting.append(Text(request, list(request.prompt), first=max(0, len(request.prompt) - block_size)))
 
     def cancel(self, request: Request) -> None:
         """End a request; its slot is free at once. A request that is over, or unknown, is ignored."""
@@ -188,11 +187,12 @@ class Engine:
 
     def _logits(self, starts: list[int], chunks: list[Chunk]) -> list[Tensor]:
         """Return the logits (n, V) of the texts that are decoded, and those that each chunk wants."""
-        sizes = [len(starts), *(chunk.n_wanted for chunk in chunks)]
-        if not any(sizes):
+        if not (starts or chunks):
             return [torch.empty(0, self.vocab_size, device=self.device)]
         logits = self.compute.logits(self.slots.last[: len(starts)], starts, chunks)
-        return list(logits[:, : self.vocab_size].float().split(sizes))
+        if logits.size(-1) > self.vocab_size or logits.dtype != torch.float32:
+            logits = logits[:, : self.vocab_size].float()
+        return list(logits.split([len(starts), *(chunk.n_wanted for chunk in chunks)])) if chunks else [logits]
 
     @property
     def _room(self) -> int:

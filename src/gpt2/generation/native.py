@@ -51,6 +51,7 @@ class _Model(ctypes.Structure):
         ("ln_f_weight", ctypes.c_void_p),
         ("ln_f_bias", ctypes.c_void_p),
         ("wte", _Matrix),
+        ("wpe", ctypes.c_void_p),
         ("blocks", ctypes.POINTER(_Block)),
     ]
 
@@ -60,7 +61,7 @@ class _Cache(ctypes.Structure):
         ("k", ctypes.c_void_p),
         ("v", ctypes.c_void_p),
         *((name, ctypes.c_ssize_t) for name in ("layer", "slot", "head")),
-        *((name, ctypes.c_void_p) for name in ("slots", "positions")),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("slots", "positions")),
     ]
 
 
@@ -77,37 +78,39 @@ class NativeStep:
         blocks = (_Block * config.n_layer)(*(_block(block) for block in transformer.h))
         self.described = _Model(
             config.n_layer, config.n_head, config.n_embd, config.vocab_size, config.gelu == "tanh",
-            _pointer(transformer.ln_f.weight), _pointer(transformer.ln_f.bias), _matrix(transformer.wte), blocks,
+            _pointer(transformer.ln_f.weight), _pointer(transformer.ln_f.bias),
+            _matrix(transformer.wte), _pointer(transformer.wpe.weight), blocks,
         )  # fmt: skip
         self.cache = _Cache(memory.k.data_ptr(), memory.v.data_ptr(), *memory.k.stride()[:3], None, None)
 
     def logits(self, last: Tensor, starts: Sequence[int], chunks: Sequence[Chunk]) -> Tensor:
-        """See `steps.Step`."""
-        ids, slots, positions, wanted = [last], [*range(len(last))], [*starts], [*range(len(last))]
+        """See `steps.Step`. Raises IndexError for an id that the model does not have."""
+        n_decoded = len(starts)
+        ids, slots, positions, wanted = last.tolist(), [*range(n_decoded)], [*starts], [*range(n_decoded)]
         for chunk in chunks:
-            end = len(slots) + (size := len(chunk.tokens))
-            ids.append(torch.tensor(chunk.tokens))
-            slots += [chunk.slot] * size
-            positions += range(chunk.start, chunk.start + size)
-            wanted += range(end - chunk.n_wanted, end)
-        return self.rows(torch.cat(ids), *map(torch.tensor, (slots, positions, wanted)))
-
-    def rows(self, ids: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        """Return the logits, float32 (W, V), after those of the tokens that are `wanted`, int64 (W,), ascending.
-
-        The tokens, their slots and their positions are int64 (B,) each. Several tokens of a slot have consecutive
-        positions, and each of them attends to those before it. Their keys and values are added to the memory.
-        """
+            ids += chunk.tokens
+            slots += [chunk.slot] * len(chunk.tokens)
+            positions += range(chunk.start, chunk.start + len(chunk.tokens))
+            wanted += range(len(ids) - chunk.n_wanted, len(ids))
         config, count, threads = self.model.config, len(ids), torch.get_num_threads()
-        x = self.model.transformer.wte(ids) + self.model.transformer.wpe(positions)
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise IndexError(f"the token ids are {min(ids)} … {max(ids)}; the model has 0 … {config.vocab_size - 1}")
+        n_scores = -(-(max(positions) + 1) // ALIGNED) * ALIGNED  # each thread's begin at a cache line
+        memory = torch.empty(threads * n_scores + count * 10 * config.n_embd)
         logits = torch.empty(len(wanted), config.vocab_size)
-        n_scores = -(-(int(positions.max()) + 1) // ALIGNED) * ALIGNED  # each thread's begin at a cache line
-        work = torch.empty(threads * n_scores + count * 9 * config.n_embd)
-        self.cache.slots, self.cache.positions = slots.data_ptr(), positions.data_ptr()
-        x_at, wanted_at, logits_at, work_at = (ctypes.c_void_p(t.data_ptr()) for t in (x, wanted, logits, work))
+        # Arrays and addresses rather than tensors and their operations: in a step, whose weights displaced all other
+        # code from the caches, each different operation of PyTorch takes 30 to 100 µs.
+        self.cache.slots, self.cache.positions = _numbers(slots), _numbers(positions)
+        tokens = count, _numbers(ids), len(wanted), _numbers(wanted)
+        work = ctypes.c_void_p(memory.data_ptr()), n_scores, threads
         described = ctypes.byref(self.described), ctypes.byref(self.cache)
-        self.decode(*described, count, x_at, len(wanted), wanted_at, logits_at, work_at, n_scores, threads)
+        self.decode(*described, *tokens, ctypes.c_void_p(logits.data_ptr()), *work)
         return logits
+
+
+def _numbers(values: Sequence[int]) -> Any:
+    """Return an array of C's int64_t."""
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def native_step(model: GPT, memory: KVMemory) -> NativeStep | None:
@@ -133,7 +136,7 @@ def _dtype(model: GPT) -> str | None:
         matrices += zip(layers, shapes, strict=True)
         norms += [block.ln_1, block.ln_2]
     kinds = {type(layer) for layer, _ in matrices}
-    is_plain = kinds == {Matrix} or kinds == {nn.Linear, Embedding}
+    is_plain = (kinds == {Matrix} or kinds == {nn.Linear, Embedding}) and type(transformer.wpe) is Embedding
     if model.training and config.dropout:
         return None
     if type(model).hidden is not GPT.hidden or type(model).head is not GPT.head or not is_plain:

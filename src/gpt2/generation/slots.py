@@ -57,9 +57,10 @@ class Text:
             self.seen = torch.zeros_like(self.counts, dtype=torch.bool).index_fill_(0, prompt, True)
         return self.seen, self.counts
 
-    def count(self, drawn: Tensor) -> None:
-        """Count a token that was drawn, int64 (1,) on the device, if penalties need it."""
+    def count(self, ids: Tensor, row: int) -> None:
+        """Count the token of a row of those that were drawn, int64 (B,) on the device, if penalties need it."""
         if self.seen is not None and self.counts is not None:
+            drawn = ids[row : row + 1]
             self.counts.index_add_(0, drawn, torch.ones_like(drawn, dtype=self.counts.dtype))
             self.seen.index_fill_(0, drawn, True)
 
