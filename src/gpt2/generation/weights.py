@@ -21,7 +21,7 @@ from gpt2.generation.kv_cache import ALIGNMENT
 from gpt2.model import GPT
 
 Quantize = Literal["none", "int8"]
-QUANTIZED_ROWS = 4096
+QUANTIZED_ROWS = 1024
 """Number of rows of which float32 copies exist at a time while a matrix is quantized."""
 LARGE_PAGE, MADV_COLLAPSE = 2**21, 25
 """Bytes of a large page, and the number of the request for them, see madvise(2)."""
@@ -53,11 +53,14 @@ def read_for_decoding(
     pages = _LargePages(4 * num_params(source.config)) if device.type == "cpu" else None
 
     def convert(name: str, module: nn.Module) -> nn.Module:
-        module = _converted(name, module.to(device), dtype, quantize)
+        converted = _converted(name, module.to(device), dtype, quantize)
+        if converted is not module:
+            for parameter in module.parameters():
+                parameter.data = torch.empty(0)  # the model still holds the module
         if pages is not None:
-            for parameter in module.parameters(recurse=False):
+            for parameter in converted.parameters(recurse=False):
                 parameter.data = pages.copy(parameter.data)
-        return module
+        return converted
 
     with large_tensors_apart():
         model = build(source, convert).eval()
