@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from documents import Document
+from generation.models import random_model
 
 import gpt2
 from gpt2.tokenizers import ByteTokenizer, gpt2_tokenizer
-from tests.generation.models import random_model
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from documents import BLOCK, Document, commands
+from generation.models import random_model
 
 import gpt2
 from gpt2.data.prepare import prepare
 from gpt2.tokenizers import ByteTokenizer, gpt2_tokenizer
-from tests.generation.models import random_model
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent

@@ -320,7 +320,7 @@ def test_wrong_command_lines(gpt2_command: Callable[..., tuple[int, str, str]], 
 
 
 def test_the_command_measures_our_server(gpt2_command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    from tests.serve.conftest import running
+    from serve.conftest import running
 
     (tmp_path / "text.txt").write_text(" ".join(WORDS))
     lengths = ["--prompt_tokens", "8", "30", "--new_tokens", "4", "12"]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from documents import BLOCK, Document
+from generation.models import random_model
 
 import gpt2
 from gpt2.inside.induction import induction, repeated_tokens
 from gpt2.model import GPT, GPTConfig
 from gpt2.tokenizers import ByteTokenizer
-from tests.generation.models import random_model
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "inside.md"
 

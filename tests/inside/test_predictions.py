@@ -94,7 +94,7 @@ def test_few_logits_exist_at_a_time(model: GPT, text: Tensor, monkeypatch: pytes
     """Those of 5 positions in 3 layers; log-probabilities, of 2 positions in 1 layer."""
     sizes, rows, done = [], [], []
     computed, divided = predictions._logits, predictions._log_probs
-    monkeypatch.setattr(predictions, "_logits", lambda m, h: (sizes.append(len(h)), computed(m, h))[1])
+    monkeypatch.setattr(predictions, "_logits", lambda m, h, out: (sizes.append(len(h)), computed(m, h, out))[1])
     monkeypatch.setattr(predictions, "_log_probs", lambda x: (rows.append(len(x)), divided(x))[1])
     logit_lens(model, text, progress=lambda *work: done.append(work))
     assert sizes == [15, 15, 15, 15, 12]

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from generation.models import random_model
 
 from gpt2.formats.open import load
 from gpt2.generation.engine import Engine
@@ -23,7 +24,6 @@ from gpt2.serve.web import make_app
 from gpt2.tokenizers import ByteTokenizer, Tokenizer
 from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
-from tests.generation.models import random_model
 
 CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 TEMPLATE = (

@@ -11,9 +11,9 @@ from typing import Any
 import openai
 import pytest
 import torch
+from serve.conftest import TEMPLATE, Running, running
 
 from gpt2.generation.text import generate
-from tests.serve.conftest import TEMPLATE, Running, running
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from serve.conftest import Running
+from serve.test_inside import unpacked
 
 import gpt2
 from gpt2.formats.run_folder import folder_of, snapshot_file, weights_by_step
 from gpt2.model import GPT
 from gpt2.serve.earlier import MOST_MODELS, EarlierWeights, thinned
-from tests.serve.conftest import Running
-from tests.serve.test_inside import unpacked
 
 TEXT = "the cat sat on a mat"
 

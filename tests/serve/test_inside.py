@@ -10,6 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from generation.models import random_model
+from serve.conftest import Running, running
 
 from gpt2.generation.weights import for_decoding
 from gpt2.inside.attention import attention_weights
@@ -17,8 +19,6 @@ from gpt2.inside.patching import patch
 from gpt2.inside.predictions import logit_lens, losses
 from gpt2.serve import inside
 from gpt2.serve.inside import MOST_WAITING, Reader
-from tests.generation.models import random_model
-from tests.serve.conftest import Running, running
 
 TEXT, AGAINST = "the dög saw <|endoftext|>a cat", "the cät saw <|endoftext|>a dog"
 

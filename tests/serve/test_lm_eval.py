@@ -16,9 +16,10 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs EleutherAI's harness: pip
 for package in ("tenacity", "aiohttp", "requests"):
     pytest.importorskip(package, reason="lm-eval's local-completions needs pip install 'lm-eval[api]'")
 
+from evaluation.harness_tasks import evaluate, resps, save_model, write_lines, write_task  # noqa: E402
+from serve.conftest import Running, running  # noqa: E402
+
 from gpt2.evaluation.harness import NAME  # noqa: E402
-from tests.evaluation.harness_tasks import evaluate, resps, save_model, write_lines, write_task  # noqa: E402
-from tests.serve.conftest import Running, running  # noqa: E402
 
 N_TASKS = 200
 

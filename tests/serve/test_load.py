@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from serve.conftest import Running, SlowEngine, running
 
 from gpt2.errors import UserError
 from gpt2.serve import run
-from tests.serve.conftest import Running, SlowEngine, running
 
 ENDLESS = {"logit_bias": {"256": -100}}
 """Bans end-of-text, so that a text has all of its tokens."""

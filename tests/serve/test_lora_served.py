@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from generation.models import random_model
 from safetensors.torch import save_file
 from servers import served
 
@@ -15,7 +16,6 @@ from gpt2.cli import main
 from gpt2.formats.lora import with_adapter
 from gpt2.formats.open import build, open_model
 from gpt2.tokenizers import ByteTokenizer
-from tests.generation.models import random_model
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from browsing import PHONE
+from generation.models import random_model
+from serve.conftest import Running, SlowEngine, chat_tokenizer, running
 
 from gpt2.generation.weights import for_decoding
 from gpt2.inside.predictions import losses
-from tests.generation.models import random_model
-from tests.serve.conftest import Running, SlowEngine, chat_tokenizer, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from generation.models import random_model
 
 import gpt2
 from gpt2.tokenizers import ByteTokenizer
-from tests.generation.models import random_model
 
 
 @pytest.fixture(scope="module")

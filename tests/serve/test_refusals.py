@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from serve.conftest import Running, running
 
 from gpt2.serve import guard
-from tests.serve.conftest import Running, running
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "x"}]

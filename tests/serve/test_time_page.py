@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from browsing import PHONE
+from serve.conftest import Running
 
 import gpt2
 from gpt2.formats.run_folder import weights_by_step
 from gpt2.inside.predictions import losses
-from tests.serve.conftest import Running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -101,10 +101,11 @@ def _read(
     layers: list[list[tuple[Tensor, ...]]] = [[] for _ in range(n_layer)]
     divergences: list[Tensor] = []
     positions = max(1, ROWS // n_layer)
+    memory = x.new_empty(n_layer * min(positions, T), model.config.vocab_size)  # of all chunks; new memory is slow
     next_tokens = idx.roll(-1)  # after the last position comes none, and the first token is in its place
     for start in range(0, T, positions):
         h = x[:, start : start + positions]
-        logits = _logits(model, h.flatten(0, 1)).unflatten(0, h.shape[:2])  # (n_layer, positions, V)
+        logits = _logits(model, h.flatten(0, 1), memory).unflatten(0, h.shape[:2])  # (n_layer, positions, V)
         chunk_targets = next_tokens[start : start + positions]
         for some, targets in zip(logits.split(CACHED_ROWS, dim=1), chunk_targets.split(CACHED_ROWS), strict=True):
             last = _log_probs(some[-1])
@@ -119,10 +120,13 @@ def _read(
     return layers, divergences
 
 
-def _logits(model: GPT, h: Tensor) -> Tensor:
-    """Return the logits (N, V) of hidden states after ln_f, (N, C), as `GPT.head` does, but faster on a CPU."""
+def _logits(model: GPT, h: Tensor, memory: Tensor) -> Tensor:
+    """Return the logits (N, V) of hidden states after ln_f, (N, C), as `GPT.head` does, but faster on a CPU.
+
+    They lie in the first rows of `memory`, (N or more, V).
+    """
     embeddings = model.transformer.wte.weight
-    logits = h.new_empty(len(h), len(embeddings))
+    logits = memory[: len(h)]
     parts = logits.split(CACHED_EMBEDDINGS, dim=1)
     for part, out in zip(embeddings.split(CACHED_EMBEDDINGS), parts, strict=True):
         torch.mm(h, part.T, out=out)
