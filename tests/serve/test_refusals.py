@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from generation.models import random_model
 from serve.conftest import Running, running
 
 from gpt2.serve import guard
@@ -175,8 +176,21 @@ def test_the_description_names_every_route(tiny: Running) -> None:
     }
     assert paths == found
     schema = described["components"]["schemas"]["CompletionBody"]
-    assert schema["properties"]["model"]["enum"] == ["tiny"]
+    assert schema["properties"]["model"]["enum"] == ["tiny", None]  # it may be omitted
+    assert "model" not in schema.get("required", ())
     assert schema["additionalProperties"] is False and schema["properties"]["top_p"]["maximum"] == 1
+
+
+def test_the_model_may_be_omitted_where_one_is_served(tiny: Running) -> None:
+    fields = {"prompt": "a", "max_tokens": 2}
+    answer = httpx.post(tiny.address + COMPLETIONS, json=fields)
+    assert answer.status_code == 200 and answer.json()["model"] == "tiny"
+    with running(others={"other": random_model()}) as two:
+        answer = httpx.post(two.address + COMPLETIONS, json=fields)
+        described = httpx.get(f"{two.address}/openapi.json").json()["components"]["schemas"]
+    message = "the field 'model' is missing; it is one of tiny, other"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+    assert all("model" in body["required"] for body in described.values() if "model" in body.get("properties", ()))
 
 
 def test_metrics_count(locked: Running) -> None:

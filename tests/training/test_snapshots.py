@@ -36,8 +36,11 @@ def test_a_snapshot_is_the_checkpoint_rounded_to_bfloat16(tiny, tmp_path: Path) 
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             assert kept[name].dtype == torch.bfloat16
             assert torch.equal(kept[name].view(torch.int16).to(torch.int64) & 0xFFFF, rounded)
-    end = [r for r in read_log(run) if r["event"] == "end"][-1]
-    assert end["seconds"]["snapshots"] > 0
+    log = read_log(run)
+    records = [r for r in log if r["event"] == "snapshot"]
+    assert [r["path"] for r in records] == [f"step_000000{step}.safetensors" for step in (0, 3, 6)]
+    end = [r for r in log if r["event"] == "end"][-1]
+    assert end["seconds"]["snapshots"] >= sum(r["seconds"] for r in records) > 0
 
 
 def test_the_end_of_a_run_is_kept_too(tiny, tmp_path: Path) -> None:
@@ -69,6 +72,7 @@ def test_a_resumed_run_keeps_the_same_snapshots(tiny, tmp_path: Path) -> None:
     shutil.rmtree(folder_of(run, 9))  # steps 6 to 9 are made again
     train(tiny(**settings, init_from="resume"))
     assert contents(run) == contents(whole)
+    assert [r["step"] for r in read_log(run) if r["event"] == "snapshot"] == [0, 1, 2, 4, 8, 9]
 
 
 def test_pruning_leaves_snapshots_and_show_counts_them(tiny, tmp_path: Path, gpt2_command) -> None:

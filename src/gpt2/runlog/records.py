@@ -24,7 +24,7 @@ from gpt2.runlog.checks import parse
 from gpt2.runlog.trackers import Trackers
 
 FILE = "log.jsonl"
-DONE_AGAIN = ("eval", "sample")
+DONE_AGAIN = ("eval", "sample", "snapshot")
 """Events that a resumed run repeats at the step of its checkpoint: a run that is asked to stop saves first."""
 TRAIN_LINE = b'{"event": "train"'
 """The beginning of a line that need not be parsed to find where a run went back."""

@@ -18,7 +18,7 @@ MOST_SEGMENTS = 512
 MOST_CHARACTERS = 4000
 """Characters of a sample or another text, at most."""
 MOST_EVENTS = 100
-"""Kinds of events that are kept; this program writes nine."""
+"""Kinds of events that are kept; this program writes ten."""
 LEAST_RATE = 1e-6
 """Tokens per second below which a rate means nothing."""
 EXTREMES = ("loss", "grad_norm", "tokens_per_second")

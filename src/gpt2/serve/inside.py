@@ -22,7 +22,7 @@ from gpt2.inside.lens_page import as_json, page
 from gpt2.inside.predictions import losses
 from gpt2.serve.earlier import EarlierWeights
 from gpt2.serve.errors import ApiError
-from gpt2.serve.schema import Strict
+from gpt2.serve.schema import ModelName, Strict
 from gpt2.serve.served import Served
 
 MOST_WAITING = 4
@@ -37,7 +37,7 @@ PROGRESS_SECONDS = 0.1
 class TextBody(Strict):
     """Names a text, and the model that reads it."""
 
-    model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
+    model: ModelName = None
     text: str = Field(description="Text of at least 2 tokens; `<|endoftext|>` in it is the special token.")
 
 

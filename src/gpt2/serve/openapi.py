@@ -43,9 +43,11 @@ def document(version: str, models: Sequence[str]) -> dict[str, Any]:
     kinds: list[Any] = [(kind, "validation") for kind, _ in BODIES.values()]
     references, definitions = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     for definition in definitions["$defs"].values():
-        if "model" in definition["properties"]:
-            may_be_omitted = "model" not in definition["required"]
-            definition["properties"]["model"]["enum"] = [*models, None] if may_be_omitted else list(models)
+        if "model" in definition["properties"] and len(models) == 1:
+            definition["properties"]["model"]["enum"] = [*models, None]
+        elif "model" in definition["properties"]:
+            definition["properties"]["model"]["enum"] = list(models)
+            definition["required"] = ["model", *definition.get("required", ())]
     paths: dict[str, Any] = {}
     for path, (kind, summary) in BODIES.items():
         content = {"application/json": {"schema": references[kind, "validation"]}}

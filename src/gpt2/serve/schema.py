@@ -9,6 +9,10 @@ from gpt2.spelling import nearest
 
 MOST_CHOICES = 128
 """Maximum number of choices of a request, as in OpenAI's API."""
+ModelName = Annotated[
+    str | None,
+    Field(description="Name of a served model, as /v1/models lists it; may be omitted where only one is served."),
+]
 Ids = list[Annotated[int, Field(ge=0)]]
 Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
 Body = TypeVar("Body", bound="Strict")
@@ -30,7 +34,7 @@ class StreamOptions(Strict):
 class Settings(Strict):
     """The settings that both kinds of completions have. Names, defaults and bounds are those of OpenAI's API."""
 
-    model: str = Field(description="Name of a served model, as /v1/models lists it.")
+    model: ModelName = None
     temperature: float = Field(
         1.0, ge=0, le=1000, description="0 takes the most likely token; a higher one is more varied."
     )
@@ -118,7 +122,7 @@ class ChatBody(Settings):
 class TokenizeBody(Strict):
     """Asks for the token ids of a text."""
 
-    model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
+    model: ModelName = None
     prompt: str
     add_special_tokens: bool = Field(False, description="Is ignored: GPT-2's tokenizers add no tokens to a text.")
 
@@ -126,7 +130,7 @@ class TokenizeBody(Strict):
 class DetokenizeBody(Strict):
     """Asks for the text of token ids."""
 
-    model: str | None = Field(None, description="Name of a served model; may be omitted where only one is served.")
+    model: ModelName = None
     tokens: Ids
 
 

@@ -1,6 +1,7 @@
 """Snapshots: the weights alone, kept at some optimizer steps, so that one can see later how the model came to be."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,10 +42,12 @@ class Snapshots:
         run.ledger.mark()
         session.stop.check_all_processes()
         run.world.beat("a snapshot")
-        step = run.state.step
+        step, began = run.state.step, time.perf_counter()
+        path = snapshot_file(run.out_dir, step)
         metadata = snapshot_metadata(run.model.config, run.tokenizer, step, run.own_layers)
         try:
-            write(snapshot_file(run.out_dir, step), shards_of(run.model), metadata, run.world)
+            write(path, shards_of(run.model), metadata, run.world)
+            session.log.write("snapshot", step, path=path.name, seconds=time.perf_counter() - began)
         except UserError as error:
             leave_out(session, "snapshot", "snapshots", error)
         run.ledger.mark("snapshots")
