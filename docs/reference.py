@@ -58,7 +58,7 @@ def described(words: tuple[str, ...], command: cyclopts.App, default: cyclopts.P
     arguments = command.assemble_argument_collection(default_parameter=default, parse_docstring=True)
     shown = [argument for argument in arguments if argument.show]
     if words in TAKE_SETTINGS:
-        shown = [a for a in shown if a.name.lstrip("-").replace("-", "_") not in TrainConfig.__annotations__]
+        shown = [a for a in shown if a.name.removeprefix("--") not in TrainConfig.__annotations__]
         yield ""
         yield "It also takes every [setting](settings.md) of a run as an option."
     if shown:
@@ -67,7 +67,7 @@ def described(words: tuple[str, ...], command: cyclopts.App, default: cyclopts.P
 
 def option(argument: Argument) -> tuple[str, str, str, str]:
     """Return names, default, values and text of an option."""
-    names = ", ".join(code(n if n[:2] != "--" else f"--{n[2:].replace('-', '_')}") for n in argument.names)
+    names = ", ".join(map(code, argument.names))
     default = argument.field_info.default
     is_shown = argument.show_default and default is not False and default not in (inspect.Parameter.empty, None, ())
     text = " ".join((argument.parameter.help or "").split())

@@ -50,7 +50,7 @@ def test_the_options_of_a_command_are_those_of_its_help(
     monkeypatch.setenv("COLUMNS", "200")
     status, text, _ = gpt2_command(*name.split(), "--help")
     assert status == 0
-    shown = {option.replace("-", "_") for option in re.findall(r"^│[ *]+--([\w-]+)", text, re.MULTILINE)}
+    shown = set(re.findall(r"^│[ *]+--(\w+)", text, re.MULTILINE))
     page = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
     [section] = re.findall(rf"^### gpt2 {name}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"^\| `--(\w+)`", section, re.MULTILINE)) == shown

@@ -320,7 +320,7 @@ def test_no_option_of_this_program_is_taken_for_another_ones() -> None:
     app = make_app()
     for command, table in ((app["train"], TRAIN), (app["bench"]["train"], TRAIN | BENCH), (app["plan"], TRAIN)):
         names = {name for a in command.assemble_argument_collection() for name in a.names}
-        assert not {f"--{name}" for name in table} & {name.replace("-", "_").replace("__", "--") for name in names}
+        assert not {f"--{name}" for name in table} & names
 
 
 def test_a_run_of_nanogpt_is_sampled_and_resumed_as_the_answer_says(tiny, folder: Path, gpt2_command) -> None:

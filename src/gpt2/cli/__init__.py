@@ -115,6 +115,7 @@ def make_app() -> cyclopts.App:
         print_error=False,
         config=complete,
         default_parameter=cyclopts.Parameter(
+            name_transform=lambda name: name,  # --max_iters, as in Python
             negative_iterable=(),  # a list is empty unless it is given
             allow_repeating=True,  # the last one counts
         ),

@@ -11,11 +11,6 @@ MEANT = {bool: "True or False", int: "a whole number", float: "a number"}
 """What a value of a type must be."""
 
 
-def as_written(option: str) -> str:
-    """Return an option as the pages write it, `--max_iters`; the library calls it `--max-iters`, and reads both."""
-    return "--" + option.removeprefix("--").replace("-", "_")
-
-
 def explained(error: cyclopts.CycloptsError) -> str:
     """Return the line for a command line that the library cannot read. Only similar names are suggested."""
     match error:
@@ -24,7 +19,7 @@ def explained(error: cyclopts.CycloptsError) -> str:
             known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
             line = f"Unknown option: {option}."
             close = nearest(option, [name for name in known if name.startswith("--")]) if len(option) > 2 else None
-            line += f" Did you mean {as_written(close)}?" if close else ""
+            line += f" Did you mean {close}?" if close else ""
         case cyclopts.UnknownCommandError(unused_tokens=[word, *_], app=app) if app is not None:
             known = [name for name in app if not name.startswith("-")]
             close = nearest(word, known)

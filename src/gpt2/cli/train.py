@@ -121,7 +121,7 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCol
 
     Raises UserError for a recipe that cannot be read.
     """
-    flags = {a.name.removeprefix("--").replace("-", "_"): a.tokens[-1].value for a in arguments if a.tokens}
+    flags = {a.name.removeprefix("--"): a.tokens[-1].value for a in arguments if a.tokens}
     recipe = next((a.tokens[0].value for a in arguments if a.field_info.name == "recipe" and a.tokens), "")
     from_recipe = recipes.load_recipe(recipe) if recipe else {}
     defaults = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
