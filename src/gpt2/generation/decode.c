@@ -15,20 +15,36 @@ enum { LANES = 16 };  // numbers of a vector
 #define FROM_BFLOAT16(w) _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(w))), 16)
 #define FROM_FLOAT16(w) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(w)))
 #define FROM_INT8(w) _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(w))))
-#elif defined(__AVX2__) && defined(__F16C__)
+#define FUSED(a, b, c) _mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
+#define EIGHT(v) (_mm512_castps512_ps256((__m512)(v)) + _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)(v), 1)))
+#elif defined(__AVX2__) && defined(__F16C__) && defined(__FMA__)
 #include <immintrin.h>
 enum { LANES = 8 };
 #define FROM_BFLOAT16(w) _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(w))), 16)
 #define FROM_FLOAT16(w) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(w)))
 #define FROM_INT8(w) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(w))))
+#define FUSED(a, b, c) _mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
+#define EIGHT(v) ((__m256)(v))
 #else  // other processors, as well as the compiler can; GCC 12 converts float16 and int8 slowly in this way
 enum { LANES = 4 };
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 #define FROM_BFLOAT16(w) (__builtin_convertvector(*(const Packed *)(w), Bits) << 16)
 #define FROM_FLOAT16(w) __builtin_convertvector(*(const Packed *)(w), Vector)
 #define FROM_INT8(w) __builtin_convertvector(*(const Packed *)(w), Vector)
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#define FUSED(a, b, c) vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b))
+#else
+#define FUSED(a, b, c) ((a) * (b) + (c))
+#endif
 #endif
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+// a · b + c, rounded once where the processor can. The compiler may not decide that itself (-ffp-contract=off), because
+// it would do so for some numbers of tokens, and not for others.
+static inline Vector fused(Vector a, Vector b, Vector c) {
+    return (Vector)FUSED(a, b, c);
+}
 
 // value: a weight as float32. vector: LANES weights as float32.
 #if defined(WEIGHT_bfloat16)
@@ -88,58 +104,96 @@ enum { ROWS = 4, TOKENS = 6 };
 enum { ROWS = 4, TOKENS = 4 };
 #endif
 enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
-enum { AHEAD = 24576 };        // bytes by which reading, into the second cache, runs ahead of computing
+enum { LINE = 64, AHEAD = 24576 };  // bytes of a line of memory, and by which reading, into the second cache, is ahead
+
+// Keeps a vector in a register. The compiler would load it again for each product, and a tile would wait for loads.
+#if defined(__x86_64__)
+#define KEEP(v) __asm__("" : "+v"(v))
+#else
+#define KEEP(v)
+#endif
 
 // The sum of the lanes, always in the same order: the upper half is added to the lower one until one lane is left.
+// sums_of: the sums of four vectors, each in that order.
+#ifdef EIGHT
+static inline __m128 four_lanes(Vector v) {
+    const __m256 eight = EIGHT(v);
+    return _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+}
 static inline float sum_of(Vector v) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
+    const __m128 four = four_lanes(v), two = four + _mm_movehl_ps(four, four);
+    return two[0] + two[1];
+}
+static inline void sums_of(Vector a, Vector b, Vector c, Vector d, float *sums) {
+    const __m128 fours[] = {four_lanes(a), four_lanes(b), four_lanes(c), four_lanes(d)};
+    const __m128 ab = _mm_movelh_ps(fours[0], fours[1]) + _mm_movehl_ps(fours[1], fours[0]);
+    const __m128 cd = _mm_movelh_ps(fours[2], fours[3]) + _mm_movehl_ps(fours[3], fours[2]);
+    _mm_storeu_ps(sums, _mm_shuffle_ps(ab, cd, 0x88) + _mm_shuffle_ps(ab, cd, 0xDD));
+}
 #else
+static inline float sum_of(Vector v) {
     float sums[LANES];
     memcpy(sums, &v, sizeof sums);
     for (int half = LANES / 2; half; half /= 2)
         for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
     return sums[0];
-#endif
 }
+static inline void sums_of(Vector a, Vector b, Vector c, Vector d, float *sums) {
+    sums[0] = sum_of(a), sums[1] = sum_of(b), sums[2] = sum_of(c), sums[3] = sum_of(d);
+}
+#endif
 
-// y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_tokens tokens. Both are constants where this is inlined,
-// and so is `is_ahead`, which tells whether to ask for rows before they are used. Each product is summed in the same
-// order whatever the constants are, so that a token does not depend on the number of tokens.
+// y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_tokens tokens, which are constants where this is inlined.
+// Each product is summed in the same order whatever they are, so that a token does not depend on the number of tokens.
+// In each of its iterations, the tile asks for `lines` lines of memory from `ahead` on.
 static inline __attribute__((always_inline)) void tile(
-    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens, int is_ahead) {
+    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens,
+    const char *ahead, int lines) {
     const Weight *w = m.weight + (size_t)row * columns;
     const float *in = x + (size_t)b * columns;
     Vector sums[ROWS][TOKENS] = {{{0}}};
     int i = 0;
-    for (; i + LANES <= columns; i += LANES)
-        for (int r = 0; r < n_rows; r++) {
-            const Weight *from = w + (size_t)r * columns + i;
-            if (is_ahead) __builtin_prefetch((const char *)from + AHEAD, 0, 2);
-            const Vector weights = vector(from);
-            for (int t = 0; t < n_tokens; t++) sums[r][t] += weights * *(const Vector *)(in + (size_t)t * columns + i);
-        }
-    for (int r = 0; r < n_rows; r++)
+    for (; i + LANES <= columns; i += LANES) {
+        Vector inputs[TOKENS];
         for (int t = 0; t < n_tokens; t++) {
-            float sum = sum_of(sums[r][t]);
-            for (int j = i; j < columns; j++) sum += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
-            if (m.scales) sum *= m.scales[row + r];
-            y[(size_t)(b + t) * stride + row + r] = m.bias ? sum + m.bias[row + r] : sum;
+            inputs[t] = *(const Vector *)(in + (size_t)t * columns + i);
+            KEEP(inputs[t]);
         }
+        for (int line = 0; line < lines; line++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
+        for (int r = 0; r < n_rows; r++) {
+            const Vector weights = vector(w + (size_t)r * columns + i);
+            for (int t = 0; t < n_tokens; t++) sums[r][t] = fused(weights, inputs[t], sums[r][t]);
+        }
+    }
+    for (int t = 0; t < n_tokens; t++) {
+        float found[ROWS];
+        if (n_rows == ROWS)
+            sums_of(sums[0][t], sums[1][t], sums[2][t], sums[3][t], found);
+        else
+            for (int r = 0; r < n_rows; r++) found[r] = sum_of(sums[r][t]);
+        for (int r = 0; r < n_rows; r++) {
+            for (int j = i; j < columns; j++) found[r] += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
+            if (m.scales) found[r] *= m.scales[row + r];
+            y[(size_t)(b + t) * stride + row + r] = m.bias ? found[r] + m.bias[row + r] : found[r];
+        }
+    }
 }
 
-// The products of n_rows rows with all B tokens.
+// The products of n_rows rows with all B tokens. The tiles share the lines to ask for.
 static inline __attribute__((always_inline)) void rows_with_tokens(
     const Matrix m, int columns, const float *x, int B, float *y, int stride, int row, int n_rows) {
+    const int tiles = (B + TOKENS - 1) / TOKENS, iterations = columns / LANES;
+    const int lines = (n_rows * LANES * (int)sizeof(Weight) + tiles * LINE - 1) / (tiles * LINE);
+    const char *ahead = (const char *)(m.weight + (size_t)row * columns) + AHEAD;
     int b = 0;
-    if (B >= TOKENS) tile(m, columns, x, y, stride, row, 0, n_rows, TOKENS, 1), b = TOKENS;
-    for (; b + TOKENS <= B; b += TOKENS) tile(m, columns, x, y, stride, row, b, n_rows, TOKENS, 0);
+    for (; b + TOKENS <= B; b += TOKENS, ahead += iterations * lines * LINE)
+        tile(m, columns, x, y, stride, row, b, n_rows, TOKENS, ahead, lines);
     switch (B - b) {
-    case 5: tile(m, columns, x, y, stride, row, b, n_rows, TOKENS < 5 ? TOKENS : 5, 1); break;
-    case 4: tile(m, columns, x, y, stride, row, b, n_rows, 4, 1); break;
-    case 3: tile(m, columns, x, y, stride, row, b, n_rows, 3, 1); break;
-    case 2: tile(m, columns, x, y, stride, row, b, n_rows, 2, 1); break;
-    case 1: tile(m, columns, x, y, stride, row, b, n_rows, 1, 1); break;
+    case 5: tile(m, columns, x, y, stride, row, b, n_rows, TOKENS < 5 ? TOKENS : 5, ahead, lines); break;
+    case 4: tile(m, columns, x, y, stride, row, b, n_rows, TOKENS < 4 ? TOKENS : 4, ahead, lines); break;
+    case 3: tile(m, columns, x, y, stride, row, b, n_rows, TOKENS < 3 ? TOKENS : 3, ahead, lines); break;
+    case 2: tile(m, columns, x, y, stride, row, b, n_rows, 2, ahead, lines); break;
+    case 1: tile(m, columns, x, y, stride, row, b, n_rows, 1, ahead, lines); break;
     }
 }
 
@@ -148,7 +202,7 @@ static void product(const Matrix m, int columns, const float *x, int B, float *y
     int row = begin;
 #if !defined(WEIGHT_int8)  // converting int8 takes longer than reading it, and is faster for several rows
     if (B == 1)  // the processor reads ahead by itself where memory is read in its order, and faster than when asked to
-        for (; row < end; row++) tile(m, columns, x, y, stride, row, 0, 1, 1, 0);
+        for (; row < end; row++) tile(m, columns, x, y, stride, row, 0, 1, 1, NULL, 0);
 #endif
     for (; row + ROWS <= end; row += ROWS) rows_with_tokens(m, columns, x, B, y, stride, row, ROWS);
     for (; row < end; row++) rows_with_tokens(m, columns, x, B, y, stride, row, 1);
@@ -191,7 +245,8 @@ static inline __attribute__((always_inline)) void score(
     Vector sums[KEYS] = {{0}};
     int i = 0;
     for (; i + LANES <= size; i += LANES)
-        for (int t = 0; t < n; t++) sums[t] += *(const Vector *)(q + i) * *(const Vector *)(k + (size_t)t * size + i);
+        for (int t = 0; t < n; t++)
+            sums[t] = fused(*(const Vector *)(q + i), *(const Vector *)(k + (size_t)t * size + i), sums[t]);
     for (int t = 0; t < n; t++) {
         float sum = sum_of(sums[t]);
         for (int j = i; j < size; j++) sum += q[j] * k[(size_t)t * size + j];
@@ -203,8 +258,10 @@ static inline __attribute__((always_inline)) void score(
 static inline __attribute__((always_inline)) void weighted_sum(
     const float *weights, const float *v, int length, int size, float *y, int n) {
     Vector sums[STRIP] = {{0}};
-    for (int t = 0; t < length; t++)
-        for (int i = 0; i < n; i++) sums[i] += weights[t] * *(const Vector *)(v + (size_t)t * size + i * LANES);
+    for (int t = 0; t < length; t++) {
+        const Vector weight = (Vector){0} + weights[t];
+        for (int i = 0; i < n; i++) sums[i] = fused(weight, *(const Vector *)(v + (size_t)t * size + i * LANES), sums[i]);
+    }
     for (int i = 0; i < n; i++) *(Vector *)(y + i * LANES) = sums[i];
 }
 

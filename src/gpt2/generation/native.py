@@ -25,9 +25,9 @@ from gpt2.generation.weights import Matrix, for_decoding
 from gpt2.model import GPT, MLP, Block, CausalSelfAttention, Embedding, GPTConfig, LayerNorm
 
 SOURCE = Path(__file__).with_name("decode.c")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-associative-math", "-fopenmp", "-fPIC")
-"""The compiler may not reorder sums, because then it would do so differently for other numbers of texts. Linking is
-without -ffast-math, which would change the arithmetic of the process."""
+FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-associative-math", "-ffp-contract=off", "-fopenmp", "-fPIC")
+"""The compiler may not reorder sums, nor fuse products with them, because then it would do so differently for other
+numbers of texts. Linking is without -ffast-math, which would change the arithmetic of the process."""
 ALIGNED = 16
 """Number of floats in a cache line."""
 COMPILE_SECONDS = 60
