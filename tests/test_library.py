@@ -87,3 +87,11 @@ def test_prompts_in_a_list_give_texts_in_a_list(tiny, tmp_path: Path) -> None:
     alone = [gpt2.generate(model, tokenizer, prompt, max_new_tokens=8) for prompt in ("the", "a cat")]
     assert gpt2.generate(model, tokenizer, ["the", "a cat"], max_new_tokens=8) == alone
     assert gpt2.generate(model, tokenizer, [], max_new_tokens=8) == []
+
+
+def test_pretrained_weights_determine_the_shapes(tiny, tmp_path: Path) -> None:
+    gpt2.train(tiny())
+    assert gpt2.GPT.from_pretrained(str(tmp_path / "run"), {"dropout": 0.2}).config.dropout == 0.2
+    for wrong in ({"n_layer": 1}, {"dropout": 0.2, "n_head": 1}, {"nothing": 3}):
+        with pytest.raises(gpt2.UserError, match="cannot change"):
+            gpt2.GPT.from_pretrained(str(tmp_path / "run"), wrong)

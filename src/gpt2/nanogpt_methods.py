@@ -26,10 +26,13 @@ class NanoGPTMethods(nn.Module):
     def from_pretrained(cls, model_type: str, override_args: dict[str, Any] | None = None) -> GPT:
         """Return a model with pretrained weights: of `gpt2` to `gpt2-xl`, any other hub name, or a model file.
 
-        override_args: fields of GPTConfig that are not shapes, for example `{"dropout": 0.1}`. Raises UserError.
+        override_args: `dropout`, `gelu` or `flash` of GPTConfig; the weights determine all else. Raises UserError.
         """
+        from gpt2.errors import require
         from gpt2.formats.open import build, open_model
 
+        others = ", ".join(sorted({*(override_args or {})} - {"dropout", "gelu", "flash"}))
+        require(not others, f"override_args cannot change {others}, only dropout, gelu and flash")
         return build(open_model(model_type), **(override_args or {}))
 
     @torch.no_grad()

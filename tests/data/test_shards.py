@@ -102,6 +102,11 @@ def patched(path: Path, word: int, value: int) -> Path:
     return path
 
 
+def saved(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def loop(path: Path) -> Path:
     path.symlink_to(path)
     return path
@@ -109,6 +114,7 @@ def loop(path: Path) -> Path:
 
 DAMAGES = {
     "is missing": lambda f: f / "nothing.bin",
+    "is text": lambda f: saved(f / "x.txt", "Der Fluß fließt, 河流 🌊\n" * 30),
     "is empty": lambda f: cut(save_bare(f / "x", range(5)), 0),
     "odd number of bytes": lambda f: cut(save_bare(f / "x", range(5)), 7),
     "header says 5 tokens": lambda f: cut(save_llmc(f / "x", range(5)), 1030),

@@ -42,7 +42,7 @@ def sample_words(words: Sequence[str], note: Callable[[str], None]) -> list[str]
     asked = found.get("init_from", "resume")
     named = found.get("out_dir", DEFAULT_FOLDER) if asked == "resume" else asked
     if "out_dir" in found or "init_from" in found:
-        if models:
+        if models and models != [named]:
             raise UserError(f"give the model once: {_line([models[0], *kept])}, or {_line([named, *kept])}")
         if dashless:
             raise UserError(f"{dashless[0]}: options begin with two dashes; use: {_line([named, *kept])}")

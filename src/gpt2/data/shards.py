@@ -17,6 +17,8 @@ from gpt2.spelling import counted
 HEADER_BYTES = 1024
 NPY_HEADER_BYTES = 1 << 14
 """Bytes in which the header of a .npy of tokens ends."""
+TEXT_BYTES, LEAST_TEXT = 256, 32
+"""Bytes of a file by which text is recognised, at most and at least."""
 LLMC_TOKENS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 """Dtype of a token by magic number and version of llm.c's shards, for GPT-2's tokens and for Llama 3's."""
 LLMC_MAGICS = {magic for magic, _ in LLMC_TOKENS} | {20240326, 20240327, 20240328, 20240522}
@@ -114,9 +116,25 @@ def open_shard(path: Path) -> Shard:
         return _npy(path, size, start)
     if len(start) >= HEADER_BYTES and int.from_bytes(start[:4], "little") in LLMC_MAGICS:
         return _llmc(path, size, np.frombuffer(start[:12], dtype="<i4").tolist())
+    if _is_text(start):
+        raise UserError(
+            f"{path} is text, and a dataset holds token ids; prepare it: gpt2 prepare {path} --out=FOLDER"
+        )
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes ({size}), so it is truncated or not uint16 tokens")
     return Shard(path, "nanogpt", "<u2", 0, size // 2)
+
+
+def _is_text(start: bytes) -> bool:
+    """Return whether the first bytes of a file are text; as numbers of 16 bits, token ids look otherwise."""
+    start = start[:TEXT_BYTES]
+    if len(start) < LEAST_TEXT or any(byte < 32 and byte not in b"\t\n\r\f" for byte in start):
+        return False
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"  # the last character is cut
+    return True
 
 
 def _llmc(path: Path, size: int, header: list[int]) -> Shard:

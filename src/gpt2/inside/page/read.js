@@ -27,7 +27,7 @@ export function readView(data, container, selection) {
   );
   if (data.memorised) container.append(...passages(data, selection));
   paint();
-  selection.listen((token) => show(hovered ?? token));
+  selection.listen((token) => { hovered = null; show(token); });
 }
 
 // What can colour a token: a label, the share of the scale from 0 to 1 (null for none), and the ends of the scale.

@@ -15,7 +15,7 @@ export async function ask(path, body, signal) {
       answer = await fetch(path, body === undefined ? { headers, signal }
         : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
     } catch (error) {
-      throw error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+      throw ended(error);
     }
     if (answer.ok) return answer;
     const failed = await answer.json().catch(() => null);
@@ -25,12 +25,17 @@ export async function ask(path, body, signal) {
   }
 }
 
+// The error of a connection in words; an aborted one stays what it is.
+function ended(error) {
+  return error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+}
+
 // The events of a streamed answer. Throws an Error for one that says what went wrong.
 export async function* eventsOf(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let pieces = [];
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => { throw ended(error); });
     if (done) throw new Error("The server ended the answer before it was complete.");
     let start = 0;
     for (let end; (end = value.indexOf("\n", start)) >= 0; start = end + 1) {
@@ -48,7 +53,8 @@ export async function* eventsOf(answer) {
 
 // Asks the user for the API key, and keeps it until the tab is closed.
 function askForKey(wasWrong) {
-  const field = make("input", { type: "password", autocomplete: "off", required: true, id: "key" });
+  const field = make("input", { type: "password", autocomplete: "off", required: true, id: "key",
+    pattern: "\\s*[!-~]+\\s*", title: "A key has letters, digits and signs of ASCII, without spaces." });
   const dialog = make("dialog", { "aria-labelledby": "key-title" },
     make("h2", { id: "key-title" }, "API key"),
     make("p", {}, wasWrong ? "The server does not accept this key. Give another one." : "This server needs its API key. It is kept until you close this tab."),

@@ -1,12 +1,13 @@
 // Saves what is shown as one HTML file that needs nothing else.
 
+import { ask } from "./api.js";
 import { make } from "./inside/shared.js";
 
 const POLICY = "default-src 'none'; style-src 'unsafe-inline'";
 
 // The HTML of a page with some elements, in the style of this page.
 export async function stillPage(title, elements) {
-  const styles = await (await fetch("page/style.css")).text();
+  const styles = await (await ask("page/style.css")).text();
   const head = make("head", {}, make("meta", { charset: "utf-8" }), make("meta", { "http-equiv": "Content-Security-Policy", content: POLICY }),
     make("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }), make("title", {}, title));
   // an element with styles would be one of this page, whose policy refuses it

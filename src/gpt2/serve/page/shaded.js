@@ -5,6 +5,8 @@ import { level, make, onOtherLine, percent, quoted, scaleLegend } from "./inside
 
 // The probability with the strongest colour is 10 to the power of minus this.
 const DECADES = 4;
+// Distance in pixels from the end of the text at which a reader is taken to be there.
+const END = 40;
 
 export function shadedText(label, { choose, hover, enter, take }) {
   const prompt = make("span", { class: "prompt", role: "none" }), end = make("span", { class: "ending", role: "none" });
@@ -16,6 +18,7 @@ export function shadedText(label, { choose, hover, enter, take }) {
   box.addEventListener("pointerleave", () => hover(null));
   box.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || !spans.length) return;
+    hover(null); // the keys are about the chosen token, wherever the pointer rests
     const at = chosen ?? -1, last = spans.length - 1;
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: last,
       ArrowUp: chosen === null ? 0 : onOtherLine(spans, at, -1), ArrowDown: chosen === null ? 0 : onOtherLine(spans, at, 1) }[event.key];
@@ -34,7 +37,12 @@ export function shadedText(label, { choose, hover, enter, take }) {
 
   return {
     element: box,
-    add,
+    // Adds tokens at the end, which stays in sight unless the reader has scrolled away from it.
+    add(tokens) {
+      const follows = box.scrollHeight - box.scrollTop - box.clientHeight < END;
+      add(tokens);
+      if (follows) box.scrollTop = box.scrollHeight;
+    },
     // Shows another text.
     show(text, tokens) {
       prompt.textContent = text;

@@ -57,6 +57,7 @@ export function writeView(container, page) {
 
   function choose(index) {
     chosen = index;
+    hovered = null;
     text.mark(index);
     showPanel();
     page.changed();
