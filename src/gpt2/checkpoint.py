@@ -152,7 +152,7 @@ def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:
     except OSError as error:
         raise UserError(
             f"cannot save {folder} ({error.strerror or error}): it needs {needed:,} bytes and {free_bytes(folder):,} "
-            "are free; earlier checkpoints are intact: make room, and go on with --init_from=resume"
+            "are free; checkpoints from before are intact: make room, and go on with --init_from=auto"
         ) from error
 
 
@@ -223,7 +223,7 @@ def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
             f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start again with --init_from=scratch "
             "--overwrite"
         )
-    raise UserError(f"{out_dir} holds no checkpoint to resume; start the run with --init_from=scratch")
+    raise UserError(f"{out_dir} holds no checkpoint to resume; start the run anew with --init_from=auto")
 
 
 def _set_aside(damaged: Path, problem: str, instead: Path, log: Log) -> None:

@@ -68,7 +68,7 @@ def leftovers(out_dir: Path) -> Iterator[Path]:
 def require_own_files(out_dir: Path, config: TrainConfig, *, keep_history: bool) -> None:
     """Raise UserError if a new run would replace or extend files that no run of this program wrote.
 
-    With `keep_history`, it is also an error if there is the log of an earlier run whose checkpoints are gone.
+    With `keep_history`, it is also an error if there is the log of an earlier run without checkpoints.
     Otherwise that log stays, and the new run's records are added to it.
     """
     written = set(files_of_run(out_dir))
@@ -80,8 +80,8 @@ def require_own_files(out_dir: Path, config: TrainConfig, *, keep_history: bool)
         )
     if keep_history and _has_steps(out_dir / LOG):
         raise UserError(
-            f"{out_dir} holds the log of a run whose checkpoints are gone; choose another --out_dir, or delete it "
-            "with --overwrite"
+            f"{out_dir} holds the log of a run without checkpoints; start it anew with --init_from=auto, choose "
+            "another --out_dir, or delete it with --overwrite"
         )
 
 
