@@ -85,7 +85,7 @@ def test_the_log_of_a_run_whose_checkpoints_are_gone_is_kept(tiny, tmp_path: Pat
     train(tiny(**SETTINGS))
     (run / "checkpoints").rename(tmp_path / "moved")
     before = contents(run)
-    with pytest.raises(UserError, match="the log of a run without checkpoints; .* --init_from=auto, .* --overwrite"):
+    with pytest.raises(UserError, match=r"the log of a run without checkpoints; .* --init_from=auto, .* --overwrite"):
         train(tiny(**SETTINGS))
     assert contents(run) == before
     train(tiny(**SETTINGS | {"max_iters": 2}, init_from="auto"))  # as under a supervisor that starts it again
