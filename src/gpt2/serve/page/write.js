@@ -194,7 +194,8 @@ export function writeView(container, page) {
 
   // The tree of a link: its branches as [number of the parent, tokens kept, ids of its own].
   async function restored(state, signal) {
-    const run = { prompt: state.prompt, model: page.model().id, settings: { ...settings.values(), seed: state.seed } };
+    const run = { prompt: state.prompt, model: state.writer ?? page.model().id,
+      settings: { ...settings.values(), ...state.used, seed: state.seed } };
     run.ids = await idsOf(run, signal);
     const made = [];
     for (const [parent, kept, ids] of state.branches) {
@@ -221,7 +222,8 @@ export function writeView(container, page) {
       let root = current;
       while (root.parent) root = root.parent;
       const all = [...allOf(root)];
-      return { ...found, prompt: root.run.prompt, seed: root.run.settings.seed, current: all.indexOf(current),
+      return { ...found, prompt: root.run.prompt, writer: root.run.model, used: root.run.settings, seed: root.run.settings.seed,
+        current: all.indexOf(current),
         branches: all.map((branch) => [all.indexOf(branch.parent), branch.kept, branch.tokens.map(({ id }) => id)]) };
     },
     async restore(state, token) {
