@@ -193,6 +193,14 @@ def test_the_model_may_be_omitted_where_one_is_served(tiny: Running) -> None:
     assert all("model" in body["required"] for body in described.values() if "model" in body.get("properties", ()))
 
 
+def test_null_means_the_default(tiny: Running) -> None:
+    fields = {"prompt": "ab", "max_tokens": 4, "seed": 3, "logit_bias": {"3": 1.5}}
+    nulls = dict.fromkeys(("temperature", "top_p", "n", "stream", "echo", "presence_penalty", "stop", "user"))
+    expected, found = (tiny.post(**fields, **more) for more in ({}, nulls))
+    assert found.status_code == 200 and found.json()["choices"] == expected.json()["choices"]
+    assert tiny.post(**fields, nothing=None).json()["error"]["message"].startswith("unknown field 'nothing'")
+
+
 def test_metrics_count(locked: Running) -> None:
     headers = {"Authorization": "Bearer sesame"}
 

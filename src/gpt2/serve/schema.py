@@ -1,6 +1,8 @@
 """The bodies of requests: their fields, and what is said about a wrong one."""
 
-from typing import Annotated, Any, TypeVar
+import json
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -137,9 +139,27 @@ class DetokenizeBody(Strict):
 def parse(kind: type[Body], content: bytes) -> Body:
     """Return the body of a request. Raises ApiError, status 400, which names the field that is wrong."""
     try:
-        return kind.model_validate_json(content)
+        return kind.model_validate_json(_without_nulls(kind, content))
     except ValidationError as error:
         raise _explained(kind, error.errors(include_url=False, include_context=False)) from None
+
+
+def _without_nulls(kind: type[Strict], content: bytes) -> bytes:
+    """Return a body without the fields that are null and may not be: some clients send every field.
+
+    Null then means the default, as in OpenAI's API. A body that is no JSON object stays what it is.
+    """
+    if b"null" not in content:
+        return content
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    if not isinstance(body, dict):
+        return content
+    fields = kind.model_fields
+    refused = {name for name in fields if NoneType not in get_args(fields[name].annotation)}
+    return json.dumps({name: body[name] for name in body if body[name] is not None or name not in refused}).encode()
 
 
 def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
