@@ -223,7 +223,7 @@ def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
             f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start again with --init_from=scratch "
             "--overwrite"
         )
-    raise UserError(f"{out_dir} holds no checkpoint to resume; start the run anew with --init_from=auto")
+    raise UserError(f"{out_dir} holds no checkpoint to resume; start a new run with --init_from=auto")
 
 
 def _set_aside(damaged: Path, problem: str, instead: Path, log: Log) -> None:

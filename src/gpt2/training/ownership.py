@@ -80,7 +80,7 @@ def require_own_files(out_dir: Path, config: TrainConfig, *, keep_history: bool)
         )
     if keep_history and _has_steps(out_dir / LOG):
         raise UserError(
-            f"{out_dir} holds the log of a run without checkpoints; start it anew with --init_from=auto, choose "
+            f"{out_dir} holds the log of a run without checkpoints; start a new one with --init_from=auto, choose "
             "another --out_dir, or delete it with --overwrite"
         )
 
