@@ -57,7 +57,6 @@ export function writeView(container, page) {
 
   function choose(index) {
     chosen = index;
-    hovered = null;
     text.mark(index);
     showPanel();
     page.changed();
@@ -194,8 +193,7 @@ export function writeView(container, page) {
 
   // The tree of a link: its branches as [number of the parent, tokens kept, ids of its own].
   async function restored(state, signal) {
-    const run = { prompt: state.prompt, model: state.writer ?? page.model().id,
-      settings: { ...settings.values(), ...state.used, seed: state.seed } };
+    const run = { prompt: state.prompt, model: state.writer ?? page.model().id, settings: state.used ?? settings.values() };
     run.ids = await idsOf(run, signal);
     const made = [];
     for (const [parent, kept, ids] of state.branches) {
@@ -222,8 +220,7 @@ export function writeView(container, page) {
       let root = current;
       while (root.parent) root = root.parent;
       const all = [...allOf(root)];
-      return { ...found, prompt: root.run.prompt, writer: root.run.model, used: root.run.settings, seed: root.run.settings.seed,
-        current: all.indexOf(current),
+      return { ...found, prompt: root.run.prompt, writer: root.run.model, used: root.run.settings, current: all.indexOf(current),
         branches: all.map((branch) => [all.indexOf(branch.parent), branch.kept, branch.tokens.map(({ id }) => id)]) };
     },
     async restore(state, token) {
