@@ -11,7 +11,7 @@ from torch import nn
 from gpt2.generation import native
 from gpt2.generation.engine import Engine
 from gpt2.generation.kv_cache import KVCache, KVMemory
-from gpt2.generation.native import compiled, native_step
+from gpt2.generation.native import compiled, kv_dtype, native_step
 from gpt2.generation.request import Request
 from gpt2.generation.sampling import Sampling
 from gpt2.generation.steps import Chunk, TorchStep
@@ -20,15 +20,16 @@ from gpt2.model import GPT, GPTConfig
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiled("float32") is None, reason="there is no C compiler with OpenMP")
+needs_float16 = pytest.mark.skipif(compiled("int8", "float16") is None, reason="float16 is converted slowly here")
 
 
-def model_and_memory(**changes) -> tuple[GPT, KVMemory]:
+def model_and_memory(kept: torch.dtype = torch.float32, **changes) -> tuple[GPT, KVMemory]:
     torch.manual_seed(0)
     shape = {"block_size": 24, "vocab_size": 301, "n_layer": 2, "n_head": 3, "n_embd": 54, **changes}
     model = GPT(GPTConfig(**shape)).eval()
     for parameter in model.parameters():
         parameter.data += torch.randn_like(parameter) * 0.1
-    return model, KVMemory(model.config, 7, CPU, torch.float32)
+    return model, KVMemory(model.config, 7, CPU, kept)
 
 
 @needs_compiler
@@ -69,11 +70,12 @@ def mixed_chunks(rng: random.Random, first_slot: int, n_slots: int, block_size: 
 @needs_compiler
 @pytest.mark.parametrize("changes", [{}, {"bias": False, "gelu": "erf"}, {"n_embd": 384, "vocab_size": 50}])
 @pytest.mark.parametrize("n_decoded", [0, 3])
-def test_chunks_of_prompts_equal_those_of_the_model(changes: dict, n_decoded: int) -> None:
-    model, memory = model_and_memory(**changes)
+@pytest.mark.parametrize("kept", [torch.float32, pytest.param(torch.float16, marks=needs_float16)])
+def test_chunks_of_prompts_equal_those_of_the_model(changes: dict, n_decoded: int, kept: torch.dtype) -> None:
+    model, memory = model_and_memory(kept, **changes)
     memory.k.normal_()
     memory.v.normal_()
-    expected_memory = KVMemory(model.config, 7, CPU, torch.float32)
+    expected_memory = KVMemory(model.config, 7, CPU, kept)
     expected_memory.k.copy_(memory.k)
     expected_memory.v.copy_(memory.v)
     chunks = mixed_chunks(random.Random(n_decoded), n_decoded, 7, 24)
@@ -85,15 +87,40 @@ def test_chunks_of_prompts_equal_those_of_the_model(changes: dict, n_decoded: in
         found = step.logits(last, starts, chunks)
     assert len(found) == n_decoded + sum(chunk.n_wanted for chunk in chunks)
     pairs = ((found, expected), (memory.k, expected_memory.k), (memory.v, expected_memory.v))
-    assert all(torch.allclose(a, b, rtol=0, atol=2e-5 * float(b.abs().max())) for a, b in pairs)
+    error = 2e-5 if kept == torch.float32 else 2**-10  # one more or less in the last bit of float16
+    assert all(torch.allclose(a, b, rtol=0, atol=error * float(b.abs().max())) for a, b in pairs)
+
+
+@needs_float16
+def test_the_engine_keeps_keys_in_float16_where_matrices_are_rounded_too() -> None:
+    model, _ = model_and_memory()
+    small = for_decoding(model, quantize="int8")
+    assert Engine(small).cache.k.dtype == Engine(for_decoding(model, "bfloat16")).cache.v.dtype == torch.float16
+    assert Engine(small, native=False).cache.k.dtype == Engine(model).cache.k.dtype == torch.float32
+    assert kv_dtype(small, native=True) == torch.float16
+
+
+@needs_float16
+def test_a_key_too_large_for_float16_is_kept_as_its_largest_number() -> None:
+    model, memory = model_and_memory(torch.float16)
+    block = model.transformer.h[0]
+    with torch.no_grad():
+        block.attn.c_attn.bias[54:] = torch.tensor([1e6, -1e6, 3.0]).repeat(36)  # of keys and values
+    step = native_step(model, memory)
+    assert step is not None
+    logits = step.logits(torch.tensor([5]), [0], [])
+    assert logits.isfinite().all()
+    assert memory.v[0, 0, 0, 0, :2].tolist() == memory.k[0, 0, 2, 0, :2].tolist() == [65504, -65504]
 
 
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
 def test_a_token_does_not_depend_on_what_is_computed_with_it(dtype: str, quantize) -> None:
     """Chunks together, one by one, and token by token: the same logits, keys and values, to the last bit."""
-    model, memory = model_and_memory(block_size=77, n_head=2, n_embd=64)
-    step = native_step(for_decoding(model, dtype, quantize), memory)
+    model, _ = model_and_memory(block_size=77, n_head=2, n_embd=64)
+    prepared = for_decoding(model, dtype, quantize)
+    memory = KVMemory(model.config, 7, CPU, kv_dtype(prepared, native=True))
+    step = native_step(prepared, memory)
     assert step is not None
     k, v = torch.randn_like(memory.k), torch.randn_like(memory.v)
     chunks = [replace(chunk, wants_all=True) for chunk in mixed_chunks(random.Random(4), 2, 7, 77)]
@@ -154,8 +181,9 @@ def test_a_row_does_not_depend_on_the_other_texts(dtype: str, quantize, changes:
     """Sizes of batches and lengths of texts on both sides of the multiples of what is computed together."""
     n_texts, block_size = 33, 77
     model, _ = model_and_memory(block_size=block_size, **changes)
-    memory = KVMemory(model.config, n_texts, CPU, torch.float32)
-    step = native_step(for_decoding(model, dtype, quantize), memory)
+    prepared = for_decoding(model, dtype, quantize)
+    memory = KVMemory(model.config, n_texts, CPU, kv_dtype(prepared, native=True))
+    step = native_step(prepared, memory)
     assert step is not None
     k, v = torch.randn_like(memory.k), torch.randn_like(memory.v)
     ids = torch.arange(n_texts)
@@ -302,6 +330,8 @@ def test_the_code_for_other_processors_computes_the_same(
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *processor))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiled.__wrapped__("float32") is not None
+    converts_float16 = processor != ["-march=x86-64-v2"]
+    assert (compiled.__wrapped__("bfloat16", "float16") is not None) is converts_float16
 
 
 @needs_compiler

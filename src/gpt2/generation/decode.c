@@ -29,7 +29,7 @@ enum { LANES = 8 };
 enum { LANES = 4 };
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 #define FROM_BFLOAT16(w) (__builtin_convertvector(*(const Packed *)(w), Bits) << 16)
-#define FROM_FLOAT16(w) __builtin_convertvector(*(const Packed *)(w), Vector)
+#define FROM_FLOAT16(w) __builtin_convertvector(*(const Halves *)(w), Vector)
 #define FROM_INT8(w) __builtin_convertvector(*(const Packed *)(w), Vector)
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -46,6 +46,19 @@ static inline Vector fused(Vector a, Vector b, Vector c) {
     return (Vector)FUSED(a, b, c);
 }
 
+#if defined(WEIGHT_float16) || defined(KEPT_float16)
+#if defined(__F16C__)
+typedef uint16_t Half;  // before version 12, GCC knows no _Float16 here
+static inline float from_half(Half h) { return _cvtsh_ss(h); }
+static inline Half to_half(float f) { return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT); }
+#else
+typedef _Float16 Half;
+typedef Half Halves __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+static inline float from_half(Half h) { return (float)h; }
+static inline Half to_half(float f) { return (Half)f; }
+#endif
+#endif
+
 // value: a weight as float32. vector: LANES weights as float32.
 #if defined(WEIGHT_bfloat16)
 typedef uint16_t Weight;
@@ -56,11 +69,12 @@ static inline float value(Weight w) {
     memcpy(&f, &bits, sizeof f);
     return f;
 }
-#else
-#if defined(WEIGHT_float16)
-typedef _Float16 Weight;
+#elif defined(WEIGHT_float16)
+typedef Half Weight;
 #define VECTOR FROM_FLOAT16
-#elif defined(WEIGHT_int8)
+static inline float value(Weight w) { return from_half(w); }
+#else
+#if defined(WEIGHT_int8)
 typedef int8_t Weight;
 #define VECTOR FROM_INT8
 #else
@@ -71,6 +85,22 @@ static inline float value(Weight w) { return (float)w; }
 #endif
 typedef Weight Packed __attribute__((vector_size(sizeof(Weight) * LANES), aligned(1), may_alias));
 static inline Vector vector(const Weight *w) { return (Vector)VECTOR(w); }
+
+// A number of the keys and values in memory. to_kept: float32 as such a number. kept, from_kept: LANES or one as float32.
+#if defined(KEPT_float16)
+#if !defined(__F16C__) && !defined(__aarch64__)
+#error "this processor converts float16 slowly"
+#endif
+typedef Half Kept;
+static inline Kept to_kept(float f) { return to_half(f < -65504.0f ? -65504.0f : f > 65504.0f ? 65504.0f : f); }
+static inline float from_kept(Kept k) { return from_half(k); }
+static inline Vector kept(const Kept *k) { return (Vector)FROM_FLOAT16(k); }
+#else
+typedef float Kept;
+static inline Kept to_kept(float f) { return f; }
+static inline float from_kept(Kept k) { return k; }
+static inline Vector kept(const Kept *k) { return *(const Vector *)k; }
+#endif
 
 typedef struct {
     const Weight *weight;  // (rows, columns)
@@ -92,8 +122,8 @@ typedef struct {
 } Model;
 
 typedef struct {
-    float *k, *v;                         // keys and values of the first slot, in the first layer
-    ptrdiff_t layer, slot, head;          // distances between layers, slots and heads, in floats
+    Kept *k, *v;                          // keys and values of the first slot, in the first layer
+    ptrdiff_t layer, slot, head;          // distances between layers, slots and heads, in numbers
     const int64_t *slots, *positions;     // (B): slot and position of each token
 } Cache;
 
@@ -241,32 +271,32 @@ static void gelu(float *x, int size, int is_tanh) {
 
 // scores[t] = scale · q · k[t] for n keys, a constant where this is inlined. Each is summed in the same order.
 static inline __attribute__((always_inline)) void score(
-    const float *q, const float *k, int size, float scale, float *scores, int n) {
+    const float *q, const Kept *k, int size, float scale, float *scores, int n) {
     Vector sums[KEYS] = {{0}};
     int i = 0;
     for (; i + LANES <= size; i += LANES)
         for (int t = 0; t < n; t++)
-            sums[t] = fused(*(const Vector *)(q + i), *(const Vector *)(k + (size_t)t * size + i), sums[t]);
+            sums[t] = fused(*(const Vector *)(q + i), kept(k + (size_t)t * size + i), sums[t]);
     for (int t = 0; t < n; t++) {
         float sum = sum_of(sums[t]);
-        for (int j = i; j < size; j++) sum += q[j] * k[(size_t)t * size + j];
+        for (int j = i; j < size; j++) sum += q[j] * from_kept(k[(size_t)t * size + j]);
         scores[t] = sum * scale;
     }
 }
 
 // y = the sum of the weighted v[t], for n · LANES channels; n is a constant where this is inlined.
 static inline __attribute__((always_inline)) void weighted_sum(
-    const float *weights, const float *v, int length, int size, float *y, int n) {
+    const float *weights, const Kept *v, int length, int size, float *y, int n) {
     Vector sums[STRIP] = {{0}};
     for (int t = 0; t < length; t++) {
         const Vector weight = (Vector){0} + weights[t];
-        for (int i = 0; i < n; i++) sums[i] = fused(weight, *(const Vector *)(v + (size_t)t * size + i * LANES), sums[i]);
+        for (int i = 0; i < n; i++) sums[i] = fused(weight, kept(v + (size_t)t * size + i * LANES), sums[i]);
     }
     for (int i = 0; i < n; i++) *(Vector *)(y + i * LANES) = sums[i];
 }
 
 // One head of one token: q attends to the keys of positions 0 … length - 1. scores holds `length` floats.
-static void attend(const float *q, const float *k, const float *v, int length, int size, float *scores, float *y) {
+static void attend(const float *q, const Kept *k, const Kept *v, int length, int size, float *scores, float *y) {
     const float scale = 1.0f / sqrtf((float)size);
     float largest = -INFINITY, total = 0;
     int t = 0, i = 0;
@@ -284,7 +314,7 @@ static void attend(const float *q, const float *k, const float *v, int length, i
     for (; i + LANES <= size; i += LANES) weighted_sum(scores, v + i, length, size, y + i, 1);
     for (; i < size; i++) {
         y[i] = 0;
-        for (t = 0; t < length; t++) y[i] += scores[t] * v[(size_t)t * size + i];
+        for (t = 0; t < length; t++) y[i] += scores[t] * from_kept(v[(size_t)t * size + i]);
     }
 }
 
@@ -337,8 +367,7 @@ void decode(
                 for (int h = 0; h < nh; h++) {
                     const ptrdiff_t at = offset(cache, layer, b, h) + cache->positions[b] * hs;
                     const float *k = qkv + (size_t)b * 3 * C + C + h * hs;
-                    memcpy(cache->k + at, k, hs * sizeof *k);
-                    memcpy(cache->v + at, k + C, hs * sizeof *k);
+                    for (int i = 0; i < hs; i++) cache->k[at + i] = to_kept(k[i]), cache->v[at + i] = to_kept(k[i + C]);
                 }
             }
 #pragma omp for collapse(2) schedule(static, 1)

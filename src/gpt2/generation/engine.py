@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt2.distributed.sharding import compute_device
 from gpt2.generation.kv_cache import KVMemory
-from gpt2.generation.native import native_step
+from gpt2.generation.native import kv_dtype, native_step
 from gpt2.generation.next_tokens import Drawn, draw_next
 from gpt2.generation.prefixes import Prefixes
 from gpt2.generation.request import LogProbs, Request, Token
@@ -64,10 +64,9 @@ class Engine:
         compute as few tokens of prompts as a step of this time has room for. native: compute with compiled C code
         where that is possible. guess: let such a step compute what a text may repeat, too.
         """
-        weights = model.transformer.wpe.weight
         self.model, self.vocab_size = model, vocab_size or model.config.vocab_size
-        self.device = compute_device(weights)
-        self.cache = KVMemory(model.config, slots, self.device, weights.dtype, capacity)
+        self.device = compute_device(model.transformer.wpe.weight)
+        self.cache = KVMemory(model.config, slots, self.device, kv_dtype(model, native), capacity)
         self.chunk = CHUNK if self.device.type == "cpu" else DEVICE_CHUNK
         self.native = native_step(model, self.cache) if native else None
         self.compute: Step = self.native or TorchStep(model, self.cache, self.chunk)

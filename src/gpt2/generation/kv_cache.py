@@ -89,8 +89,11 @@ class KVCache:
         return cls(memory, first, positions.expand(rows, -1), start + size)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (B, nh, T, hs) of the new tokens; return those of all S, (B, nh, S, hs)."""
+        """Store the keys and values (B, nh, T, hs) of the new tokens; return those of all S, (B, nh, S, hs).
+
+        They are returned in the dtype of the new ones, which is not always that of the memory.
+        """
         keys, values = self.k[layer], self.v[layer]  # (B, nh, capacity, hs)
-        keys[self.slots, :, self.positions] = k.transpose(1, 2)
-        values[self.slots, :, self.positions] = v.transpose(1, 2)
-        return keys[:, :, : self.end], values[:, :, : self.end]
+        keys[self.slots, :, self.positions] = k.transpose(1, 2).to(keys.dtype)
+        values[self.slots, :, self.positions] = v.transpose(1, 2).to(values.dtype)
+        return keys[:, :, : self.end].to(k.dtype), values[:, :, : self.end].to(v.dtype)

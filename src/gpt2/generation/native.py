@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2.device import DTYPES
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.steps import Chunk, TorchStep
 from gpt2.generation.weights import Matrix, for_decoding
@@ -114,12 +115,27 @@ def _numbers(values: Sequence[int]) -> Any:
 
 
 def native_step(model: GPT, memory: KVMemory) -> NativeStep | None:
-    """Return the native step of a model, or None if it has other layers than GPT-2's or there is no compiler."""
-    dtype = _dtype(model)
-    if memory.k.dtype != torch.float32 or memory.k.device.type != "cpu" or dtype is None:
+    """Return the native step of a model, or None if it has other layers than GPT-2's or there is no compiler.
+
+    The memory is float32 or float16.
+    """
+    dtype, kept = _dtype(model), {torch.float32: "float32", torch.float16: "float16"}.get(memory.k.dtype)
+    if memory.k.device.type != "cpu" or dtype is None or kept is None:
         return None
-    library = compiled(dtype)
+    library = compiled(dtype, kept)
     return None if library is None else NativeStep(model, memory, library)
+
+
+def kv_dtype(model: GPT, native: bool) -> torch.dtype:
+    """Return the dtype in which the engine keeps the keys and values of a model, with native steps or without.
+
+    It is float16 for native steps with matrices of less than 32 bits, whose rounding changes more. A step of many
+    texts or of a long one takes up to a quarter less time then. Otherwise it is that of the position embeddings.
+    """
+    positions, dtype = model.transformer.wpe.weight, _dtype(model)
+    if not native or positions.device.type != "cpu" or dtype in (None, "float32"):
+        return positions.dtype
+    return positions.dtype if compiled(dtype, "float16") is None else torch.float16
 
 
 def _dtype(model: GPT) -> str | None:
@@ -158,25 +174,26 @@ def hooks(module: nn.Module) -> bool:
 
 
 @functools.cache
-def compiled(dtype: str) -> Any | None:
+def compiled(dtype: str, kept: str = "float32") -> Any | None:
     """Return the library for matrices of a dtype, compiled once per machine; None if that is not possible.
 
-    A library that computes something else than PyTorch, as after a fault of the compiler, is not used.
+    kept: the dtype of keys and values, float32 or float16. A library that computes something else than PyTorch, as
+    after a fault of the compiler, is not used.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     try:
-        file = _compile(compiler, dtype)
+        file = _compile(compiler, dtype, kept)
         library = ctypes.CDLL(str(file))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home folder
         return None
     library.decode.restype = None
-    return library if computes_the_model(library, dtype) else None
+    return library if computes_the_model(library, dtype, kept) else None
 
 
 @torch.inference_mode()
-def computes_the_model(library: Any, dtype: str) -> bool:
+def computes_the_model(library: Any, dtype: str, kept: str = "float32") -> bool:
     """Return whether a library gives PyTorch's logits for six texts and a tiny model. It takes milliseconds.
 
     Five texts get one token each, and the sixth gets eight, so that each number of tokens that `decode.c`
@@ -194,7 +211,8 @@ def computes_the_model(library: Any, dtype: str) -> bool:
             model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator,union-attr]
     last, starts = torch.arange(5), [0, 3, 19, 7, 16]
     chunk = Chunk(slot=5, start=2, tokens=range(8), wants_all=True)
-    memory, expected_memory = (KVMemory(model.config, 6, torch.device("cpu"), torch.float32) for _ in range(2))
+    cpu, kv = torch.device("cpu"), DTYPES[kept]
+    memory, expected_memory = (KVMemory(model.config, 6, cpu, kv) for _ in range(2))
     for tensor, other in ((memory.k, expected_memory.k), (memory.v, expected_memory.v)):
         other.copy_(tensor.copy_(torch.randn(tensor.shape, generator=generator)))
     expected = TorchStep(model, expected_memory, size=8).logits(last, starts, [chunk])
@@ -202,23 +220,26 @@ def computes_the_model(library: Any, dtype: str) -> bool:
     found = step.logits(last, starts, [chunk])
     alone = torch.cat([step.logits(last[:n], starts[:n], [])[-1:] for n in range(1, 6)])
     pairs = ((found, expected), (memory.k, expected_memory.k), (memory.v, expected_memory.v))
-    is_close = all(torch.allclose(a, b, rtol=0, atol=1e-4 * float(b.abs().max())) for a, b in pairs)
+    error = 1e-4 if kept == "float32" else 2e-3  # a key may be rounded to the next number of float16
+    is_close = all(torch.allclose(a, b, rtol=0, atol=error * float(b.abs().max())) for a, b in pairs)
     return is_close and torch.equal(alone, found[:5])
 
 
-def _compile(compiler: str, dtype: str) -> Path:
+def _compile(compiler: str, dtype: str, kept: str) -> Path:
     """Return the compiled file in the cache of this user. The name depends on the source and the processor."""
     key = hashlib.sha256(SOURCE.read_bytes())
-    key.update(" ".join((compiler, dtype, *FLAGS, torch.backends.cpu.get_cpu_capability(), _processor())).encode())
+    key.update(
+        " ".join((compiler, dtype, kept, *FLAGS, torch.backends.cpu.get_cpu_capability(), _processor())).encode()
+    )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2"
-    file = folder / f"decode-{dtype}-{key.hexdigest()[:16]}.so"
+    file = folder / f"decode-{dtype}-{kept}-{key.hexdigest()[:16]}.so"
     if file.exists():
         return file
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         unlinked, linked = Path(temporary) / "decode.o", Path(temporary) / "decode.so"
         for command in (
-            [compiler, "-c", *FLAGS, f"-DWEIGHT_{dtype}", "-o", unlinked, SOURCE],
+            [compiler, "-c", *FLAGS, f"-DWEIGHT_{dtype}", f"-DKEPT_{kept}", "-o", unlinked, SOURCE],
             [compiler, "-shared", "-fopenmp", "-o", linked, unlinked, "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)

@@ -1,7 +1,7 @@
 """Prepares a model for decoding: its matrices in a smaller dtype, which is what the time of a token depends on.
 
-Decoding one text reads every matrix once per token, so the time follows from their bytes. Activations, LayerNorms and
-the cache stay as they are, in float32 on a CPU.
+Decoding one text reads every matrix once per token, so the time follows from their bytes. Activations and LayerNorms
+stay as they are, in float32 on a CPU. `native.kv_dtype` says in which dtype keys and values are kept.
 """
 
 import copy
