@@ -194,7 +194,12 @@ def test_a_text_is_looked_into(two: Running, opened: Open) -> None:
     tab.locator("#inside-text").fill("a text to read")
     tab.get_by_role("button", name="Look inside").click()
     tab.get_by_role("grid", name="Attribution, layers by heads").wait_for()
-    assert tab.locator("#view-Inside h2").all_inner_texts() == ["Attention", "Logit lens", "Attribution"]
+    assert tab.locator("#view-Inside h2").all_inner_texts() == [
+        "Result of tiny",
+        "Attention",
+        "Logit lens",
+        "Attribution",
+    ]
     tab.get_by_label("Second text").fill("a test to read")
     tab.get_by_role("button", name="Look inside").click()
     tab.get_by_role("grid", name="Patching of heads, layers by heads").wait_for()
@@ -265,6 +270,8 @@ def test_views_are_saved_as_files(two: Running, opened: Open, tmp_path: Path) ->
     written.value.save_as(tmp_path / "written.html")
     tab.get_by_role("tab", name="Inside").click()  # which has the text that was written
     tab.locator("#inside-text").fill("a text to read")
+    tab.get_by_role("button", name="Look inside").click()
+    tab.locator("#view-Inside h2").first.wait_for()
     with tab.expect_download() as read:
         tab.get_by_role("button", name="Save").click()
     read.value.save_as(tmp_path / "read.html")

@@ -58,7 +58,11 @@ def test_the_slider_shows_how_a_run_learned_a_text(learned: tuple[Running, Path]
         assert own in slider.get_attribute("aria-valuetext")
         assert own in tab.locator("#view-Time .tiles").inner_text()
     titles = ["The text", "Least expected tokens", "Attention", "Logit lens", "Attribution"]
-    assert tab.locator("#view-Time h2").all_inner_texts() == ["Loss of the text over the run", *titles]
+    assert tab.locator("#view-Time h2").all_inner_texts() == [
+        "Result of tiny",
+        "Loss of the text over the run",
+        *titles,
+    ]
     # the token, the head and the focus stay where they were
     assert chosen.get_attribute("data-token") == "5"
     assert heads.nth(3).get_attribute("aria-pressed") == "true"

@@ -31,8 +31,9 @@ async function start() {
   const write = writeView(tabs.panels.Write, page), read = readTab(tabs.panels.Read, page), inside = insideTab(tabs.panels.Inside, page);
   const time = timeTab(tabs.panels.Time, page), readers = [read, inside, time];
   // The views of a text have the same one.
-  const giveText = (text) => { for (const { text: field } of readers) if (field.value !== text) field.value = text; };
+  const giveText = (text) => { for (const tab of readers) if (tab.text.value !== text) tab.give(text); };
   for (const { text } of readers) text.addEventListener("input", () => giveText(text.value));
+  const isServed = (id) => found.some((model) => model.id === id);
   let timer = null, isRestoring = false;
 
   function modelChanged() {
@@ -48,15 +49,25 @@ async function start() {
   }
 
   function changed() {
+    save.hidden = tabs.open() === "Read" && Boolean(read.shown()?.compare);
     clearTimeout(timer);
     if (!isRestoring) timer = setTimeout(async () => history.replaceState(null, "", await fragment()), SETTLED);
   }
 
+  function opened() {
+    return { Write: write, Read: read, Inside: inside, Time: time }[tabs.open()];
+  }
+
   async function fragment() {
-    const tab = tabs.open(), view = { Write: write, Read: read, Inside: inside, Time: time }[tab], token = view.token();
+    const view = opened(), token = view.token();
     const state = { model: models.value, ...write.state(), text: read.text.value, against: inside.against.value,
-      compare: read.comparedWith(), step: time.step(), shown: tab !== "Write" && view.isShown() };
-    return `#${tab}/${token ?? ""}/${await packed(state)}`;
+      compare: read.comparedWith(), step: time.step(), shown: view === write ? null : view.shown() };
+    return `#${tabs.open()}/${token ?? ""}/${await packed(state)}`;
+  }
+
+  // What a link says that a result is of, without models that are not served here.
+  function served({ model, compare, ...rest }) {
+    return { ...rest, ...(isServed(model) ? { model } : {}), ...(compare === "" || isServed(compare) ? { compare } : {}) };
   }
 
   async function restore() {
@@ -64,24 +75,23 @@ async function start() {
     isRestoring = true;
     try {
       const given = state === null ? {} : await unpackedState(state);
-      const isServed = found.some(({ id }) => id === given.model);
-      if (given.model && !isServed) status.say(`${given.model} is not served here, so ${models.value} is used.`);
-      if (isServed) models.value = given.model;
+      for (const id of new Set([given.model, given.shown?.model, given.shown?.compare]))
+        if (id && !isServed(id)) status.say(`${id} is not served here, so ${models.value} is used.`);
+      if (isServed(given.model)) models.value = given.model;
       modelChanged();
       giveText(given.text ?? "");
       time.stepTo(Number.isInteger(given.step) ? given.step : null);
       inside.against.value = given.against ?? "";
       read.compareWith(given.compare ?? found.find(({ id, inside: isPlain }) => isPlain && id !== models.value)?.id ?? "");
       tabs.show(TABS.includes(tab) ? tab : "Write");
-      const opened = tabs.open();
-      await write.restore(given, opened === "Write" ? token : null);
-      if (given.shown && opened === "Read") await read.start(token);
-      if (given.shown && opened === "Inside") await inside.start(token);
-      if (given.shown && opened === "Time") await time.start(token);
+      const view = opened();
+      await write.restore(given, view === write ? token : null);
+      if (given.shown && view !== write) await view.start(token, served(given.shown));
     } catch (error) {
       status.fail(error);
     } finally {
       isRestoring = false;
+      changed();
     }
   }
 
@@ -100,16 +110,11 @@ async function start() {
 
   async function saveView() {
     try {
-      const tab = tabs.open();
-      if (tab === "Write") {
-        const elements = write.still();
-        if (!elements) throw new Error("Nothing is written yet.");
-        return download("written.html", await stillPage(`${page.model().id} · gpt2`, elements));
-      }
+      const view = opened(), shown = view === write ? write.still() : view.shown();
+      if (!shown) throw new Error("Nothing is shown yet, so there is nothing to save.");
+      if (view === write) return download("written.html", await stillPage(`${shown.model} · gpt2`, shown.elements));
       status.say("Computing the file …");
-      const body = tab === "Time" ? { model: page.model().id, text: time.text.value, step: time.step() ?? undefined }
-        : requested(page, read.text.value, inside.against.value);
-      download("lens.html", await (await ask("inside/page", body)).text());
+      download("lens.html", await (await ask("inside/page", requested(shown))).text());
       status.say("");
     } catch (error) {
       status.fail(error);

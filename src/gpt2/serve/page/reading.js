@@ -4,31 +4,47 @@ import { ask, eventsOf, statusLine } from "./api.js";
 import { compareView } from "./compare.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, nextTask, selectionOf, unpacked } from "./inside/shared.js";
+import { make, nextTask, quoted, selectionOf, unpacked } from "./inside/shared.js";
 
-// What both views share: a text, a button that starts and stops, and the place of the result.
-// page: { model(), models, changed(), text() }. compute(signal, status) returns what shows the result in a container.
+// Most characters of a text that a remark quotes.
+const QUOTED = 60;
+
+// What these views share: a text, a button that starts and stops, and the place of the result.
+// page: { model(), models, changed() }. more(): what the result is about besides the model and the text, by name.
+// compute(subject, signal, status) returns what shows the result in a container; the subject has `model`, `text` and those.
 // reason(model): why a model has no such view, or null.
-export function textView(container, page, { name, action, about, fields, compute, reason = () => null }) {
+export function textView(container, page, { name, action, about, fields, more = () => ({}), compute, reason = () => null }) {
   const status = statusLine(), result = make("div", { class: "result" });
   const text = make("textarea", { id: `${name}-text`, rows: 5, spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
   const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : start()) }, action);
   const progress = make("progress", { hidden: true, "aria-label": "Progress" });
-  const model = make("p", { class: "warning", hidden: true });
-  let running = null, token = null, isShown = false;
+  const model = make("p", { class: "warning", hidden: true }), outdated = make("p", { class: "outdated", hidden: true, role: "status" });
+  let running = null, token = null, shown = null;
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); start(); }
   });
+  container.addEventListener("input", tell);
   container.append(make("p", { class: "none" }, about), model, make("div", { class: "asking" }, make("label", { for: `${name}-text` }, "Text"), text, ...fields,
-    make("div", { class: "buttons" }, go, status.element), progress), result);
+    make("div", { class: "buttons" }, go, status.element), progress), outdated, result);
 
-  async function start(chosen = null) {
+  const wanted = () => ({ model: page.model().id, text: text.value, ...more() });
+
+  // Says that the result is of something else than the fields, where it is.
+  function tell() {
+    outdated.hidden = !shown || Object.entries(wanted()).every(([field, value]) => shown[field] === value);
+    if (outdated.hidden) return;
+    const begun = shown.text.length > QUOTED ? `${shown.text.slice(0, QUOTED)}…` : shown.text;
+    outdated.textContent = `The fields have changed. The result below is still that of ${modelsOf(shown)} for the text ${quoted(begun)}.`;
+  }
+
+  // Computes and shows what the fields say, or what `given` says instead. chosen: the token to choose.
+  async function start(chosen = null, given = {}) {
     running?.abort();
-    const own = running = new AbortController();
+    const own = running = new AbortController(), subject = { ...wanted(), ...given };
     go.textContent = "Stop";
     status.say("Waiting for the model …");
     try {
-      const show = await compute(text.value, own.signal, {
+      const show = await compute(subject, own.signal, {
         say: status.say,
         fail: status.fail,
         progress(done, total) { progress.hidden = running !== own; progress.max = total; progress.value = done; },
@@ -36,9 +52,10 @@ export function textView(container, page, { name, action, about, fields, compute
       await nextTask();
       own.signal.throwIfAborted();
       const place = make("div");
-      result.replaceChildren(place);
+      result.replaceChildren(make("h2", { class: "whose" }, `Result of ${modelsOf(subject)}`), place);
       token = null;
-      isShown = true;
+      shown = subject;
+      tell();
       await show(place, (count) => {
         const selection = selectionOf(count);
         if (chosen !== null) selection.choose(chosen);
@@ -63,16 +80,26 @@ export function textView(container, page, { name, action, about, fields, compute
     start,
     text,
     token: () => token,
-    isShown: () => isShown,
-    // Says where a model cannot be read.
+    // What the result is of; null where there is none.
+    shown: () => shown,
+    give(other) {
+      text.value = other;
+      tell();
+    },
+    // Follows the chosen model, and says where it cannot be read.
     check() {
       const why = reason(page.model());
       go.disabled = !page.model().inside || why !== null;
       model.hidden = !go.disabled;
       model.textContent = why ?? `The matrices of ${page.model().id} are not in float32, and these views need its plain weights. `
         + "Start gpt2 serve without --dtype and --quantize to look inside.";
+      tell();
     },
   };
+}
+
+function modelsOf({ model, compare }) {
+  return compare ? `${model} and ${compare}` : model;
 }
 
 // Where the model is surprised; with another model, both next to each other.
@@ -81,23 +108,25 @@ export function readTab(container, page) {
   const field = make("p", { class: "field", hidden: page.models.length < 2 }, make("label", { for: "compare" }, "Compare with"), others);
   const view = textView(container, page, {
     name: "read", action: "Read", about: "The loss of each token of a text, and what the model expected instead.", fields: [field],
-    async compute(text, signal) {
-      const found = [], names = [page.model().id, ...(others.value ? [others.value] : [])];
+    more: () => ({ compare: others.value }),
+    async compute({ text, model: own, compare }, signal) {
+      const found = [], names = [own, ...(compare ? [compare] : [])];
       for (const model of names) found.push(unpacked(await (await ask("inside/read", { model, text }, signal)).json()));
       return (place, selectionFor) => {
         const selection = selectionFor(found[0].ids.length);
-        if (found.length === 1) readView(found[0], place, selection);
-        else compareView(found, place, selection);
+        if (found.length === 1) return readView(found[0], place, selection);
+        place.append(make("p", { class: "none" }, "A comparison cannot be saved as a file. Its link restores it."));
+        compareView(found, place, selection);
       };
     },
   });
   return {
     ...view,
     check() {
-      view.check();
       const before = others.value, choices = page.models.filter(({ id, inside }) => inside && id !== page.model().id);
       others.replaceChildren(make("option", { value: "" }, "no other model"), ...choices.map(({ id }) => make("option", { value: id }, id)));
       others.value = choices.some(({ id }) => id === before) || !before ? before : choices[0]?.id ?? "";
+      view.check();
     },
     compareWith: (model) => { others.value = model; if (others.selectedIndex < 0) others.value = ""; },
     comparedWith: () => others.value,
@@ -112,8 +141,9 @@ export function insideTab(container, page) {
   const view = textView(container, page, {
     name: "inside", action: "Look inside", about: "What the model computes on the way to the prediction of each token of a text.",
     fields: [make("label", { for: "against" }, "Second text"), against],
-    async compute(text, signal, { say, progress }) {
-      const body = { ...requested(page, text, against.value), stream: true };
+    more: () => ({ against: against.value }),
+    async compute(subject, signal, { say, progress }) {
+      const body = { ...requested(subject), stream: true };
       let last = null;
       for await (const event of eventsOf(await ask("inside/analysis", body, signal))) {
         last = event;
@@ -133,7 +163,7 @@ export function insideTab(container, page) {
   return { ...view, against };
 }
 
-// The body of a request for an analysis.
-export function requested(page, text, against) {
-  return { model: page.model().id, text, ...(against ? { against } : {}) };
+// The body of a request for an analysis of a subject.
+export function requested({ compare, against, ...subject }) {
+  return against ? { ...subject, against } : subject;
 }

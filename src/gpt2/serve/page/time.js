@@ -18,9 +18,9 @@ export function timeTab(container, page) {
     reason: ({ id, inside, time }) => (inside && !time
       ? `${id} is not the folder of a run, so its earlier weights are not known. Serve the out_dir of a run that was trained with `
         + "--snapshot_interval=geometric." : null),
-    async compute(text, signal, status) {
+    async compute({ model, text }, signal, status) {
       stop();
-      const model = page.model().id, curve = unpacked(await streamed("inside/curve", { model, text }, signal, status, "snapshots"));
+      const curve = unpacked(await streamed("inside/curve", { model, text }, signal, status, "snapshots"));
       signal.throwIfAborted();
       const own = new AbortController();
       stop = () => own.abort();
@@ -104,6 +104,7 @@ export function timeTab(container, page) {
 
   return {
     ...view,
+    shown: () => view.shown() && { ...view.shown(), step: wanted },
     step: () => wanted,
     stepTo: (step) => { wanted = step; },
   };

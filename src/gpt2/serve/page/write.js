@@ -22,7 +22,7 @@ export function writeView(container, page) {
     enter: () => panel.querySelector(".alternatives button")?.focus(),
     take: (number) => take(chosen, tokensOf(current)[chosen].top[number]),
   });
-  const written = make("div", { class: "output", hidden: true }, text.legend(), text.element);
+  const whose = make("h2", { class: "whose" }), written = make("div", { class: "output", hidden: true }, whose, text.legend(), text.element);
   const side = make("div", { class: "side", hidden: true }, panel, branches);
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); write(); }
@@ -39,6 +39,7 @@ export function writeView(container, page) {
     chosen = hovered = null;
     for (const element of [written, side]) element.hidden = branch === null;
     more.hidden = branch === null || running !== null;
+    whose.textContent = branch ? `Written by ${branch.run.model}` : "";
     if (branch) text.show(branch.run.prompt, tokensOf(branch));
     if (branch) text.end(ENDINGS[branch.ending] ?? "");
     showPanel();
@@ -235,10 +236,10 @@ export function writeView(container, page) {
         status.say(`${tokensOf(current).length} tokens from the link.`);
       });
     },
-    // The text as elements of a page of its own; null where there is none.
-    still: () => current && [make("h1", {}, current.run.model), make("p", { class: "none" },
+    // The model and the text as elements of a page of its own; null where there is none.
+    still: () => current && { model: current.run.model, elements: [make("h1", {}, current.run.model), make("p", { class: "none" },
       `Written by gpt2 with ${Object.entries(current.run.settings).map(([name, value]) => `${name} ${value}`).join(", ")}.`),
-    text.legend(), stillText(text.element)],
+    text.legend(), stillText(text.element)] },
   };
 }
 

@@ -1,0 +1,106 @@
+"""Results on the page of `gpt2 serve` in a real browser say whose they are, and links and files are about them."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from generation.models import random_model
+from serve.conftest import Running, running
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Running]:
+    """A server with two models, whose tokens are bytes."""
+    other = random_model(block_size=128)
+    for parameter in other.parameters():
+        parameter.data *= 0.9
+    with running(others={"other": other}) as one:
+        yield one
+
+
+def result(tab: "Page", view: str, text: str, button: str, **fields: str) -> "Locator":
+    """Compute a view of a text, and return its panel when it is complete. fields: values of fields, by their id."""
+    tab.get_by_role("tab", name=view).click()
+    panel = tab.locator(f"#view-{view}")
+    panel.locator("textarea").first.fill(text)
+    for name, value in fields.items():
+        field = tab.locator(f"#{name}")
+        field.select_option(value) if name == "compare" else field.fill(value)
+    panel.get_by_role("button", name=button, exact=True).click()
+    panel.locator(".whose").wait_for()
+    panel.get_by_role("button", name=button, exact=True).wait_for()
+    return panel
+
+
+def saved(tab: "Page", path: Path) -> str:
+    """The address of the file that the page saves."""
+    with tab.expect_download() as file:
+        tab.get_by_role("button", name="Save").click()
+    file.value.save_as(path)
+    return path.as_uri()
+
+
+def test_a_result_stays_that_of_its_model_and_its_text(two: Running, opened: Open, tmp_path: Path) -> None:
+    tab = opened(two.address)
+    panel = result(tab, "Read", "first text", "Read", compare="")
+    figures = panel.locator(".tiles").inner_text()
+    warning = panel.locator(".outdated", has_text="still that of tiny for the text “first␣text”")
+    assert panel.locator(".whose").inner_text() == "Result of tiny" and not warning.is_visible()
+    tab.get_by_label("Model", exact=True).select_option("other")
+    assert warning.is_visible()
+    tab.get_by_label("Model", exact=True).select_option("tiny")
+    tab.locator("#compare").select_option("")
+    assert not warning.is_visible()
+    tab.locator("#read-text").fill("second text")
+    tab.get_by_label("Model", exact=True).select_option("other")
+    assert warning.is_visible() and panel.locator(".whose").inner_text() == "Result of tiny"
+    lens = opened(saved(tab, tmp_path / "lens.html"))
+    assert lens.locator("h1").inner_text() == "tiny" and lens.locator(".tiles").inner_text() == figures
+    tab.get_by_role("button", name="Copy link").click()
+    tab.wait_for_url(re.compile("#Read/"))
+    again = opened(tab.url)
+    panel = again.locator("#view-Read")
+    panel.locator(".tiles").wait_for()
+    assert panel.locator(".tiles").inner_text() == figures
+    assert panel.locator(".whose").inner_text() == "Result of tiny"
+    assert panel.locator(".outdated", has_text="still that of tiny").is_visible()
+    assert again.locator("#read-text").input_value() == "second text"
+    assert again.get_by_label("Model", exact=True).input_value() == "other"
+
+
+def test_the_file_of_a_view_is_of_what_it_shows(two: Running, opened: Open, tmp_path: Path) -> None:
+    """The second text of patching belongs to the view Inside alone, and a comparison is not one model's page."""
+    tab = opened(two.address)
+    save = tab.get_by_role("button", name="Save")
+    result(tab, "Inside", "a text", "Look inside", against="a test")
+    lens = opened(saved(tab, tmp_path / "inside.html") + "#Inside")
+    lens.get_by_role("heading", name="Activation patching").wait_for()
+    result(tab, "Read", "a longer text", "Read", compare="")
+    lens = opened(saved(tab, tmp_path / "read.html") + "#Inside")
+    lens.get_by_role("heading", name="Attribution").wait_for()
+    assert lens.get_by_role("heading", name="Activation patching").count() == 0
+    panel = result(tab, "Read", "a longer text", "Read", compare="other")
+    assert panel.locator(".whose").inner_text() == "Result of tiny and other"
+    assert "cannot be saved as a file" in panel.locator(".result").inner_text() and not save.is_visible()
+    tab.get_by_role("tab", name="Inside").click()
+    assert save.is_visible()
+
+
+def test_a_written_text_says_who_wrote_it(two: Running, opened: Open, tmp_path: Path) -> None:
+    tab = opened(two.address)
+    tab.get_by_role("button", name="Save").click()
+    tab.locator("main > .status", has_text="Nothing is shown yet").wait_for()
+    tab.get_by_label("Tokens", exact=True).fill("3")
+    tab.get_by_role("button", name="Write", exact=True).click()
+    tab.locator("#view-Write .status", has_text="3 tokens in").wait_for()
+    tab.get_by_label("Model", exact=True).select_option("other")
+    assert tab.locator("#view-Write .whose").inner_text() == "Written by tiny"
+    still = opened(saved(tab, tmp_path / "written.html"))
+    assert still.title() == "tiny · gpt2" and still.locator("h1").inner_text() == "tiny"
