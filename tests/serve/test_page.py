@@ -236,6 +236,46 @@ def test_a_link_restores_the_text_its_branches_and_the_token(two: Running, opene
     assert again.locator("main img, main script").count() == 0
 
 
+def test_a_reload_keeps_all_texts_and_back_doubles_none(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    tree, address = tab.locator(".tree button"), tab.url
+    write(tab)
+    write(tab, HOSTILE).nth(3).click()
+    tab.keyboard.press("2")
+    finished(tab, 12)
+    before = tree.all_inner_texts()
+    assert len(before) == 3
+    tab.get_by_role("button", name="Copy link").click()
+    tab.wait_for_url(re.compile("#Write/"))
+    tab.reload()
+    tab.locator("#view-Write .status", has_text="3 texts from the link").wait_for()
+    assert tree.all_inner_texts() == before
+    assert tree.nth(2).get_attribute("aria-current") == "true"
+    tree.first.click()
+    assert tab.locator(".written .prompt").inner_text() == "the cat"
+    restored = tab.url
+    tab.evaluate(f"location.href = '{address}#Write'")
+    tree.first.wait_for(state="detached")
+    tab.go_back()
+    tree.first.wait_for()
+    assert tab.url == restored and tree.all_inner_texts() == before
+
+
+def test_a_text_that_was_stopped_by_another_is_not_said_to_be_written(opened: Open) -> None:
+    class Slower(SlowEngine):
+        seconds = 0.03
+
+    with running(engine=Slower, block_size=1024) as one:
+        tab = opened(one.address)
+        tab.get_by_label("Tokens", exact=True).fill("900")
+        tab.get_by_role("button", name="Write", exact=True).click()
+        tab.locator(".written [data-token='2']").click()
+        tab.keyboard.press("2")
+        tab.locator(".written [data-token='5']").wait_for()
+        first, second = tab.locator(".tree button small").all_inner_texts()
+        assert first.endswith(" tokens") and second.endswith("writing …")
+
+
 @pytest.mark.parametrize("view", ["Read", "Inside"])
 def test_a_link_restores_a_view_of_a_text(two: Running, opened: Open, view: str) -> None:
     tab = opened(f"{two.address}/#{view}")

@@ -48,8 +48,12 @@ async function start() {
     giveText(write.text());
   }
 
-  function changed() {
+  function offerSave() {
     save.hidden = tabs.open() === "Read" && Boolean(read.shown()?.compare);
+  }
+
+  function changed() {
+    offerSave();
     clearTimeout(timer);
     if (!isRestoring) timer = setTimeout(async () => history.replaceState(null, "", await fragment()), SETTLED);
   }
@@ -91,7 +95,7 @@ async function start() {
       status.fail(error);
     } finally {
       isRestoring = false;
-      changed();
+      offerSave();
     }
   }
 

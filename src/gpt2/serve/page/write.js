@@ -47,13 +47,14 @@ export function writeView(container, page) {
   }
 
   function showTree() {
+    const hasFocus = tree.contains(document.activeElement);
     branches.hidden = !roots.length;
     tree.replaceChildren(treeView(roots, current, (branch) => {
       running?.abort();
       show(branch);
-      tree.querySelector("[aria-current]")?.focus();
       page.changed();
     }));
+    if (hasFocus) tree.querySelector("[aria-current]")?.focus();
   }
 
   function choose(index) {
@@ -121,6 +122,7 @@ export function writeView(container, page) {
       const branch = current;
       roomAfter(branch.run, tokensOf(branch).length);
       branch.ending = undefined;
+      showTree();
       branch.run = { ...branch.run, settings: { ...settings.values(), seed: branch.run.settings.seed } };
       text.end("");
       await generate(branch, signal);
@@ -173,6 +175,7 @@ export function writeView(container, page) {
       }
     } finally {
       branch.ending = ending;
+      showTree();
     }
     showArrived();
     const seconds = ((performance.now() - began) / 1000).toFixed(1), full = room <= most ? " The model's context is full." : "";
@@ -192,14 +195,15 @@ export function writeView(container, page) {
     return tokensIn((await answer.json()).choices[0].logprobs);
   }
 
-  // The tree of a link: its branches as [number of the parent, tokens kept, ids of its own].
-  async function restored(state, signal) {
-    const run = { prompt: state.prompt, model: state.writer ?? page.model().id, settings: state.used ?? settings.values() };
-    run.ids = await idsOf(run, signal);
-    const made = [];
-    for (const [parent, kept, ids] of state.branches) {
+  // The branches of a link, each after its parent: { parent (its number), kept, ids (of its own tokens), run }.
+  async function restored(entries, signal) {
+    const made = [], promptIds = new Map();
+    for (const { parent, kept, ids, run: { prompt: own, model: name, settings: used } } of entries) {
+      const model = page.models.some(({ id }) => id === name) ? name : page.model().id, key = JSON.stringify([own, model]);
+      if (!promptIds.has(key)) promptIds.set(key, await idsOf({ prompt: own, model }, signal));
+      const run = { prompt: own, model, settings: used, ids: promptIds.get(key) };
       const above = made[parent] ?? null, before = above ? tokensOf(above).slice(0, kept).map(({ id }) => id) : [];
-      const tokens = ids.length ? (await echo(run.model, [...run.ids, ...before, ...ids], signal)).slice(run.ids.length + before.length) : [];
+      const tokens = ids.length ? (await echo(model, [...run.ids, ...before, ...ids], signal)).slice(run.ids.length + before.length) : [];
       made.push(Object.assign(branchOf(above, kept, tokens, run), { ending: null }));
     }
     return made;
@@ -216,24 +220,25 @@ export function writeView(container, page) {
     },
     token: () => chosen,
     state() {
-      const found = { prompt: prompt.value, settings: settings.values() };
-      if (!current) return found;
-      let root = current;
-      while (root.parent) root = root.parent;
-      const all = [...allOf(root)];
-      return { ...found, prompt: root.run.prompt, writer: root.run.model, used: root.run.settings, current: all.indexOf(current),
-        branches: all.map((branch) => [all.indexOf(branch.parent), branch.kept, branch.tokens.map(({ id }) => id)]) };
+      const all = roots.flatMap((root) => [...allOf(root)]);
+      return { prompt: prompt.value, settings: settings.values(), current: all.indexOf(current),
+        branches: all.map(({ parent, kept, tokens, run: { ids, ...run } }) =>
+          ({ parent: all.indexOf(parent), kept, ids: tokens.map(({ id }) => id), run })) };
     },
+    // Shows the branches of a state instead of those that there are.
     async restore(state, token) {
       prompt.value = state.prompt ?? "";
       settings.set(state.settings ?? {});
-      if (!state.branches) return;
+      running?.abort();
+      roots = [];
+      show(null);
+      if (!state.branches?.length) return;
       await work(async (signal) => {
-        const made = await restored(state, signal);
-        roots.push(made[0]);
+        const made = await restored(state.branches, signal);
+        roots = made.filter(({ parent }) => parent === null);
         show(made[state.current] ?? made[0]);
         if (token !== null) choose(token);
-        status.say(`${tokensOf(current).length} tokens from the link.`);
+        status.say(`${made.length === 1 ? "A text" : `${made.length} texts`} from the link.`);
       });
     },
     // The model and the text as elements of a page of its own; null where there is none.
