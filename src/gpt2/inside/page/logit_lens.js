@@ -1,6 +1,6 @@
 // The logit lens: what each layer would predict at each position if it were the last one.
 
-import { MOST_COLUMNS, at, cellGrid, choices, level, make, percent, quoted, scaleLegend, textOf, tokenAt, visible, windowBar, windowOf } from "./shared.js";
+import { MOST_COLUMNS, at, cellGrid, cellText, choices, level, make, percent, quoted, scaleLegend, textOf, tokenAt, windowBar, windowOf } from "./shared.js";
 
 // data: an unpacked analysis. selection: the chosen token of all views.
 export function lensView(data, container, selection) {
@@ -68,8 +68,4 @@ export function lensView(data, container, selection) {
     draw();
     tell();
   });
-}
-
-function cellText(text) {
-  return visible(text).replace(/ /g, "␣") || "∅";
 }

@@ -1,6 +1,6 @@
 // Activation patching: how far the corrupted text's prediction returns to the clean one's with one value of the clean text.
 
-import { MOST_COLUMNS, at, cellGrid, make, quoted, signed, textOf, visible, windowBar } from "./shared.js";
+import { MOST_COLUMNS, at, cellGrid, cellText, isolated, make, quoted, signed, textOf, windowBar } from "./shared.js";
 
 // data: an unpacked analysis with `patching`.
 export function patchingView(data, container) {
@@ -29,7 +29,7 @@ export function patchingView(data, container) {
   function draw(from) {
     const first = Math.max(differing, from), last = Math.min(count, first + MOST_COLUMNS);
     const columns = Array.from({ length: last - first }, (_, c) => {
-      const [clean, corrupted] = [data.ids, found.ids].map((ids) => visible(textOf(data, ids[first + c])));
+      const [clean, corrupted] = [data.ids, found.ids].map((ids) => isolated(cellText(textOf(data, ids[first + c]))));
       return { text: clean === corrupted ? clean : `${clean} ← ${corrupted}`, title: `position ${first + c + 1}` };
     });
     const grid = cellGrid({

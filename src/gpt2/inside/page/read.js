@@ -1,12 +1,12 @@
 // The text as a heat map: the loss, rank or entropy of each token, and what the model expected instead.
 
-import { at, choices, level, make, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible } from "./shared.js";
+import { at, choices, completedTexts, level, make, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible, wholeOf } from "./shared.js";
 
 const MOST_WORST = 10;
 
 // data: an unpacked analysis. selection: the chosen token of all views.
 export function readView(data, container, selection) {
-  const measures = measuresOf(data);
+  const measures = measuresOf(data), texts = completedTexts(data);
   let measure = measures.loss, hovered = null;
   const row = tokenRow(data, selection, "The text, token by token; arrow keys choose a token", {
     look: (token) => ({ level: measure.share(token) === null ? "" : level(measure.share(token)), label: spoken(data, token) }),
@@ -14,7 +14,7 @@ export function readView(data, container, selection) {
   });
   const panel = make("div", { class: "panel", role: "status", "aria-label": "The chosen token" });
   const legend = make("div");
-  const show = (token) => panel.replaceChildren(...details(data, token));
+  const show = (token) => panel.replaceChildren(...details(data, texts, token));
   const paint = () => { row.paint(); legend.replaceChildren(scaleLegend(measure.low, measure.high)); };
   const options = Object.fromEntries(Object.entries(measures).map(([name, { label }]) => [name, label]));
   container.append(
@@ -23,7 +23,7 @@ export function readView(data, container, selection) {
       choices("colour", "measure", options, (name) => { measure = measures[name]; paint(); })),
     legend,
     make("div", { class: "reading" }, row.element, panel),
-    make("h2", {}, "Least expected tokens"), worst(data, selection),
+    make("h2", {}, "Least expected tokens"), worst(data, texts, selection),
   );
   if (data.memorised) container.append(...passages(data, selection));
   paint();
@@ -69,9 +69,10 @@ function spoken(data, token) {
 }
 
 // Elements about one token: figures, and the likeliest tokens in its place.
-function details(data, token) {
-  const end = data.ids.length;
-  const title = token === end ? "After the text" : `${quoted(tokenAt(data, token))} · token ${token + 1}`;
+function details(data, texts, token) {
+  const end = data.ids.length, whole = wholeOf(data, texts, token);
+  const title = token === end ? "After the text"
+    : `${quoted(tokenAt(data, token))} · token ${token + 1}${whole === null ? "" : `, a part of ${quoted(whole)}`}`;
   const made = [make("h3", {}, title)];
   if (token === 0) return [...made, make("p", { class: "none" }, "Nothing comes before the first token, so it is not predicted.")];
   const t = token - 1, { loss, rank, entropy, top_ids: ids, top_log_probs: probs } = data.losses;
@@ -96,11 +97,11 @@ function details(data, token) {
   return made;
 }
 
-function worst(data, selection) {
+function worst(data, texts, selection) {
   const order = [...data.losses.loss.values.keys()].sort((a, b) => data.losses.loss.values[b] - data.losses.loss.values[a]);
   const rows = order.slice(0, MOST_WORST).map((t) => {
     const token = t + 1, first = Math.max(0, token - 6);
-    const before = (first > 0 ? "…" : "") + visible(data.ids.slice(first, token).map((id) => textOf(data, id)).join(""));
+    const before = (first > 0 ? "…" : "") + visible(texts.slice(first, token).join(""));
     const button = make("button", { type: "button", onclick: () => selection.choose(token) }, quoted(tokenAt(data, token)));
     return make("tr", {}, make("th", { scope: "row" }, make("span", { class: "before" }, before), " ", button),
       make("td", {}, data.losses.loss.values[t].toFixed(2)), make("td", {}, data.losses.rank.values[t].toLocaleString("en")),

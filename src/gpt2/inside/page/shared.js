@@ -66,14 +66,65 @@ export function tokenAt(data, token) {
   return token < data.ids.length ? textOf(data, data.ids[token]) : "▸";
 }
 
-// White space and control characters as characters that can be seen.
+// Characters that leave no mark where they are: joiners, marks of direction, soft hyphens, and spaces but U+0020.
+const INVISIBLE = /[\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\u0080-\u00a0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000\ufff9-\ufffb]/u;
+const INVISIBLES = new RegExp(INVISIBLE, "gu");
+// Letters that are written from right to left, and the digits and marks between them.
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+function codePoint(character) {
+  return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+// White space, control characters and invisible ones as characters that can be seen.
 export function visible(text) {
   const shown = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
-  return text.replace(/[\n\t\r]/g, (c) => shown[c]).replace(/[\u0000-\u001f\u007f]/g, "�");
+  return text.replace(/[\n\t\r]/g, (c) => shown[c]).replace(/[\u0000-\u001f\u007f]/g, "�").replace(INVISIBLES, (c) => `⟨${codePoint(c)}⟩`);
+}
+
+// A text as nodes in which control characters are � and invisible ones their code points in small type.
+export function nodesOf(text) {
+  return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "�").split(new RegExp(`(${INVISIBLE.source})`, "u"))
+    .filter(Boolean).map((part) => (INVISIBLE.test(part) ? make("small", { class: "code" }, codePoint(part)) : part));
+}
+
+// A text between marks that keep its direction from what stands beside it, where it may be written from right to left.
+export function isolated(text) {
+  return RIGHT_TO_LEFT.test(text) ? `\u2068${text}\u2069` : text;
 }
 
 export function quoted(text) {
-  return `“${visible(text).replace(/ /g, "␣")}”`;
+  return `“${isolated(visible(text).replace(/ /g, "␣"))}”`;
+}
+
+// The text of a token as that of a cell of a table, never empty.
+export function cellText(text) {
+  return visible(text).replace(/ /g, "␣") || "∅";
+}
+
+// What each token of a text completes: a character whose bytes are in several tokens is the text of the last of them,
+// and the others have "". After the last token comes the next one, which is not known.
+export function completedTexts(data) {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return [...data.ids.map((id) => decoder.decode(bytesOf(textOf(data, id)), { stream: true })), "▸"];
+}
+
+// The character of which the token at an index has only some bytes; null for a token of whole characters.
+export function wholeOf(data, texts, token) {
+  const text = token < data.ids.length ? textOf(data, data.ids[token]) : "", [first] = bytesOf(text);
+  if (!isIncomplete(text)) return null;
+  let end = (first & 0xc0) === 0x80 ? token : token + 1; // a first byte belongs to what comes later
+  while (texts[end] === "") end++;
+  return end < data.ids.length ? [...texts[end]][0] : null;
+}
+
+// The bytes of a token's text, in which those of an incomplete character are written as \xe2.
+function bytesOf(text) {
+  return isIncomplete(text) ? Uint8Array.from(text.slice(2).split("\\x"), (digits) => parseInt(digits, 16)) : new TextEncoder().encode(text);
+}
+
+function isIncomplete(text) {
+  return /^(\\x[0-9a-f]{2})+$/.test(text);
 }
 
 export function percent(share) {
@@ -136,12 +187,11 @@ export function tokenRow(data, selection, label, { look, hover = () => {} }) {
   const count = data.ids.length;
   const box = make("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": label });
   const prefix = `t${Math.random().toString(36).slice(2)}-`;
-  const spans = Array.from({ length: count + 1 }, (_, token) => {
-    const text = tokenAt(data, token);
-    const shown = text.includes("\n") ? visible(text).replace(/⏎/g, "⏎\n") : visible(text);
-    const span = make("span", { role: "option", id: prefix + token, "data-token": token }, shown || "∅");
-    if (token === count) span.classList.add("next");
-    return span;
+  const spans = completedTexts(data).map((text, token) => {
+    const seen = text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥").replace(/\r/g, "␍");
+    const isPart = text === "" && tokenAt(data, token) !== "", shown = isPart ? ["·"] : text === "" ? ["∅"] : nodesOf(seen);
+    return make("span", { role: "option", id: prefix + token, "data-token": token,
+      title: isPart ? "a part of the character that follows" : undefined }, ...shown);
   });
   box.append(...spans);
   const tokenOf = (event) => event.target.closest?.("[data-token]")?.dataset.token;

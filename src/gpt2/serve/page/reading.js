@@ -15,7 +15,7 @@ const QUOTED = 60;
 // reason(model): why a model has no such view, or null.
 export function textView(container, page, { name, action, about, fields, more = () => ({}), compute, reason = () => null }) {
   const status = statusLine(), result = make("div", { class: "result" });
-  const text = make("textarea", { id: `${name}-text`, rows: 5, spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
+  const text = make("textarea", { id: `${name}-text`, rows: 5, dir: "auto", spellcheck: "false", placeholder: "Text to read", oninput: page.changed });
   const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : start()) }, action);
   const progress = make("progress", { hidden: true, "aria-label": "Progress" });
   const model = make("p", { class: "warning", hidden: true }), outdated = make("p", { class: "outdated", hidden: true, role: "status" });
@@ -135,7 +135,7 @@ export function readTab(container, page) {
 
 // Attention, logit lens, attribution, and patching where there is a second text.
 export function insideTab(container, page) {
-  const against = make("textarea", { id: "against", rows: 2, spellcheck: "false", oninput: page.changed,
+  const against = make("textarea", { id: "against", rows: 2, dir: "auto", spellcheck: "false", oninput: page.changed,
     placeholder: "For patching, a text of the same number of tokens; may be empty" });
   const parts = { losses: "losses", "positions of the lens": "logit lens", "batches of patching": "patching" };
   const view = textView(container, page, {

@@ -1,7 +1,7 @@
 // A written text as tokens that are shaded by their probability, of which one is chosen with the pointer or with keys.
 
 import { completing, nameOf } from "./branches.js";
-import { level, make, onOtherLine, percent, quoted, scaleLegend } from "./inside/shared.js";
+import { level, make, nodesOf, onOtherLine, percent, quoted, scaleLegend } from "./inside/shared.js";
 
 // The probability with the strongest colour is 10 to the power of minus this.
 const DECADES = 4;
@@ -45,7 +45,7 @@ export function shadedText(label, { choose, hover, enter, take }) {
     },
     // Shows another text.
     show(text, tokens) {
-      prompt.textContent = text;
+      prompt.replaceChildren(...nodesOf(text));
       for (const span of spans) span.remove();
       spans = [];
       chosen = null;
@@ -74,7 +74,7 @@ function spanOf(token, text, index) {
   const said = token.logprob === null ? "" : `, probability ${percent(Math.exp(token.logprob))}`;
   const classes = [share === null ? "" : level(share), text === "" ? "part" : text.endsWith("\n") ? "line" : ""];
   return make("span", { role: "option", id: `written-${index}`, "data-token": index, class: classes.filter(Boolean).join(" ") || undefined,
-    "aria-label": `${quoted(nameOf(token))}${said}`, "aria-selected": "false" }, text.replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "�"));
+    "aria-label": `${quoted(nameOf(token))}${said}`, "aria-selected": "false" }, ...nodesOf(text));
 }
 
 // What is known about a token, with a button for each token that could be in its place.

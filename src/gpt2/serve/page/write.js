@@ -12,7 +12,7 @@ const ENDINGS = { stop: "end of text", length: "" };
 // page: { model(), models, changed() }, where `changed` is called when the state is another one.
 export function writeView(container, page) {
   let roots = [], current = null, chosen = null, hovered = null, running = null, unshown = [];
-  const prompt = make("textarea", { id: "prompt", rows: 5, spellcheck: "false", placeholder: "Text to continue; may be empty", oninput: page.changed });
+  const prompt = make("textarea", { id: "prompt", rows: 5, dir: "auto", spellcheck: "false", placeholder: "Text to continue; may be empty", oninput: page.changed });
   const settings = settingsView(), status = statusLine();
   const go = make("button", { type: "button", class: "main", onclick: () => (running ? running.abort() : write()) }, "Write");
   const more = make("button", { type: "button", hidden: true, onclick: () => extend() }, "Continue");
