@@ -10,7 +10,7 @@ from generation.models import random_model
 from serve.conftest import Running, running
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 Open = Callable[..., "Page"]
 
@@ -104,3 +104,27 @@ def test_a_written_text_says_who_wrote_it(two: Running, opened: Open, tmp_path: 
     assert tab.locator("#view-Write .whose").inner_text() == "Written by tiny"
     still = opened(saved(tab, tmp_path / "written.html"))
     assert still.title() == "tiny · gpt2" and still.locator("h1").inner_text() == "tiny"
+
+
+def test_refusals_are_sentences_about_the_page(two: Running, browser: "Browser") -> None:
+    """The API names fields of requests, which no reader of the page has seen."""
+    tab = browser.new_page()
+    tab.goto(f"{two.address}/#Inside")
+    text, against, go = tab.locator("#inside-text"), tab.locator("#against"), tab.locator("#view-Inside button.main")
+    for first, second, sentence in (
+        ("x", "", "The text has 1 token, and at least 2 are needed. Give a longer one."),
+        ("x" * 129, "", "The text has 129 tokens, and the model sees 128. Give a shorter one."),
+        ("xy", "x", "The second text has 1 token, and at least 2 are needed. Give a longer one."),
+        ("xy", "xyz", "The two texts have 2 and 3 tokens. Give texts of the same number."),
+        ("xy", "xy", "The two texts have the same tokens. Give texts that differ."),
+    ):
+        text.fill(first)
+        against.fill(second)
+        go.click()
+        tab.locator("#view-Inside .failed", has_text=re.compile(f"^{re.escape(sentence)}$")).wait_for()
+    tab.get_by_role("tab", name="Write").click()
+    tab.get_by_label("Temperature", exact=True).fill("0.0001")
+    tab.get_by_role("button", name="Write", exact=True).click()
+    said = "The temperature is 0.0001. It must be 0 (the likeliest token) or lie in 0.001 … 1000."
+    tab.locator("#view-Write .failed", has_text=said).wait_for()
+    tab.close()

@@ -5,8 +5,12 @@ import { make } from "./inside/shared.js";
 const KEY = "gpt2-api-key";
 let asking = null;
 
-// The answer to a request, which is a POST of a JSON object where `body` is given. Throws an Error with the server's
-// own words, and an AbortError where `signal` ends it.
+// Fields of requests as the page calls them.
+const NAMES = { text: "the text", against: "the second text", prompt: "the prompt", temperature: "the temperature", top_k: "top k",
+  top_p: "top p", max_tokens: "the number of tokens", seed: "the seed" };
+
+// The answer to a request, which is a POST of a JSON object where `body` is given. Throws an Error that says what is
+// wrong, and an AbortError where `signal` ends it.
 export async function ask(path, body, signal) {
   for (;;) {
     const key = sessionStorage.getItem(KEY), headers = key ? { Authorization: `Bearer ${key}` } : {};
@@ -19,7 +23,7 @@ export async function ask(path, body, signal) {
     }
     if (answer.ok) return answer;
     const failed = await answer.json().catch(() => null);
-    if (answer.status !== 401) throw new Error(failed?.error?.message ?? `The server answers with status ${answer.status}.`);
+    if (answer.status !== 401) throw new Error(failed?.error ? explained(failed.error) : `The server answers with status ${answer.status}.`);
     asking ??= askForKey(key !== null).finally(() => { asking = null; });
     await asking;
   }
@@ -28,6 +32,15 @@ export async function ask(path, body, signal) {
 // The error of a connection in words; an aborted one stays what it is.
 function ended(error) {
   return error.name === "AbortError" ? error : new Error("The server does not answer. Is it still running?");
+}
+
+// An error of the API in sentences that name what is on the page instead of the field of a request.
+function explained({ message, param }) {
+  const name = NAMES[param] ?? "", bare = message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
+  const named = !name ? bare : /^[A-Z]/.test(bare) ? `${name}: ${bare}` : bare.replace(/^the prompt .*? cannot be encoded: /s, `${name} cannot be encoded: `)
+    .replace(/^the text /, `${name} `).replace(new RegExp(`^${param} `), `${name} `);
+  const sentences = named.replace(/\.$/, "").split("; ").map((part) => (/^[a-z]+ /.test(part) ? part[0].toUpperCase() + part.slice(1) : part));
+  return `${sentences.join(". ")}.`;
 }
 
 // The events of a streamed answer. Throws an Error for one that says what went wrong.
@@ -44,7 +57,7 @@ export async function* eventsOf(answer) {
       if (line === "data: [DONE]") return;
       if (!line.startsWith("data: ")) continue;
       const event = JSON.parse(line.slice(6));
-      if (event.error) throw new Error(event.error.message);
+      if (event.error) throw new Error(explained(event.error));
       yield event;
     }
     pieces.push(value.slice(start));
