@@ -1,13 +1,17 @@
 """Results on the page of `gpt2 serve` in a real browser say whose they are, and links and files are about them."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from generation.models import random_model
 from serve.conftest import Running, running
+
+from gpt2.inside.predictions import losses
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -128,3 +132,60 @@ def test_refusals_are_sentences_about_the_page(two: Running, browser: "Browser")
     said = "The temperature is 0.0001. It must be 0 (the likeliest token) or lie in 0.001 … 1000."
     tab.locator("#view-Write .failed", has_text=said).wait_for()
     tab.close()
+
+
+def test_figures_have_units_and_no_exponents(two: Running, opened: Open) -> None:
+    tab = opened(f"{two.address}/#Read")
+    text = "a text"
+    panel = result(tab, "Read", text, "Read", compare="other")
+    perplexities = panel.locator(".tiles div", has_text="perplexity").locator("dd")
+    for one, shown in zip(two.api.models.values(), perplexities.all(), strict=True):
+        mean = float(losses(one.decoder.engine.model, torch.tensor(list(text.encode()))).loss.mean())
+        assert shown.inner_text().split()[0] == f"{float(f'{math.exp(mean):.4g}'):,.0f}"
+    assert re.search(r"difference [+−]\d+\.\d\d nats$", panel.locator(".readout").inner_text())
+    panel.locator(".legend", has_text=re.compile(r"colour is \d+(\.\d+)? nats")).wait_for()
+    assert "loss in nats" in panel.locator(".worst thead").first.inner_text()
+
+
+def test_what_is_said_is_taken_back_when_it_is_no_longer_true(two: Running, browser: "Browser") -> None:
+    tab = browser.new_page()
+    tab.goto(two.address)
+    line, status = tab.locator("main > .status"), tab.locator("#view-Read .status")
+    tab.get_by_role("button", name="Save").click()
+    tab.locator("main > .status", has_text="Nothing is shown yet").wait_for()
+    tab.get_by_role("tab", name="Read").click()
+    assert line.inner_text() == ""
+    tab.locator("#read-text").fill("x")
+    tab.get_by_role("button", name="Read", exact=True).click()
+    tab.locator("#view-Read .failed").wait_for()
+    tab.locator("#read-text").fill("xy")
+    assert status.inner_text() == ""
+    tab.get_by_role("tab", name="Write").click()
+    tab.get_by_label("Prompt").fill("x" * 128)
+    tab.get_by_role("button", name="Write", exact=True).click()
+    tab.locator("#view-Write .failed", has_text="The model sees 128 tokens").wait_for()
+    tab.get_by_label("Prompt").fill("x")
+    assert tab.locator("#view-Write .status").inner_text() == ""
+    tab.close()
+
+
+def test_a_seed_that_is_none_is_refused(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    seed, about = tab.get_by_label("Seed"), tab.locator("#about-seed")
+    seed.fill("-3")
+    assert about.inner_text().startswith("A seed is a whole number") and seed.get_attribute("aria-invalid") == "true"
+    tab.get_by_role("button", name="Write", exact=True).click()
+    tab.locator("#view-Write .status.failed", has_text="A seed is a whole number").wait_for()
+    assert not tab.locator(".written").is_visible()
+    seed.fill("3")
+    assert "the same seed gives the same text" in about.inner_text()
+
+
+def test_the_row_of_inside_names_the_views_that_it_is_about(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    panel = result(tab, "Inside", "a text", "Look inside")
+    assert "All views below are about" in panel.locator(".sticky").inner_text()
+    panel = result(tab, "Inside", "a text", "Look inside", against="a b xt")
+    assert "All views below but the patching are about" in panel.locator(".sticky").inner_text()
+    panel.get_by_role("heading", name="Activation patching").wait_for()
+    assert [text for text in panel.locator("th").all_text_contents() if not text.strip()] == []

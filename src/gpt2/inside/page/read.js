@@ -1,6 +1,6 @@
 // The text as a heat map: the loss, rank or entropy of each token, and what the model expected instead.
 
-import { at, choices, completedTexts, level, make, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible, wholeOf } from "./shared.js";
+import { at, choices, completedTexts, figure, level, make, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible, wholeOf } from "./shared.js";
 
 const MOST_WORST = 10;
 
@@ -37,8 +37,8 @@ function measuresOf(data) {
   const measures = {
     loss: { label: "loss", share: (t) => (known(t) ? loss.values[t - 1] / most : null), low: "0 nats",
       high: `${most.toFixed(1)} nats, a guess among all tokens` },
-    rank: { label: "rank", share: (t) => (known(t) ? Math.log(rank.values[t - 1]) / most : null), low: "1st",
-      high: `${data.config.vocab_size.toLocaleString("en")}th, by its logarithm` },
+    rank: { label: "rank", share: (t) => (known(t) ? Math.log(rank.values[t - 1]) / most : null), low: "rank 1",
+      high: `rank ${data.config.vocab_size.toLocaleString("en")}, by its logarithm` },
     entropy: { label: "entropy", share: (t) => (t > 0 ? entropy.values[t - 1] / most : null), low: "sure",
       high: `${most.toFixed(1)} nats, all tokens alike` },
   };
@@ -57,7 +57,7 @@ function totals(data) {
   return make("dl", { class: "tiles" },
     tile("bits per byte", bits, `${data.bytes.toLocaleString("en")} bytes are predicted`),
     tile("mean loss", data.mean_loss.toFixed(3), "nats per token"),
-    tile("perplexity", Math.exp(data.mean_loss).toPrecision(4), "e to the mean loss"),
+    tile("perplexity", figure(Math.exp(data.mean_loss), 4), "e to the mean loss"),
     tile("tokens", data.ids.length.toLocaleString("en"), "the first one is not predicted"));
 }
 
@@ -65,7 +65,7 @@ function spoken(data, token) {
   const text = quoted(tokenAt(data, token));
   if (token === data.ids.length) return "What comes after the text";
   if (token === 0) return `${text}, the first token, which is not predicted`;
-  return `${text}, loss ${data.losses.loss.values[token - 1].toFixed(2)}, rank ${data.losses.rank.values[token - 1]}`;
+  return `${text}, loss ${data.losses.loss.values[token - 1].toFixed(2)} nats, rank ${data.losses.rank.values[token - 1]}`;
 }
 
 // Elements about one token: figures, and the likeliest tokens in its place.
@@ -107,7 +107,7 @@ function worst(data, texts, selection) {
       make("td", {}, data.losses.loss.values[t].toFixed(2)), make("td", {}, data.losses.rank.values[t].toLocaleString("en")),
       make("td", {}, quoted(textOf(data, at(data.losses.top_ids, t, 0)))));
   });
-  const heads = ["text before, and the token", "loss", "rank", "likeliest token"].map((name) => make("th", { scope: "col" }, name));
+  const heads = ["text before, and the token", "loss in nats", "rank", "likeliest token"].map((name) => make("th", { scope: "col" }, name));
   return make("div", { class: "wide whole", tabindex: "0" },
     make("table", { class: "worst" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
 }
@@ -119,7 +119,7 @@ function passages(data, selection) {
     : `No ${shortest} tokens in a row are in the ${tokens.toLocaleString("en")} training tokens.`;
   return [make("h2", {}, "Passages in the training data"), make("p", { class: "none" }, said), ...found.map((passage) =>
     make("article", { class: "passage" },
-      make("p", { class: "facts" }, `${passage.length} tokens · offset ${passage.offset.toLocaleString("en")} · `,
+      make("p", { class: "facts" }, `${passage.length} tokens · at offset ${passage.offset.toLocaleString("en")} in the training tokens · `,
         make("button", { type: "button", onclick: () => selection.choose(passage.position) }, "show in the text")),
       make("pre", {}, passage.before, make("mark", {}, passage.text), passage.after)))];
 }

@@ -127,8 +127,14 @@ function isIncomplete(text) {
   return /^(\\x[0-9a-f]{2})+$/.test(text);
 }
 
+// A number with some significant digits, never with an exponent.
+export function figure(value, digits) {
+  return value.toLocaleString("en", { minimumSignificantDigits: digits, maximumSignificantDigits: digits });
+}
+
 export function percent(share) {
-  return share >= 0.9995 ? "100%" : share >= 0.1 ? `${(100 * share).toFixed(0)}%` : `${(100 * share).toPrecision(2)}%`;
+  if (share > 0 && share < 1e-6) return "<0.0001%";
+  return share >= 0.9995 ? "100%" : share >= 0.1 || share === 0 ? `${(100 * share).toFixed(0)}%` : `${figure(100 * share, 2)}%`;
 }
 
 export function signed(value, digits = 2) {

@@ -84,7 +84,8 @@ function askForKey(wasWrong) {
   }));
 }
 
-// Elements that show what goes on: `say` a remark, or `fail` with an error. An aborted request is no error.
+// An element that shows what goes on: `say` a remark, or `fail` with an error until `excuse` removes it, because what was
+// wrong has been changed. An aborted request is no error.
 export function statusLine() {
   const element = make("p", { class: "status", role: "status" });
   return {
@@ -95,5 +96,6 @@ export function statusLine() {
       element.classList.add("failed");
       element.textContent = error.message;
     },
+    excuse: () => { if (element.classList.contains("failed")) element.textContent = ""; },
   };
 }

@@ -1,6 +1,6 @@
 // The losses of one text under two models: their difference for each token, and both side by side.
 
-import { make, quoted, selectionOf, signed, tokenAt, tokenRow } from "./inside/shared.js";
+import { figure, make, quoted, selectionOf, signed, tokenAt, tokenRow } from "./inside/shared.js";
 import { readView } from "./inside/read.js";
 
 // both: two unpacked results of /inside/read. selection: the chosen token.
@@ -38,10 +38,10 @@ function differences(both, container, selection) {
     make("ul", { class: "legend swatches" },
       make("li", {}, make("i", { class: "plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`),
       make("li", {}, make("i", { class: "minus" }), `${names[1]} expects it more (${tokens.length - better})`),
-      make("li", {}, `the strongest colour is ${most.toPrecision(2)} nats`)),
+      make("li", {}, `the strongest colour is ${figure(most, 2)} nats`)),
     row.element, said);
   selection.listen((token) => {
     said.textContent = isKnown(token) ? `${quoted(tokenAt(first, token))}: ${names[0]} ${nats(first, token).toFixed(2)} nats, `
-      + `${names[1]} ${nats(second, token).toFixed(2)} nats, difference ${signed(-gain(token))}` : "This token is not predicted.";
+      + `${names[1]} ${nats(second, token).toFixed(2)} nats, difference ${signed(-gain(token))} nats` : "This token is not predicted.";
   });
 }

@@ -54,6 +54,7 @@ async function start() {
 
   function changed() {
     offerSave();
+    if (!isRestoring) status.say("");
     clearTimeout(timer);
     if (!isRestoring) timer = setTimeout(async () => history.replaceState(null, "", await fragment()), SETTLED);
   }

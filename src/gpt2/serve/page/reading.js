@@ -29,8 +29,9 @@ export function textView(container, page, { name, action, about, fields, more = 
 
   const wanted = () => ({ model: page.model().id, text: text.value, ...more() });
 
-  // Says that the result is of something else than the fields, where it is.
+  // Says that the result is of something else than the fields, where it is. What was wrong with them may be so no more.
   function tell() {
+    if (!running) status.say("");
     outdated.hidden = !shown || Object.entries(wanted()).every(([field, value]) => shown[field] === value);
     if (outdated.hidden) return;
     const begun = shown.text.length > QUOTED ? `${shown.text.slice(0, QUOTED)}…` : shown.text;

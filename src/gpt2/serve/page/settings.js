@@ -9,6 +9,8 @@ const FIELDS = {
   max_tokens: { label: "Tokens", min: 1, max: 256, most: 1e6, step: 1, start: 60, about: "how many tokens are written at a time" },
 };
 
+const WRONG_SEED = "A seed is a whole number from 0 on; an empty field draws a new one.";
+
 // An element with all settings: `values()` returns them, and `set(values)` changes some.
 export function settingsView() {
   const inputs = {}, rows = [];
@@ -23,11 +25,20 @@ export function settingsView() {
       make("small", { id: `about-${name}` }, about)));
   }
   const seed = make("input", { type: "number", min: 0, max: 2 ** 53 - 1, step: 1, id: "set-seed", placeholder: "new", "aria-describedby": "about-seed" });
-  rows.push(make("div", { class: "setting" }, make("label", { for: "set-seed" }, "Seed"), make("span"), seed,
-    make("small", { id: "about-seed" }, "the same seed gives the same text; an empty field draws a new seed")));
+  const aboutSeed = make("small", { id: "about-seed" });
+  const tellSeed = () => {
+    const isWrong = !seed.validity.valid;
+    seed.setAttribute("aria-invalid", isWrong);
+    aboutSeed.classList.toggle("failed", isWrong);
+    aboutSeed.textContent = isWrong ? WRONG_SEED : "the same seed gives the same text; an empty field draws a new seed";
+  };
+  seed.addEventListener("input", tellSeed);
+  tellSeed();
+  rows.push(make("div", { class: "setting" }, make("label", { for: "set-seed" }, "Seed"), make("span"), seed, aboutSeed));
   const isWide = matchMedia("(min-width: 52rem)").matches;
+  const element = make("details", { class: "settings", open: isWide }, make("summary", {}, "Settings"), ...rows);
   return {
-    element: make("details", { class: "settings", open: isWide }, make("summary", {}, "Settings"), ...rows),
+    element,
     values() {
       const found = Object.fromEntries(Object.entries(inputs).map(([name, { field, slider }]) =>
         [name, field.validity.valid && field.value !== "" ? +field.value : +slider.value]));
@@ -37,6 +48,14 @@ export function settingsView() {
     set(values) {
       for (const [name, { field, slider }] of Object.entries(inputs)) if (name in values) field.value = slider.value = values[name];
       if ("seed" in values) seed.value = values.seed ?? "";
+      tellSeed();
+    },
+    // Throws an Error where the field of the seed holds something else.
+    requireSeed() {
+      if (seed.validity.valid) return;
+      element.open = true;
+      seed.focus();
+      throw new Error(WRONG_SEED);
     },
     // Limits the number of tokens to the context of a model.
     limit(context) {

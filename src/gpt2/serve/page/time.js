@@ -49,8 +49,8 @@ export function timeTab(container, page) {
 
     function tell() {
       const own = tokenLosses(), name = selection ? quoted(tokenAt(selection.data, selection.token)) : "";
-      said.textContent = `${steps[chosen].toLocaleString("en")} · ${mean[chosen].toFixed(3)} nats`;
-      slider.setAttribute("aria-valuetext", `step ${steps[chosen]}, loss ${mean[chosen].toFixed(3)}, ${chosen + 1} of ${steps.length}`);
+      said.textContent = `${steps[chosen].toLocaleString("en")} · ${mean[chosen].toFixed(3)} nats per token`;
+      slider.setAttribute("aria-valuetext", `step ${steps[chosen]}, loss ${mean[chosen].toFixed(3)} nats per token, ${chosen + 1} of ${steps.length}`);
       legend.replaceChildren(make("li", {}, make("i", { class: "of-text" }), `the text: ${mean[chosen].toFixed(2)} nats per token`),
         ...(own ? [make("li", {}, make("i", { class: "of-token" }), `the token ${name}: ${own[chosen].toFixed(2)} nats`)] : []),
         make("li", {}, "optimizer steps on a logarithmic axis"));

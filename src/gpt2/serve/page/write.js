@@ -37,6 +37,7 @@ export function writeView(container, page) {
     unshown = [];
     current = branch;
     chosen = hovered = null;
+    if (running === null) status.say(""); // it was about another branch
     for (const element of [written, side]) element.hidden = branch === null;
     more.hidden = branch === null || running !== null;
     whose.textContent = branch ? `Written by ${branch.run.model}` : "";
@@ -86,6 +87,7 @@ export function writeView(container, page) {
   // Starts a text from the prompt.
   async function write() {
     await work(async (signal) => {
+      settings.requireSeed();
       const model = page.model(), run = { prompt: prompt.value, model: model.id, settings: settings.values() };
       run.settings.seed ??= Math.floor(Math.random() * 1e9);
       run.ids = await idsOf(run, signal);
@@ -209,10 +211,14 @@ export function writeView(container, page) {
     return made;
   }
 
+  container.addEventListener("input", status.excuse);
   show(null);
   return {
     go: () => write(),
-    limit: (context) => settings.limit(context),
+    limit(context) {
+      settings.limit(context);
+      status.excuse();
+    },
     // The text that is shown, for the other views.
     text() {
       const complete = completing();
