@@ -55,7 +55,7 @@ def test_a_result_stays_that_of_its_model_and_its_text(two: Running, opened: Ope
     tab = opened(two.address)
     panel = result(tab, "Read", "first text", "Read", compare="")
     figures = panel.locator(".tiles").inner_text()
-    warning = panel.locator(".outdated", has_text="still that of tiny for the text “first␣text”")
+    warning = panel.locator(".outdated", has_text="still that of tiny for the text “first text”")
     assert panel.locator(".whose").inner_text() == "Result of tiny" and not warning.is_visible()
     tab.get_by_label("Model", exact=True).select_option("other")
     assert warning.is_visible()

@@ -49,6 +49,8 @@ def test_invisible_characters_and_parts_of_characters_are_shown(opened: Open) ->
         tokens.first.wait_for()
         shown = ["a", "·", "·", "U+200B", "b", "·", "U+00A0", "·", "·", "·", "🙂", "·", "·", "U+202E", "c", "▸"]
         assert tokens.all_inner_texts() == shown
+        names = [tokens.nth(i).get_attribute("aria-label") for i in (6, 7)]
+        assert names[0].endswith(", a part of “⟨U+00A0⟩”") and names[1].endswith(", a part of “🙂”")
         tokens.nth(8).click()
         assert panel.locator("h3").inner_text() == "“\\x9f” · token 9, a part of “🙂”"
         tokens.nth(3).click()

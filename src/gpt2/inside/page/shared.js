@@ -93,8 +93,14 @@ export function isolated(text) {
   return RIGHT_TO_LEFT.test(text) ? `\u2068${text}\u2069` : text;
 }
 
+// A token in quotation marks, with its spaces as ␣.
 export function quoted(text) {
-  return `“${isolated(visible(text).replace(/ /g, "␣"))}”`;
+  return phrase(text.replace(/ /g, "␣"));
+}
+
+// A longer text in quotation marks.
+export function phrase(text) {
+  return `“${isolated(visible(text))}”`;
 }
 
 // The text of a token as that of a cell of a table, never empty.
@@ -193,7 +199,7 @@ export function tokenRow(data, selection, label, { look, hover = () => {} }) {
   const count = data.ids.length;
   const box = make("div", { class: "tokens", role: "listbox", tabindex: "0", "aria-label": label });
   const prefix = `t${Math.random().toString(36).slice(2)}-`;
-  const spans = completedTexts(data).map((text, token) => {
+  const texts = completedTexts(data), spans = texts.map((text, token) => {
     const seen = text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥").replace(/\r/g, "␍");
     const isPart = text === "" && tokenAt(data, token) !== "", shown = isPart ? ["·"] : text === "" ? ["∅"] : nodesOf(seen);
     return make("span", { role: "option", id: prefix + token, "data-token": token,
@@ -223,9 +229,9 @@ export function tokenRow(data, selection, label, { look, hover = () => {} }) {
     if (inside.top < outside.top || inside.bottom > outside.bottom) box.scrollTop += inside.top - outside.top - 20;
   });
   const paint = () => spans.forEach((span, token) => {
-    const { level: name, label: said } = look(token);
+    const { level: name, label: said } = look(token), whole = wholeOf(data, texts, token);
     span.className = `${token === count ? "next " : ""}${name ?? ""}`;
-    span.setAttribute("aria-label", said);
+    span.setAttribute("aria-label", whole === null ? said : `${said}, a part of ${quoted(whole)}`);
   });
   paint();
   return { element: box, paint };

@@ -1,6 +1,6 @@
 // Texts that branch: a branch keeps some tokens of its parent and goes on with its own.
 
-import { make, quoted } from "./inside/shared.js";
+import { make, phrase } from "./inside/shared.js";
 
 // A token: { id, bytes, logprob, top }, where top lists the likeliest tokens instead of it as { id, bytes, logprob }.
 // A branch's ending is undefined while it is written, then what the API calls `finish_reason`, or null.
@@ -70,6 +70,6 @@ export function treeView(roots, current, open) {
 function labelOf(branch) {
   const text = completing(), shown = branch.tokens.slice(0, 12).map(text).join("");
   const where = branch.parent ? `from token ${branch.kept + 1}`
-    : `${branch.run.prompt ? quoted(branch.run.prompt.slice(-16)) : "no prompt"}, seed ${branch.run.settings.seed}`;
-  return [make("span", {}, shown ? quoted(shown) : "…"), make("small", {}, `${where} · ${branch.ending === undefined ? "writing …" : `${branch.tokens.length} tokens`}`)];
+    : `${branch.run.prompt ? phrase(branch.run.prompt.slice(-16)) : "no prompt"}, seed ${branch.run.settings.seed}`;
+  return [make("span", {}, shown ? phrase(shown) : "…"), make("small", {}, `${where} · ${branch.ending === undefined ? "writing …" : `${branch.tokens.length} tokens`}`)];
 }

@@ -80,7 +80,7 @@ async function start() {
     isRestoring = true;
     try {
       const given = state === null ? {} : await unpackedState(state);
-      for (const id of new Set([given.model, given.shown?.model, given.shown?.compare]))
+      for (const id of new Set([given.model, given.shown?.model, given.shown?.compare, ...(given.branches ?? []).map(({ run }) => run?.model)]))
         if (id && !isServed(id)) status.say(`${id} is not served here, so ${models.value} is used.`);
       if (isServed(given.model)) models.value = given.model;
       modelChanged();

@@ -4,7 +4,7 @@ import { ask, eventsOf, statusLine } from "./api.js";
 import { compareView } from "./compare.js";
 import { insideViews } from "./inside/analysis.js";
 import { readView } from "./inside/read.js";
-import { make, nextTask, quoted, selectionOf, unpacked } from "./inside/shared.js";
+import { make, nextTask, phrase, selectionOf, unpacked } from "./inside/shared.js";
 
 // Most characters of a text that a remark quotes.
 const QUOTED = 60;
@@ -35,7 +35,7 @@ export function textView(container, page, { name, action, about, fields, more = 
     outdated.hidden = !shown || Object.entries(wanted()).every(([field, value]) => shown[field] === value);
     if (outdated.hidden) return;
     const begun = shown.text.length > QUOTED ? `${shown.text.slice(0, QUOTED)}…` : shown.text;
-    outdated.textContent = `The fields have changed. The result below is still that of ${modelsOf(shown)} for the text ${quoted(begun)}.`;
+    outdated.textContent = `The fields have changed. The result below is still that of ${modelsOf(shown)} for the text ${phrase(begun)}.`;
   }
 
   // Computes and shows what the fields say, or what `given` says instead. chosen: the token to choose.

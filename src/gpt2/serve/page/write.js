@@ -180,7 +180,7 @@ export function writeView(container, page) {
       showTree();
     }
     showArrived();
-    const seconds = ((performance.now() - began) / 1000).toFixed(1), full = room <= most ? " The model's context is full." : "";
+    const passed = (performance.now() - began) / 1000, seconds = passed.toFixed(passed < 1 ? 2 : 1), full = room <= most ? " The model's context is full." : "";
     status.say(`${count} tokens in ${seconds} s, seed ${run.settings.seed}.${branch.ending === "stop" ? " The text has ended." : full}`);
     if (branch === current) text.end(ENDINGS[branch.ending] ?? "");
   }
@@ -239,6 +239,7 @@ export function writeView(container, page) {
       roots = [];
       show(null);
       if (!state.branches?.length) return;
+      if (state.branches.some(({ run }) => !run)) throw new Error("The link is that of an older page, so its text cannot be restored.");
       await work(async (signal) => {
         const made = await restored(state.branches, signal);
         roots = made.filter(({ parent }) => parent === null);
