@@ -9,7 +9,7 @@ from serve.conftest import running
 from gpt2.tokenizers import CharTokenizer
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 Open = Callable[..., "Page"]
 PLACE = """(element, text) => {
@@ -62,3 +62,20 @@ def test_invisible_characters_and_parts_of_characters_are_shown(opened: Open) ->
         tab.locator("#view-Write .status", has_text="tokens in").wait_for()
         assert tab.locator(".written .prompt").inner_text() == "aU+200BbU+00A0🙂U+202Ec"
         assert tab.locator(".written .prompt .code").all_inner_texts() == ["U+200B", "U+00A0", "U+202E"]
+
+
+def test_a_character_that_a_tokenizer_lacks_is_named_without_the_text(browser: "Browser") -> None:
+    words = CharTokenizer("ab")
+    with running(network=random_model(vocab_size=words.vocab_size), tokenizer=words) as one:
+        tab = browser.new_page()
+        tab.goto(f"{one.address}/#Read")
+        rest = "has the character 'c' (U+0063), which is not among the 2 characters of this tokenizer. Remove it from"
+        for view, field, button, name in (
+            ("Read", "#read-text", "Read", "text"),
+            ("Write", "#prompt", "Write", "prompt"),
+        ):
+            tab.get_by_role("tab", name=view).click()
+            tab.locator(field).fill("abc")
+            tab.get_by_role("button", name=button, exact=True).click()
+            tab.locator(f"#view-{view} .failed", has_text=f"The {name} {rest} the {name}.").wait_for()
+        tab.close()

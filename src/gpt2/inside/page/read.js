@@ -1,6 +1,6 @@
 // The text as a heat map: the loss, rank or entropy of each token, and what the model expected instead.
 
-import { at, choices, completedTexts, figure, level, make, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible, wholeOf } from "./shared.js";
+import { at, choices, completedTexts, figure, level, make, nodesOf, percent, quoted, scaleLegend, textOf, tokenAt, tokenRow, visible, wholeOf } from "./shared.js";
 
 const MOST_WORST = 10;
 
@@ -121,5 +121,5 @@ function passages(data, selection) {
     make("article", { class: "passage" },
       make("p", { class: "facts" }, `${passage.length} tokens · at offset ${passage.offset.toLocaleString("en")} in the training tokens · `,
         make("button", { type: "button", onclick: () => selection.choose(passage.position) }, "show in the text")),
-      make("pre", {}, passage.before, make("mark", {}, passage.text), passage.after)))];
+      make("pre", {}, ...nodesOf(passage.before), make("mark", {}, ...nodesOf(passage.text)), ...nodesOf(passage.after))))];
 }

@@ -37,8 +37,8 @@ function ended(error) {
 // An error of the API in sentences that name what is on the page instead of the field of a request.
 function explained({ message, param }) {
   const name = NAMES[param] ?? "", bare = message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
-  const named = !name ? bare : /^[A-Z]/.test(bare) ? `${name}: ${bare}` : bare.replace(/^the prompt .*? cannot be encoded: /s, `${name} cannot be encoded: `)
-    .replace(/^the text /, `${name} `).replace(new RegExp(`^${param} `), `${name} `);
+  const named = !name ? bare : /^[A-Z]/.test(bare) ? `${name}: ${bare}` : bare.replace(/^the prompt .*? cannot be encoded: /s, "")
+    .replace(/\bthe text\b/g, name).replace(new RegExp(`^${param} `), `${name} `);
   const sentences = named.replace(/\.$/, "").split("; ").map((part) => (/^[a-z]+ /.test(part) ? part[0].toUpperCase() + part.slice(1) : part));
   return `${sentences.join(". ")}.`;
 }
