@@ -186,6 +186,6 @@ def test_the_row_of_inside_names_the_views_that_it_is_about(two: Running, opened
     panel = result(tab, "Inside", "a text", "Look inside")
     assert "All views below are about" in panel.locator(".sticky").inner_text()
     panel = result(tab, "Inside", "a text", "Look inside", against="a b xt")
-    assert "All views below but the patching are about" in panel.locator(".sticky").inner_text()
+    assert "All views below except activation patching are about" in panel.locator(".sticky").inner_text()
     panel.get_by_role("heading", name="Activation patching").wait_for()
     assert [text for text in panel.locator("th").all_text_contents() if not text.strip()] == []

@@ -62,7 +62,7 @@ export function* insideViews(data, container, selection) {
   const about = make("p", { class: "none" });
   selection.listen((token) => {
     about.textContent = token === 0 ? "The first token is not predicted."
-      : `${data.patching ? "All views below but the patching" : "All views below"} are about the prediction of ${token < data.ids.length ? quoted(tokenAt(data, token)) : "what comes next"}, `
+      : `${data.patching ? "All views below except activation patching" : "All views below"} are about the prediction of ${token < data.ids.length ? quoted(tokenAt(data, token)) : "what comes next"}, `
         + `which is made after ${quoted(tokenAt(data, token - 1))}, at position ${token}.`;
   });
   container.append(make("div", { class: "sticky" }, row.element, about));
