@@ -14,7 +14,7 @@ from gpt2.formats.run_folder import weights_by_step
 from gpt2.inside.predictions import losses
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 Open = Callable[..., "Page"]
 TEXT = "the cat sat on a mat"
@@ -34,10 +34,15 @@ def at_step(tab: "Page", step: int) -> None:
 def shown(address: str, opened: Open) -> "Page":
     """The view with a text, at the end of the run."""
     tab = opened(f"{address}/#Time")
+    show(tab)
+    return tab
+
+
+def show(tab: "Page") -> None:
+    """Let the view read the text, and wait until it is complete."""
     tab.locator("#time-text").fill(TEXT)
     tab.get_by_role("button", name="Show").click()
     at_step(tab, 10)
-    return tab
 
 
 def test_the_slider_shows_how_a_run_learned_a_text(learned: tuple[Running, Path], opened: Open) -> None:
@@ -90,6 +95,21 @@ def test_a_link_restores_the_step_and_fits_a_phone(learned: tuple[Running, Path]
         ".filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
     )
     assert unnamed == []
+
+
+def test_a_result_follows_its_slider_after_another_text_was_refused(
+    learned: tuple[Running, Path], browser: "Browser"
+) -> None:
+    with browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(f"{learned[0].address}/#Time")
+        show(tab)
+        tab.locator("#time-text").fill("t")
+        tab.get_by_role("button", name="Show").click()
+        tab.locator("#view-Time .failed", has_text="The text has 1 token").wait_for()
+        assert tab.locator("#view-Time .outdated", has_text=f"for the text “{TEXT}”").is_visible()
+        tab.get_by_role("slider", name="Step", exact=True).press("ArrowLeft")
+        at_step(tab, 8)
 
 
 def test_a_model_that_is_no_run_says_so(learned: tuple[Running, Path], opened: Open) -> None:

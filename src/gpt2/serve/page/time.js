@@ -19,9 +19,9 @@ export function timeTab(container, page) {
       ? `${id} is not the folder of a run, so its earlier weights are not known. Serve the out_dir of a run that was trained with `
         + "--snapshot_interval=geometric." : null),
     async compute({ model, text }, signal, status) {
-      stop();
       const curve = unpacked(await streamed("inside/curve", { model, text }, signal, status, "snapshots"));
       signal.throwIfAborted();
+      stop(); // only now, because a result stays where another one cannot be computed
       const own = new AbortController();
       stop = () => own.abort();
       return (place, selectionFor) => show({ place, selectionFor, model, text, curve, status, stopped: AbortSignal.any([signal, own.signal]) });
