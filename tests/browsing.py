@@ -1,11 +1,23 @@
-"""What tests of pages in a real browser share: windows, the browser's name, and how far colours stand out."""
+"""What tests of pages in a real browser share: windows, the browser's name, links, and how far colours stand out."""
 
+import re
 import shutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
+
+
+def copied_link(tab: "Page") -> str:
+    """The link of what the page of a server shows."""
+    tab.get_by_role("button", name="Copy link").click()
+    tab.locator("main > .status", has_text=re.compile("link is copied|copies only by hand")).wait_for()
+    return tab.url
 
 
 def luminance(color: str) -> float:

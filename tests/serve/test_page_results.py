@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from browsing import copied_link
 from generation.models import random_model
 from serve.conftest import Running, running
 
@@ -67,9 +68,7 @@ def test_a_result_stays_that_of_its_model_and_its_text(two: Running, opened: Ope
     assert warning.is_visible() and panel.locator(".whose").inner_text() == "Result of tiny"
     lens = opened(saved(tab, tmp_path / "lens.html"))
     assert lens.locator("h1").inner_text() == "tiny" and lens.locator(".tiles").inner_text() == figures
-    tab.get_by_role("button", name="Copy link").click()
-    tab.wait_for_url(re.compile("#Read/"))
-    again = opened(tab.url)
+    again = opened(copied_link(tab))
     panel = again.locator("#view-Read")
     panel.locator(".tiles").wait_for()
     assert panel.locator(".tiles").inner_text() == figures

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from browsing import PHONE
+from browsing import PHONE, copied_link
 from serve.conftest import Running
 
 import gpt2
@@ -84,9 +84,7 @@ def test_a_link_restores_the_step_and_fits_a_phone(learned: tuple[Running, Path]
     tab = shown(one.address, opened)
     tab.get_by_role("slider", name="Step", exact=True).press("ArrowLeft")
     at_step(tab, 8)
-    tab.get_by_role("button", name="Copy link").click()
-    tab.locator("main > .status", has_text=re.compile("link is copied|copies only by hand")).wait_for()
-    again = opened(tab.url, PHONE, "dark")
+    again = opened(copied_link(tab), PHONE, "dark")
     at_step(again, 8)
     assert again.locator("#time-text").input_value() == TEXT
     assert again.evaluate("document.documentElement.scrollWidth") == PHONE["width"]

@@ -56,7 +56,13 @@ async function start() {
     offerSave();
     if (!isRestoring) status.say("");
     clearTimeout(timer);
-    if (!isRestoring) timer = setTimeout(async () => history.replaceState(null, "", await fragment()), SETTLED);
+    if (!isRestoring) timer = setTimeout(follow, SETTLED);
+  }
+
+  // Writes the state into the address, unless another address was opened since it changed.
+  async function follow() {
+    const address = await fragment();
+    if (!isRestoring) history.replaceState(null, "", address);
   }
 
   function opened() {
@@ -78,6 +84,7 @@ async function start() {
   async function restore() {
     const { tab, token, state } = partsOf(location.hash);
     isRestoring = true;
+    clearTimeout(timer);
     try {
       const given = state === null ? {} : await unpackedState(state);
       for (const id of new Set([given.model, given.shown?.model, given.shown?.compare, ...(given.branches ?? []).map(({ run }) => run?.model)]))
