@@ -151,8 +151,10 @@ def test_two_processes_do_not_train_in_one_folder(tiny, tmp_path: Path) -> None:
     process = start_process(config)
     try:
         wait_for_step(config, 1000, process)
-        with pytest.raises(UserError, match="another process is training"):
-            train(replace(config, overwrite=True))
+        assert not saved_steps(tmp_path / "r")
+        for changes in ({}, {"overwrite": True}, {"init_from": "auto"}, {"init_from": "resume"}):
+            with pytest.raises(UserError, match="another process is training"):
+                train(replace(config, **changes))
     finally:
         process.kill()
         process.wait()

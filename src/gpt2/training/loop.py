@@ -17,7 +17,7 @@ from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
 from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
 from gpt2.training.run import Run
-from gpt2.training.session import Session, open_session, release
+from gpt2.training.session import Session, open_session, release, require_idle
 from gpt2.training.setup import set_up
 from gpt2.training.signals import Stopped
 from gpt2.training.snapshots import Snapshots
@@ -68,6 +68,8 @@ def train(
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, device.out_of_memory_advice():
+        if not config.eval_only:  # before its files are judged, which another process may not have written yet
+            world.main_only(lambda: require_idle(Path(config.out_dir)))
         run = set_up(config, (lambda line: None) if quiet else note, world, ledger, model)
         with RunConsole(run.last_step, run.state.step, world.is_main and not quiet) as console:
             if config.eval_only:

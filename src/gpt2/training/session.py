@@ -11,6 +11,7 @@ from pathlib import Path
 from gpt2 import checkpoint
 from gpt2.errors import Log, UserError
 from gpt2.files import locked, write_text
+from gpt2.reporting.trainer import LOCK
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter
 from gpt2.runlog.records import Listener, LogWriter
@@ -103,8 +104,7 @@ def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
         (out_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to out_dir={out_dir} ({error.strerror}); choose another --out_dir") from None
-    if not stack.enter_context(locked(out_dir / ".lock")):
-        raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
+    stack.enter_context(claimed(out_dir))
     if not is_new:
         starts_over = config.overwrite and run.saved_step is None
         for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
@@ -120,6 +120,22 @@ def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
     stack.callback(trackers.close)
     _open_trackers(config, out_dir, trackers)
     return trackers
+
+
+@contextmanager
+def claimed(out_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in `out_dir` meanwhile. Raises UserError if one is training there."""
+    with locked(out_dir / LOCK) as is_free:
+        if not is_free:
+            raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
+        yield
+
+
+def require_idle(out_dir: Path) -> None:
+    """Raise UserError if another process is training in `out_dir`."""
+    if (out_dir / LOCK).exists():
+        with claimed(out_dir):
+            pass
 
 
 def write_config(run: Run) -> None:
