@@ -128,13 +128,22 @@ def test_a_checkpoint_that_fails_once_is_written_again(tiny, tmp_path: Path, mon
     assert saved_steps(tmp_path / "run") == [8, 4]
 
 
-def test_a_disk_that_stays_full_is_said_once_more(tiny, tmp_path: Path, monkeypatch) -> None:
-    def full(*arguments: Any) -> None:
-        raise UserError("no room")
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_stays_full_is_said_once(background: bool, tiny, tmp_path: Path, monkeypatch) -> None:
+    free = iter(range(1000))
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: next(free))  # another process writes there too
+    with pytest.raises(UserError) as failure:
+        train(tiny(max_iters=12, eval_interval=4, async_checkpoint=background))
+    assert str(failure.value).count("No space left on device") == 1
+    assert str(failure.value).count("make room") == 1
+    assert str(failure.value).endswith("; nothing after the last checkpoint is saved")
 
-    monkeypatch.setattr(checkpoint, "write", full)
-    with pytest.raises(UserError, match=r"^no room; step 4 could not be saved \(no room\)$"):
-        train(tiny(max_iters=12, eval_interval=4))
+
+def test_what_keeps_the_last_step_from_being_saved_is_said_if_it_is_something_else(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 0)
+    monkeypatch.setattr(loop, "train_step", failing(3, lambda: ValueError("no"), loop.train_step))
+    with pytest.raises(TrainingFailed, match=r"ValueError: no .*; step 2 could not be saved \(.*No space left.*make"):
+        train(tiny(eval_interval=0))
 
 
 def test_without_file_descriptors_the_last_step_is_saved(tiny, tmp_path: Path, monkeypatch) -> None:

@@ -15,7 +15,7 @@ from gpt2.runlog.records import Listener
 from gpt2.spelling import counted
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
-from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
+from gpt2.training.rescue import as_user_error, save_last_step, traceback_of
 from gpt2.training.run import Run
 from gpt2.training.session import Session, open_session, release, require_idle
 from gpt2.training.setup import set_up
@@ -234,8 +234,7 @@ class Loop:
         outcome = ""
         if not isinstance(error, Diverged):
             last_made = state.step - self.records.skipped  # the steps after it changed nothing
-            has_advice = isinstance(error, SkippedSteps)
-            outcome = save_last_step(run, session.saver, session.snapshot, last_made, has_advice)
+            outcome = save_last_step(run, session.saver, session.snapshot, last_made, problem)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
         about = {"stopped": True, "because": "error", "error": str(problem), **details}
         session.log.write("end", state.step, tokens=state.tokens, **about)

@@ -33,16 +33,13 @@ def traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def save_last_step(
-    run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int, has_advice: bool = False
-) -> str:
+def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int, problem: UserError) -> str:
     """Save the current step, unless `last_made`, the last step that was not skipped, is saved already.
 
     Only the main process saves, and only if it has the complete state, because other processes may have ended.
-    has_advice: whether the line that ends the run says already how to go on. Returns the text to append to that line.
+    problem: what ended the run. Returns the text to append to its line, which repeats nothing that it says.
     """
-    problem = saver.settle()
-    if problem is None and last_made <= (run.saved_step or 0):
+    if saver.settle() is None and last_made <= (run.saved_step or 0):
         return ""
     shared = run.world.size > 1 and (run.config.parallel != "ddp" or run.config.zero_stage > 0)
     if shared or not run.world.is_main:
@@ -54,6 +51,20 @@ def save_last_step(
         run.model.zero_grad(set_to_none=True)
         checkpoint.write(take())
     except Exception as error:
+        if have_one_reason(error, problem):
+            return "; nothing after the last checkpoint is saved"
         return f"; step {step} could not be saved ({first_line(error)})"
-    advice = "" if has_advice else f": go on with gpt2 train --init_from=resume --out_dir={run.out_dir}"
+    advice = (
+        ""
+        if isinstance(problem, SkippedSteps)
+        else f": go on with gpt2 train --init_from=resume --out_dir={run.out_dir}"
+    )
     return f"; step {step} is saved{advice}"
+
+
+def have_one_reason(error: Exception, other: Exception) -> bool:
+    """Return whether two errors come from the same error of the system, or else have the same text."""
+    cause, other_cause = error.__cause__, other.__cause__
+    if isinstance(cause, OSError) and isinstance(other_cause, OSError):
+        return cause.errno == other_cause.errno
+    return str(error) == str(other)
