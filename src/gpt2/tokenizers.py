@@ -285,16 +285,19 @@ def gpt2_tokenizer() -> BPETokenizer:
 def train_bpe(texts: Iterable[str], vocab_size: int, specials: Sequence[str] = ()) -> BPETokenizer:
     """Learn a byte-pair vocabulary of `vocab_size` ids, including end-of-text and `specials`, from `texts`.
 
-    The texts may be a stream, of which only some are held in memory. A text with too few pairs to merge results in
-    fewer ids. Raises UserError for a size that cannot hold the 256 bytes and the special tokens, and for special
-    tokens that could be confused with other tokens.
+    The texts may be a stream, of which only some are held in memory. Special tokens in them are skipped, because no
+    other token is needed for their characters. A text with too few pairs to merge results in fewer ids. Raises
+    UserError for a size that cannot hold the 256 bytes and the special tokens, and for special tokens that could be
+    confused with other tokens.
     """
     import rustbpe
 
     require_bpe(vocab_size, specials)
     size = vocab_size - 1 - len(specials)
     trainer = rustbpe.Tokenizer()  # pyrefly: ignore[missing-attribute]  (compiled, without types)
-    texts = itertools.chain.from_iterable(map(trainable, texts))
+    special = SpecialTokens.after(0, specials)
+    ordinary = (piece for text in texts for piece in special.pieces(text, markers=True) if isinstance(piece, str))
+    texts = itertools.chain.from_iterable(map(trainable, ordinary))
     trainer.train_from_iterator(texts, vocab_size=size, buffer_size=TEXTS_AT_A_TIME, pattern=_FAST_GPT2_PATTERN)
     tokens = [bytes(token) for token, _ in trainer.get_mergeable_ranks()]
     return BPETokenizer(tokens, GPT2_PATTERN, special=SpecialTokens.after(len(tokens), specials))

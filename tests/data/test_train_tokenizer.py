@@ -114,6 +114,35 @@ def test_a_file_that_cannot_be_read_later_on_is_named(text: str, tmp_path: Path)
         train_tokenizer(tmp_path, vocab_size=300)
 
 
+@pytest.mark.parametrize("one_file", [False, True])
+def test_special_tokens_in_the_text_are_not_trained_on(one_file: bool, text: str, tmp_path: Path) -> None:
+    """The characters <|> are in special tokens alone here, so that a longer token with one of them was merged."""
+    markers = ("<|user|>", "<|endoftext|>")
+    lines = [line.replace(" ", f" {markers[i % 2]}", 2) for i, line in enumerate(text.splitlines())]
+    plain = [piece for line in lines for part in line.split(markers[0]) for piece in part.split(markers[1])]
+    assert train_bpe(lines, 280, ["<|user|>"]).tokens == train_bpe(plain, 279).tokens
+    if one_file:  # trained on up to an offset, which may be inside of a special token
+        (tmp_path / "a.txt").write_text("<|user|>".join(lines))
+    else:
+        write_rows(tmp_path / "a.jsonl", lines)
+    notes: list[str] = []
+    tokenizer, report = train_tokenizer(
+        tmp_path, vocab_size=280, specials=["<|user|>", "<|usr|>", "[PAD]"], note=notes.append
+    )
+    assert [token for token in tokenizer.tokens if len(token) > 1 and set(token) & set(b"<|>")] == []
+    assert report.bytes_per_token > 2
+    assert [note for note in notes if "<|usr|>, [PAD]" in note and "not in the text" in note]
+    assert not [note for note in notes if "<|user|>" in note]
+
+
+@pytest.mark.parametrize("cut", range(3, 14))
+def test_the_offset_up_to_which_is_trained_divides_no_special_token(cut: int) -> None:
+    reading = module._Reading(cut, ["<|user|>"])
+    heads = list(reading.training(["12345<|user|>678"]))
+    assert "".join([*heads, *reading.held_out]) == "12345<|user|>678"
+    assert heads == ["12345<|user|>678"[: cut if cut <= 5 or cut >= 13 else 5]]
+
+
 def test_the_command_writes_what_prepare_takes(gpt2_command, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text)
     line = ["tokenizer", "train", tmp_path / "a.txt", "--vocab_size=302", "--special_tokens", "<|user|>", "[PAD]"]

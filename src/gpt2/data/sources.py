@@ -203,7 +203,7 @@ class _Cutting:
         No marker that is complete in `text` extends over the offset.
         """
         while found := self._last(text, begin, end):
-            inside = [at for marker in self.reading.markers if (at := _extending_over(text, marker, found)) >= 0]
+            inside = [at for marker in self.reading.markers if (at := extending_over(text, marker, found)) >= 0]
             if not inside:
                 return found
             end = min(inside)
@@ -227,7 +227,7 @@ class _Cutting:
             )
 
 
-def _extending_over(text: str, marker: str, offset: int) -> int:
+def extending_over(text: str, marker: str, offset: int) -> int:
     """Return where a marker begins that begins before `offset` and ends after it; -1 where there is none."""
     return text.find(marker, max(offset - len(marker) + 1, 0), offset + len(marker) - 1)
 

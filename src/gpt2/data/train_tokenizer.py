@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data.inputs import find_inputs
-from gpt2.data.sources import Reading
+from gpt2.data.sources import Reading, extending_over
 from gpt2.data.text import Text
 from gpt2.errors import UserError
+from gpt2.special_tokens import END_OF_TEXT
 from gpt2.spelling import counted
 from gpt2.tokenizers import BPETokenizer, Tokenizer, gpt2_tokenizer, require_bpe, train_bpe
 
@@ -64,9 +65,10 @@ def train_tokenizer(
     """Learn a vocabulary of `vocab_size` ids, including end-of-text and `specials`, from sources as in `prepare`.
 
     `field` is the field with the text in rows of files; at most `max_characters` are read. Every twentieth document,
-    or the end of a text of fewer, is held out of training and measured. `given` is a local copy of a corpus that
-    would be downloaded. `note` receives a line if GPT-2's tokenizer
-    is not available. Raises UserError.
+    or the end of a text of fewer, is held out of training and measured. Special tokens in the text are kept out of
+    the training and measured as one token each. `given` is a local copy of a corpus that would be downloaded. `note`
+    receives a line if some of `specials` are not in the text, and one if GPT-2's tokenizer is not available. Raises
+    UserError.
     """
     if max_characters < 1:
         raise UserError(f"max_characters is {max_characters}; it must be at least 1")
@@ -74,8 +76,9 @@ def train_tokenizer(
     corpus, inputs = find_inputs(sources, given=given)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        text = Text(inputs, Path(folder), Reading(field), corpus.heading if corpus else None)
-        reading = _Reading(_cut(_texts(text, max_characters)))
+        how = Reading(field, markers=(END_OF_TEXT, *specials) if specials else ())
+        text = Text(inputs, Path(folder), how, corpus.heading if corpus else None)
+        reading = _Reading(_cut(_texts(text, max_characters)), specials)
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
     if not reading.trained or not reading.held_out:
@@ -87,9 +90,11 @@ def train_tokenizer(
             f"the text has {counted(reading.characters, 'character')}, enough for only {tokenizer.vocab_size} ids; "
             f"give more, or --vocab_size={tokenizer.vocab_size}"
         )
+    if reading.not_found:
+        note(f"not in the text: {', '.join(reading.not_found)}; special tokens are written exactly as in the text")
     size = sum(len(text.encode()) for text in reading.held_out)
     try:
-        gpt2 = size / _count(gpt2_tokenizer(), reading.held_out)
+        gpt2 = size / _count(gpt2_tokenizer(), reading.held_out, bool(specials))
     except UserError as error:
         note(f"not compared with GPT-2's tokenizer: {error}")
         gpt2 = None
@@ -98,7 +103,7 @@ def train_tokenizer(
         ids=tokenizer.vocab_size,
         characters=reading.characters,
         measured_bytes=size,
-        bytes_per_token=size / _count(tokenizer, reading.held_out),
+        bytes_per_token=size / _count(tokenizer, reading.held_out, bool(specials)),
         gpt2_bytes_per_token=gpt2,
         longest_tokens=[token.decode(errors="replace") for token in longest],
         seconds=seconds,
@@ -126,8 +131,8 @@ def _cut(texts: Iterator[str]) -> int | None:
 class _Reading:
     """Passes over the texts once: yields those to train on, and keeps the beginning of the others."""
 
-    def __init__(self, cut: int | None) -> None:
-        self.cut = cut
+    def __init__(self, cut: int | None, specials: Sequence[str]) -> None:
+        self.cut, self.specials, self.not_found = cut, specials, list(specials)
         self.texts = self.characters = self.trained = 0
         self.held_out: list[str] = []
 
@@ -135,10 +140,13 @@ class _Reading:
         space = MEASURED
         for text in texts:
             self.texts += 1
+            self.not_found = [special for special in self.not_found if special not in text]
             if self.cut is None:
                 trained = 0 if self.texts % HOLD_OUT == 0 else len(text)
             else:
                 trained = max(0, self.cut - self.characters)
+                cut_through = (extending_over(text, special, trained) for special in self.specials)
+                trained = min([trained, *(at for at in cut_through if at >= 0)])
             self.characters += len(text)
             head, tail = text[:trained], text[trained:][:space]
             if tail:
@@ -149,5 +157,6 @@ class _Reading:
                 yield head
 
 
-def _count(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
-    return sum(len(tokenizer.encode_array(text)) for text in texts)
+def _count(tokenizer: Tokenizer, texts: Iterable[str], specials: bool) -> int:
+    """Return the number of tokens of texts, in which special tokens are found if `specials`, as by `prepare`."""
+    return sum(len(tokenizer.encode_array(text, specials)) for text in texts)
