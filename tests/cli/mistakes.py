@@ -23,6 +23,8 @@ WRONG = [
     ("train --batch_size=3.5", "--batch_size is 3.5"),
     ("train nanogpt.py", "nanogpt.py, line 1"),
     ("train", "no dataset given"),
+    ("show r d", "1 argument is too many: 'd'; quote a text that has spaces, and see gpt2 show --help"),
+    ("eval loss r d x -", "2 arguments are too many: 'x' '-'; quote a text that has spaces, and see gpt2 eval loss"),
     ("list runs nowhere", "there is no folder nowhere"),
     ("show nowhere", "neither a recipe"),
     ("compare r", "name two or more"),

@@ -9,6 +9,8 @@ DASH = "\0"
 
 MEANT = {bool: "True or False", int: "a whole number", float: "a number"}
 """What a value of a type must be."""
+MOST_WORDS, MOST_SHOWN = 5, 80
+"""Largest number of surplus words that are shown, and the largest number of their characters."""
 
 
 def explained(error: cyclopts.CycloptsError) -> str:
@@ -27,6 +29,11 @@ def explained(error: cyclopts.CycloptsError) -> str:
             line = f'Unknown command "{word}". {hint}'
         case cyclopts.CoercionError(token=token, target_type=kind) if token is not None and kind in MEANT:
             line = f"{token.keyword or 'a value'} is {token.value!r}; it must be {MEANT[kind]}"
+        case cyclopts.UnusedCliTokensError(unused_tokens=[*words], command_chain=commands):
+            command = " ".join(["gpt2", *(commands or ())])
+            shown = " ".join(repr(word.replace(DASH, "-")[:MOST_SHOWN]) for word in words[:MOST_WORDS])
+            count = "argument is" if len(words) == 1 else "arguments are"
+            line = f"{len(words)} {count} too many: {shown}; quote a text that has spaces, and see {command} --help"
         case cyclopts.MissingArgumentError(keyword=str(option)):
             line = f"{option} requires an argument."
         case _:
