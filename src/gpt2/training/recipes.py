@@ -1,6 +1,7 @@
 """Reads the settings of a built-in recipe, a TOML file or a nanoGPT config file."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Container
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.run_folder import folder_of, read_description, read_saved
+from gpt2.formats.run_folder import folder_of, read_description, read_saved, saved_steps
 from gpt2.spelling import did_you_mean, nearest
 from gpt2.training import nanogpt_config
 from gpt2.training.config import TrainConfig, checked
@@ -71,6 +72,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         return parse_toml(text, f"recipe {recipe}")
     path = Path(recipe)
     if not path.is_file():
+        if (instead := _instead(recipe)) is not None:
+            raise UserError(f"{recipe} is no recipe but {instead}")
         hint = did_you_mean(recipe, names(), f"built-in recipes: {', '.join(names())}")
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -78,6 +81,25 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     if path.suffix == ".py":
         return check_settings(nanogpt_config.read(text, recipe), recipe)
     return parse_toml(text, recipe)
+
+
+def _instead(recipe: str) -> str | None:
+    """Return what a run, dataset or model is that was given in place of a recipe, and where it belongs; else None."""
+    from gpt2.data.corpora import CORPORA  # imported here because few command lines need them
+    from gpt2.data.dataset import is_dataset
+
+    path, quoted = Path(recipe), shlex.quote(recipe)
+    in_data_dir = Path(TrainConfig().data_dir) / recipe
+    if path.is_dir() and saved_steps(path):
+        return (
+            f"a run; continue it with --init_from=resume --out_dir={quoted}, or fine-tune its model with "
+            f"--init_from={quoted} and a new --out_dir"
+        )
+    if recipe in CORPORA or any(is_dataset(folder) for folder in (path, in_data_dir) if folder.is_dir()):
+        return f"a dataset; train on it with --dataset={quoted}"
+    if any((path / file).is_file() for file in ("config.json", "state.json", "ckpt.pt")):
+        return f"a model; fine-tune it with --init_from={quoted}"
+    return None
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
