@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 from typing import get_args
@@ -123,3 +124,13 @@ def test_bad_toml_is_explained(text: str, message: str) -> None:
 def test_unknown_recipes_are_explained() -> None:
     with pytest.raises(UserError, match="did you mean shakespeare_char"):
         load_recipe("shakespeare_chr")
+
+
+@pytest.mark.parametrize("steps", [5, 50, 99])
+def test_a_warmup_of_a_recipe_that_is_too_long_is_refused_with_the_default_to_give(steps: int) -> None:
+    recipe = load_recipe("gpt2") | {"max_iters": steps}
+    with pytest.raises(UserError) as refusal:
+        TrainConfig(**recipe)
+    (given,) = re.findall(r"give --warmup_iters=(\d+), or train longer$", str(refusal.value))
+    assert TrainConfig(max_iters=steps).resolved().warmup_iters == int(given)
+    assert TrainConfig(**recipe | {"warmup_iters": int(given)}).max_iters == steps

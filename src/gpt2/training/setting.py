@@ -179,6 +179,7 @@ def check_schedule(config: "TrainConfig") -> None:
         raise UserError(f"lr_decay_iters is {config.lr_decay_iters!r}; it must be a whole number, or auto")
     if config.decay_lr and config.lr_schedule != "constant" and (config.warmup_iters or 0) > config.decay_end:
         raise UserError(
-            f"warmup_iters={config.warmup_iters} is more than lr_decay_iters={config.decay_end}; "
-            "lower --warmup_iters or raise --lr_decay_iters"
+            f"warmup_iters={config.warmup_iters} is more than the {config.decay_end} steps until the learning rate "
+            "has decayed (lr_decay_iters, by default the end of the run); give "
+            f"--warmup_iters={config.decay_end // 20}, or train longer"
         )
