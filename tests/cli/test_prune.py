@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from runs import read_only
 
 from gpt2.checkpoint import TrainState, latest, record_best
 from gpt2.files import locked
@@ -105,3 +106,14 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path: Path, gpt2_command) -> No
     assert status == 2
     assert "holds no checkpoints" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_described_but_not_pruned(run: Path, gpt2_command, monkeypatch) -> None:
+    monkeypatch.chdir(run.parent)
+    _, expected, _ = gpt2_command("prune", "run")
+    with read_only(Path("run")):
+        assert gpt2_command("prune", "run") == (0, expected, "")
+        status, _, err = gpt2_command("prune", "run", "--yes")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("gpt2: cannot write to run (Permission denied); make that folder writable")
+    assert saved_steps(run) == [12, 10, 8, 6, 4, 2]

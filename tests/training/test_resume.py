@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import curve, final_weights, safe_log, start_process, wait_for_step
+from runs import curve, final_weights, read_only, safe_log, start_process, wait_for_step
 
 import gpt2
 from gpt2 import checkpoint
@@ -159,6 +159,22 @@ def test_two_processes_do_not_train_in_one_folder(tiny, tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert read_log(tmp_path / "r")
+
+
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_a_folder_that_cannot_be_written_is_named(has_lock: bool, tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny().dataset, "d")
+    config = tiny(max_iters=2, out_dir="run", dataset="d")
+    train(config)
+    if not has_lock:
+        Path("run/.lock").unlink()
+    with (
+        read_only(Path("run")),
+        pytest.raises(UserError, match=r"^cannot write to run \(Permission denied\); make that folder writable"),
+    ):
+        train(replace(config, init_from="resume", max_iters=4))
+    assert saved_steps(Path("run")) == [2]
 
 
 def test_a_stop_at_the_end_leaves_the_last_evaluation_to_the_resume(tiny, tmp_path: Path, monkeypatch) -> None:

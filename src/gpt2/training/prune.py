@@ -8,10 +8,11 @@ from typing import Any
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
-from gpt2.files import locked, manifest_problem, total_bytes
+from gpt2.files import manifest_problem, total_bytes
 from gpt2.formats.run_folder import CONTENT, best_step, folder_of, read_description, saved_steps
 from gpt2.reporting.trainer import LOCK
 from gpt2.training.ownership import checkpoints_of_run
+from gpt2.training.session import trainer_lock
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,14 @@ def idle(run: Path, writes: bool) -> Iterator[None]:
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} holds no checkpoints; name the out_dir of a run")
     with ExitStack() as stack:
-        if (writes or (run / LOCK).exists()) and not stack.enter_context(locked(run / LOCK)):
+        is_free = True
+        if writes or (run / LOCK).exists():
+            try:
+                is_free = stack.enter_context(trainer_lock(run))
+            except UserError:  # no right to write there
+                if writes:
+                    raise
+        if not is_free:
             raise UserError(f"{run} is training now; prune it when it has ended, or train with --keep_checkpoints=N")
         yield
 
@@ -72,9 +80,12 @@ def choose(run: Path, keep_last: int = 1, keep_every: int = 0) -> Pruning:
 
 
 def carry_out(chosen: Pruning) -> None:
-    """Delete the checkpoints that a rule removes."""
+    """Delete the checkpoints that a rule removes. Raises UserError if one cannot be deleted."""
     for folder in chosen.removed:
-        checkpoint.remove(folder)
+        try:
+            checkpoint.remove(folder)
+        except OSError as error:
+            raise UserError(f"cannot delete {folder} ({error.strerror}); make {folder.parent} writable") from None
 
 
 def _needed(run: Path, steps: list[int]) -> dict[int, str]:

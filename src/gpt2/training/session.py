@@ -123,9 +123,25 @@ def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
 
 
 @contextmanager
+def trainer_lock(out_dir: Path) -> Iterator[bool]:
+    """Hold the lock of a run that trains, and yield True; yield False if another process holds it.
+
+    Raises UserError if the folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            is_free = stack.enter_context(locked(out_dir / LOCK))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {out_dir} ({error.strerror}); make that folder writable, or name a copy of it"
+            ) from None
+        yield is_free
+
+
+@contextmanager
 def claimed(out_dir: Path) -> Iterator[None]:
     """Keep other processes from training in `out_dir` meanwhile. Raises UserError if one is training there."""
-    with locked(out_dir / LOCK) as is_free:
+    with trainer_lock(out_dir) as is_free:
         if not is_free:
             raise UserError(f"another process is training in {out_dir}; choose another --out_dir, or stop that one")
         yield
