@@ -139,6 +139,8 @@ WRONG = [
     ("plot r --smooth=1", "smooth is 1"),
     ("report", "RUN"),
     ("report empty", "log.jsonl"),
+    ("report r -o r.pdf", "cannot write r.pdf: a report is an HTML page, so give a name that ends in .html"),
+    ("report r -o r/page", "cannot write r/page: a report is an HTML page"),
     ("report r --serve --port=70000", "0 to 65535"),
     ("export", "FORMAT"),
     ("export onnx r out", "onnx"),

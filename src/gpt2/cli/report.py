@@ -8,7 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gpt2.cli.results import results_stream
+from gpt2.errors import UserError
 from gpt2.runlog.console import note
+from gpt2.streams import is_stream
 from gpt2.training.config import TrainConfig
 from gpt2.training.setting import OUTPUT, PORT
 
@@ -27,7 +29,7 @@ def report(
     runs
         Run folders, or log.jsonl files.
     out
-        Page to write.
+        Page to write, a file that ends in .html or a stream such as - for standard output.
     serve
         Write nothing; serve the page to this machine and keep it up to date, until Ctrl-C.
     port
@@ -39,6 +41,8 @@ def report(
     from gpt2.reporting.figures import report_on, unreadable_lines
     from gpt2.reporting.page import page
 
+    if not serve:
+        require_page(out)
     found, defaults = [report_on(run) for run in runs], TrainConfig().as_dict()
     for made in found:
         if made.unreadable:
@@ -56,3 +60,12 @@ def report(
     with served(runs, defaults, port, in_trainer=False) as address:
         note(f"{', '.join(report.name for report in found)}: {address} until Ctrl-C")
         threading.Event().wait()
+
+
+def require_page(out: Path) -> None:
+    """Raise UserError unless `out` can be an HTML page."""
+    if not is_stream(out) and out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"cannot write {out}: a report is an HTML page, so give a name that ends in .html; gpt2 plot draws "
+            "pictures (.png, .svg, .pdf)"
+        )
