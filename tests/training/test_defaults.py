@@ -47,6 +47,30 @@ def test_a_longer_run_can_take_its_schedule_along(tiny, capfd: pytest.CaptureFix
     assert rates[-1] < rates[0]
 
 
+def test_an_earlier_end_is_before_the_end_of_the_schedule(tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tiny(max_iters=8, warmup_iters=0, learning_rate=1e-2, min_lr=1e-3, eval_interval=4)
+    rates: dict[str, list[float]] = {"whole": [], "cut": [], "auto": []}
+
+    def collect(name: str, **changes) -> str:
+        train(
+            dataclasses.replace(config, **changes),
+            callback=lambda event, step, values: rates[name].append(values["lr"]) if event == "train" else None,
+        )
+        return capfd.readouterr().err
+
+    collect("whole", out_dir=f"{config.out_dir}-whole")
+    train(dataclasses.replace(config, max_iters=4, lr_decay_iters=8), quiet=True)
+    line = (
+        "the learning rate decays until step 8 (lr_decay_iters), and the run ends at step 6, before it reaches "
+        "min_lr=0.001; --lr_decay_iters=auto lets it decay faster, until step 6"
+    )
+    assert "--lr_decay_iters=auto lets" not in collect("auto", init_from="resume", max_iters=6, lr_decay_iters="auto")
+    train(dataclasses.replace(config, max_iters=4, lr_decay_iters=8, overwrite=True), quiet=True)
+    assert line in collect("cut", init_from="resume", max_iters=6, lr_decay_iters=8)
+    assert rates["cut"] == rates["whole"][4:6]
+    assert all(faster < slower for faster, slower in zip(rates["auto"], rates["cut"], strict=True))
+
+
 @pytest.mark.parametrize("value", ["end", "1.5", ""])
 def test_another_word_is_no_end_of_the_schedule(value: str) -> None:
     with pytest.raises(UserError, match="must be a whole number, or auto"):

@@ -54,14 +54,26 @@ def log_changed_settings(config: TrainConfig, last: int, dataset: Dataset, befor
         earlier = settings.get(name, defaults.get(name, "not set"))
         if name not in ("init_from", "overwrite", "out_dir") and earlier not in (value, "auto"):
             log(f"changed for this resume: {name}={value} (was {earlier})")
-    if last > config.decay_end and config.decay_lr and config.lr_schedule != "constant":
+    if config.decay_lr and config.lr_schedule != "constant":
+        log_other_decay(config, before["step"], last, log)
+    earlier = before["dataset"]  # empty for an imported run, and without the hashes of contents for an older one
+    if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
+        log(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
+
+
+def log_other_decay(config: TrainConfig, step: int, last: int, log: Log) -> None:
+    """Log it if the learning rate of a run, resumed at `step`, reaches min_lr before or after its end, `last`."""
+    if last > config.decay_end:
         log(
             f"the learning rate reaches min_lr={config.min_lr:g} at step {config.decay_end} (lr_decay_iters) and "
             f"stays there; --lr_decay_iters=auto lets it decay until step {last}, and raises it now"
         )
-    earlier = before["dataset"]  # empty for an imported run, and without the hashes of contents for an older one
-    if any(earlier[key] != value for key, value in dataset.fingerprint.items() if key in earlier):
-        log(f"changed for this resume: the tokens in {dataset.path} are not those the run began with")
+    elif step < last < config.decay_end:
+        log(
+            f"the learning rate decays until step {config.decay_end} (lr_decay_iters), and the run ends at step "
+            f"{last}, before it reaches min_lr={config.min_lr:g}; --lr_decay_iters=auto lets it decay faster, until "
+            f"step {last}"
+        )
 
 
 def log_changed_machine(facts: dict[str, str | int], before: dict[str, Any], log: Log) -> None:
