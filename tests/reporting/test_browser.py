@@ -6,8 +6,10 @@ import pytest
 from browsing import DESKTOP, PHONE, contrast, luminance
 from logs import HOSTILE, long_run, write_log
 
+from gpt2.reporting import figures
 from gpt2.reporting.figures import report_on
 from gpt2.reporting.page import page
+from gpt2.reporting.verdict import Band, Reference, Verdict
 from gpt2.serve.live import served
 
 
@@ -61,6 +63,21 @@ def test_the_x_axis_can_be_switched(opened, report_file: str) -> None:
         tab.keyboard.press("End")
         assert tab.locator(".tip").inner_text().startswith(f"{title} {last}")
         assert tab.locator(".plot path.train").count() == lines
+
+
+def test_the_legend_names_a_band_only_while_it_is_drawn(opened, tmp_path: Path, monkeypatch) -> None:
+    band = Band(steps=[0, 500, 1000], low=[4.0, 2.0, 2.0], high=[5.0, 3.0, 3.0], margin=0.1)
+    known = Verdict("within", "as known", Reference("a known run", "by hand", match={}, band=band))
+    monkeypatch.setattr(figures, "judge", lambda *arguments: known)
+    run = write_log(tmp_path / "run", long_run(1000), "n_layer = 12\n")
+    (tmp_path / "report.html").write_text(page([report_on(run)], {}))
+    tab = opened((tmp_path / "report.html").as_uri())
+    others = tab.locator(".legend li:visible").count() - 1
+    for axis, drawn in (("tokens", 1), ("time", 0), ("steps", 1)):
+        tab.locator(".axes label", has_text=axis).click()
+        assert tab.locator(".plot path.band").count() == drawn
+        assert tab.locator(".legend li:visible", has_text="a known run").count() == drawn
+        assert tab.locator(".legend li:visible").count() == others + drawn
 
 
 def test_a_term_is_explained_where_it_has_the_focus(opened, report_file: str) -> None:
