@@ -1,8 +1,11 @@
 import html
+import itertools
 import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpt2.reporting.charts import Band, Chart, Line, Scale
 from gpt2.reporting.style import short
@@ -16,6 +19,29 @@ def test_ticks_are_round_and_inside() -> None:
     wide = Scale(1.5, 4.2, log=True)
     assert {2, 4} <= {round(v, 6) for v in wide.ticks(6)}
     assert all(wide(b) - wide(a) > 0.08 for a, b in zip(wide.ticks(6), wide.ticks(6)[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1.5, 11, [1.5, 2, 3, 5, 7, 10]),
+        (2.7, 11.2, [4, 6, 8, 10]),
+        (10.3, 10.6, [10.3, 10.35, 10.4, 10.45, 10.5, 10.55, 10.6]),
+        (0.1, 10, [0.1, 0.2, 0.5, 1, 2, 5, 10]),
+        (1, 1e12, [1, 100, 1e4, 1e6, 1e8, 1e10, 1e12]),
+    ],
+)
+def test_the_ticks_of_a_logarithmic_axis_follow_one_rule(low: float, high: float, ticks: list[float]) -> None:
+    assert Scale(low, high, log=True).ticks(6) == pytest.approx(ticks)
+
+
+@given(st.floats(-50, 30), st.floats(0.004, 40), st.sampled_from([5, 6]))
+def test_a_logarithmic_axis_has_no_long_part_without_a_tick(power: float, decades: float, most: int) -> None:
+    scale = Scale(10**power, 10 ** (power + decades), log=True)
+    at = [scale(tick) for tick in scale.ticks(most)]
+    assert 2 <= len(at) <= most + 1
+    assert min(right - left for left, right in itertools.pairwise(at)) >= 0.5 / most
+    assert max(right - left for left, right in itertools.pairwise([0.0, *at, 1.0])) <= 0.7
 
 
 def test_a_logarithmic_scale_goes_by_ratios() -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from gpt2.errors import UserError
 from gpt2.reporting.figures import RunReport
@@ -11,6 +12,8 @@ from gpt2.runlog.curves import axis_position, counts, extremes, series, smooth, 
 
 LEAST = 1e-60
 """A logarithmic axis has only greater values: the smallest floats have no ratio to others."""
+PATTERNS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
+"""Multiples of each power of ten that divide a logarithmic axis into nearly equal parts."""
 TITLES = {
     "steps": "step",
     "tokens": "tokens",
@@ -57,22 +60,36 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int) -> list[float]:
-        """Return round values to write at the axis: about `most` at the most, and none too near to another."""
-        if self.log and self.high / self.low > 20:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [10.0**power for power in powers]
-        else:
-            intervals = 3 * most if self.log else most  # a logarithmic axis crowds them at its upper end
-            rough = (self.high - self.low) / intervals
-            power = 10.0 ** math.floor(math.log10(rough))
-            step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * 0.999)
-            first = math.ceil(self.low / step - 1e-9)
-            found = [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        kept: list[float] = []
-        for value in found:
-            if -1e-6 <= self(value) <= 1 + 1e-6 and (not kept or self(value) - self(kept[-1]) > 0.5 / most):
-                kept.append(value)
-        return kept
+        """Return round values to write at the axis: about `most` at the most, and none too near to another.
+
+        Those of a logarithmic axis are the multiples of one number or follow one of PATTERNS, whichever is more even.
+        """
+        rough = (self.high - self.low) / most
+        power = 10.0 ** math.floor(math.log10(rough))
+        steps = [power * nice for nice in (1, 2, 5, 10, 20, 50) if power * nice >= rough * 0.999]
+        if not self.log:
+            return self._multiples(steps[0])
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        choices = [self._multiples(step) for step in steps]
+        choices += [self._inside([part * 10.0**power for power in powers for part in parts]) for parts in PATTERNS]
+        choices += [self._inside([10.0**power for power in powers[::every]]) for every in range(2, len(powers))]
+        return min(
+            (found for found in choices if 0 < len(found) <= most + 1), key=lambda found: self._rank(found, most)
+        )
+
+    def _multiples(self, step: float) -> list[float]:
+        """Return the multiples of a number on the axis."""
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return self._inside([i * step for i in range(first, last + 1)])
+
+    def _inside(self, values: list[float]) -> list[float]:
+        """Return the values that are on the axis."""
+        return [value for value in values if (value > 0 or not self.log) and -1e-6 <= self(value) <= 1 + 1e-6]
+
+    def _rank(self, ticks: list[float], most: int) -> tuple[bool, float]:
+        """Return whether two ticks are too near, and the largest part of the axis without one: less is better."""
+        gaps = [self(right) - self(left) for left, right in pairwise(ticks)]
+        return min(gaps, default=1.0) < 0.5 / most, max([self(ticks[0]), *gaps, 1 - self(ticks[-1])])
 
 
 @dataclass(frozen=True)
