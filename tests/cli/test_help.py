@@ -55,6 +55,21 @@ def test_every_command_and_argument_has_a_sentence_of_help() -> None:
     assert missing == []
 
 
+def test_help_shows_several_defaults_as_they_are_typed(gpt2_command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    expected = {
+        ("bench", "sample"): ["--batch_size", "[default: 1]"],
+        ("bench", "serve"): ["--prompt_tokens", "[default: 16 256]"],
+        ("tokenizer", "train"): ["--special_tokens", "--vocab_size", "[default: 4096]"],
+        ("train",): ["--dataset", '[default: ""]', "--out_dir", "[default: out]"],
+    }
+    for words, texts in expected.items():
+        status, out, _ = gpt2_command(*words, "--help")
+        assert status == 0
+        assert [text for text in texts if text not in out] == []
+        assert re.findall(r"default: (?:\(|None)", out) == []
+
+
 def test_help_groups_the_commands_by_task_and_begins_with_the_demo(gpt2_command) -> None:
     status, out, _ = gpt2_command("--help")
     assert status == 0

@@ -118,6 +118,7 @@ def make_app() -> cyclopts.App:
             name_transform=lambda name: name,  # --max_iters, as in Python
             negative_iterable=(),  # a list is empty unless it is given
             allow_repeating=True,  # the last one counts
+            show_default=shown,
         ),
     )
     for name, command in {**COMMANDS, "completion": completion}.items():
@@ -133,6 +134,13 @@ def make_app() -> cyclopts.App:
             if name in app:
                 app[name].group, app[name].sort_key = section, position
     return app
+
+
+def shown(default: object) -> str | None:
+    """Return a default as `--help` shows it, several values as they are typed; None where it shows none."""
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or None
+    return None if default is None else str(default) or '""'
 
 
 def completion(
