@@ -22,7 +22,15 @@ from gpt2.distributed.world import ALONE, World
 from gpt2.errors import Log, UserError, first_line
 from gpt2.files import MANIFEST, free_bytes, manifest_problem, publish, temporary_of, write_manifest, write_text
 from gpt2.formats import safetensors_file
-from gpt2.formats.run_folder import CONTENT, FORMAT, best_file, folder_of, read_description, saved_steps
+from gpt2.formats.run_folder import (
+    CONTENT,
+    FORMAT,
+    best_file,
+    damaged_run,
+    folder_of,
+    read_description,
+    saved_steps,
+)
 from gpt2.formats.source import StoredTensor
 from gpt2.json_file import read_object
 from gpt2.model import GPT
@@ -219,10 +227,7 @@ def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
             return folder
         problems[folder] = problem
     if steps:
-        raise UserError(
-            f"every checkpoint in {out_dir / 'checkpoints'} is damaged; start again with --init_from=scratch "
-            "--overwrite"
-        )
+        raise UserError(damaged_run(out_dir, problems))
     raise UserError(f"{out_dir} holds no checkpoint to resume; start a new run with --init_from=auto")
 
 

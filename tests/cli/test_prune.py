@@ -72,7 +72,7 @@ def test_nothing_is_deleted_where_no_checkpoint_is_intact(run: Path, gpt2_comman
     before = content(run)
     status, _, err = gpt2_command("prune", run, "--yes")
     assert status == 2
-    assert "is damaged, so nothing is deleted" in err
+    assert "nothing is deleted, because every checkpoint in" in err
     assert content(run) == before
 
 

@@ -6,7 +6,7 @@
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,11 +40,15 @@ MAY_BE_NULL = ("best_step", "best_val_loss", "return_to")
 MODEL_SIZES = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 MOST_OF_A_SIZE = (1 << 31) - 1
 """Largest of the sizes of a model that is believed."""
+MOST_SHOWN = 3
+"""Largest number of damaged checkpoints that an error names."""
 T = TypeVar("T")
 
 
 class UnusableCheckpoint(UserError):
-    """A checkpoint is damaged, or its run has removed it."""
+    """A checkpoint is damaged, or its run has removed it. `problem` says in a few words how it is damaged."""
+
+    problem = ""
 
 
 def folder_of(out_dir: Path, step: int) -> Path:
@@ -186,21 +190,41 @@ def open_run(path: Path) -> "Source":
 
     Damaged checkpoints are skipped. The run may train on meanwhile. Raises UserError where no intact one is left.
     """
-    if (source := read_saved(path, lambda steps: _first_usable(path, steps))) is None:
-        raise UserError(f"{path} holds no intact checkpoint; train it first, or name another model")
-    return source
+    problems: dict[Path, str] = {}
+    if (source := read_saved(path, lambda steps: _first_usable(path, steps, problems))) is not None:
+        return source
+    if problems:
+        raise UserError(damaged_run(path, problems))
+    raise UserError(f"{path} holds no checkpoint; train it first, or name another model")
 
 
-def _first_usable(path: Path, steps: list[int]) -> "Source | None":
-    """Open the best checkpoint of a run, or else the first intact one; return None if one was just removed."""
+def damaged_run(out_dir: Path, problems: Mapping[Path, str]) -> str:
+    """Return the line about a run without an intact checkpoint: how each is damaged, and what can be done.
+
+    problems: the folders of the checkpoints, each with what is wrong in it.
+    """
+    shown = [f"{folder.name} ({problem})" for folder, problem in list(problems.items())[:MOST_SHOWN]]
+    shown += [f"{len(problems) - MOST_SHOWN} more"] if len(problems) > MOST_SHOWN else []
+    weights = [f"take the weights in {snapshot_file(out_dir, step)}" for step in snapshot_steps(out_dir)[-1:]]
+    advice = ", ".join(["put back a copy of one", *weights, "or train again with --overwrite"])
+    return f"every checkpoint in {out_dir / 'checkpoints'} is damaged: {', '.join(shown)}; {advice}"
+
+
+def _first_usable(path: Path, steps: list[int], problems: dict[Path, str]) -> "Source | None":
+    """Open the best checkpoint of a run, or else the first intact one; return None if one was just removed.
+
+    problems: receives the folders of the damaged checkpoints, each with what is wrong in it.
+    """
+    problems.clear()
     best = best_step(path)
     for step in sorted(steps, key=lambda step: step != best):
         folder = folder_of(path, step)
         try:
             return open_checkpoint(folder)
-        except UnusableCheckpoint:
+        except UnusableCheckpoint as error:
             if not folder.exists():
                 return None
+            problems[folder] = error.problem
     return None
 
 
@@ -218,7 +242,9 @@ def open_checkpoint(path: Path) -> "Source":
         problem = ""
     if not path.exists():
         raise UnusableCheckpoint(f"checkpoint {path} was removed by its run; name the run, or another checkpoint")
-    raise UnusableCheckpoint(f"checkpoint {path} is damaged ({problem}); use another one in {path.parent}")
+    damaged = UnusableCheckpoint(f"checkpoint {path} is damaged ({problem}); use another one in {path.parent}")
+    damaged.problem = problem
+    raise damaged
 
 
 def _read(path: Path) -> "Source":

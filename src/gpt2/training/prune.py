@@ -9,7 +9,7 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.files import manifest_problem, total_bytes
-from gpt2.formats.run_folder import CONTENT, best_step, folder_of, read_description, saved_steps
+from gpt2.formats.run_folder import CONTENT, best_step, damaged_run, folder_of, read_description, saved_steps
 from gpt2.reporting.trainer import LOCK
 from gpt2.training.ownership import checkpoints_of_run
 from gpt2.training.session import trainer_lock
@@ -92,9 +92,13 @@ def _needed(run: Path, steps: list[int]) -> dict[int, str]:
     """Return the steps whose checkpoints sampling and resuming need, each with the reason. Raises UserError."""
     if not steps:
         return {}
-    intact = next((step for step in steps if manifest_problem(folder_of(run, step), CONTENT) is None), None)
-    if intact is None:
-        raise UserError(f"every checkpoint in {run / 'checkpoints'} is damaged, so nothing is deleted")
+    problems: dict[Path, str] = {}
+    for intact in steps:
+        if (problem := manifest_problem(folder_of(run, intact), CONTENT)) is None:
+            break
+        problems[folder_of(run, intact)] = problem
+    else:
+        raise UserError(f"nothing is deleted, because {damaged_run(run, problems)}")
     state: dict[str, Any] = {}
     with suppress(OSError, UserError):
         state = read_description(folder_of(run, intact))
