@@ -134,3 +134,9 @@ def test_a_warmup_of_a_recipe_that_is_too_long_is_refused_with_the_default_to_gi
     (given,) = re.findall(r"give --warmup_iters=(\d+), or train longer$", str(refusal.value))
     assert TrainConfig(max_iters=steps).resolved().warmup_iters == int(given)
     assert TrainConfig(**recipe | {"warmup_iters": int(given)}).max_iters == steps
+
+
+def test_the_warmup_of_own_text_is_that_of_its_length() -> None:
+    recipe = load_recipe("own_text")
+    assert TrainConfig(**recipe).resolved().warmup_iters == 100
+    assert TrainConfig(**recipe | {"max_iters": 50}).resolved().warmup_iters == 2
