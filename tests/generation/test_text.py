@@ -1,5 +1,6 @@
 """Text in and text out: complete characters, the ends of a text, the seed, and wrong settings."""
 
+import numpy as np
 import pytest
 import torch
 from generation.models import greedy, random_model
@@ -67,7 +68,8 @@ def test_a_stop_string_ends_the_text_before_it() -> None:
     assert texts(["abd"]) == "abc"
     assert texts(["cabd", "!"]) == "ab"
     assert texts(["b", "ab"]) == ""
-    assert texts(["abX", ""]) == "abcabd!ab"
+    assert texts(["abX"]) == "abcabd!ab"
+    assert generate(Scripted([*b"abcabd", 256]), ByteTokenizer(), "x", stop="ca") == "ab"
 
 
 def test_a_stop_string_frees_the_slot() -> None:
@@ -112,10 +114,64 @@ def test_an_empty_prompt_becomes_one_id(tokenizer, ids: list[int]) -> None:
     assert encode_prompt(tokenizer, "") == ids
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"max_new_tokens": 0}, {"seed": 2**63}, {"seed": -1}])
-def test_invalid_settings_are_refused(settings: dict) -> None:
-    with pytest.raises(UserError, match=next(iter(settings))):
-        generate(random_model(), ByteTokenizer(), "a", **settings)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("max_new_tokens", [0, -1, "5", 2.0, None, True]),
+        ("seed", [-1, 2**63, None, "1", 1.5]),
+        ("n_logprobs", [-1, "3", 1.0]),
+        *((name, ["1", None, True, [1.0]]) for name in ("temperature", "min_p", "repetition_penalty")),
+        *((name, ["1", None, True, -101]) for name in ("presence_penalty", "frequency_penalty")),
+        ("temperature", [-1.0]),
+        ("top_k", [-1, 2.0, "a", True]),
+        ("top_p", [0, "0.5", True]),
+        ("logit_bias", [None, 3, [5, 6], {"5": 1.0}, {5: "1"}, {-1: 1.0}, {257: 1.0}, {5: float("inf")}, "ab"]),
+        ("allowed", [3, "ab", [1.0], [-3], [257], [], {"a"}, torch.tensor([1]), torch.tensor(1)]),
+        ("stop", [None, 3, [3], "", ["a", ""]]),
+        ("temprature", [1.0]),
+        ("max_length", [5]),
+    ],
+)
+def test_invalid_settings_are_refused_in_one_line(name: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"^[^\n]*\b{name}\b[^\n]*$"):
+            generate(random_model(vocab_size=257), ByteTokenizer(), "a", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"logit_bias": {97: 50, 98: 49.5}}, {"logit_bias": ((97, 50.0), (98, 49.5))}),
+        ({"logit_bias": [[97, 50]]}, {"logit_bias": ((97, 50.0),)}),
+        ({"allowed": [97, 98]}, {"allowed": (97, 98)}),
+        ({"allowed": np.arange(97, 99)}, {"allowed": (97, 98)}),
+        ({"seed": np.int64(3), "temperature": np.float32(0.5)}, {"seed": 3, "temperature": 0.5}),
+    ],
+)
+def test_ids_and_biases_may_be_in_lists_and_mappings(settings: dict, same: dict) -> None:
+    texts = [generate(random_model(), ByteTokenizer(), "a", max_new_tokens=9, **s) for s in (settings, same)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"a", ("a", "b"), [1, 2], [["a"]], ["a", None], torch.tensor([1])])
+def test_a_prompt_of_another_type_is_refused(prompt) -> None:
+    with pytest.raises(UserError, match=r"^the prompt .* is no text"):
+        generate(random_model(), ByteTokenizer(), prompt)
+
+
+def test_what_is_no_model_and_no_tokenizer_is_refused() -> None:
+    model, tokenizer = random_model(), ByteTokenizer()
+    for wrong in ("gpt2", None, tokenizer, (model, tokenizer)):
+        with pytest.raises(UserError, match=r"^model is [^\n]* no GPT[^\n]*$"):
+            generate(wrong, tokenizer, "a")
+    for wrong in ("hello", None, model, lambda text: [1]):
+        with pytest.raises(UserError, match=r"^tokenizer is [^\n]* none of this package[^\n]*$"):
+            list(stream_text(model, wrong))
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the prompt has the token id 122; the model's ids are 0 … 99"):
+        generate(random_model(vocab_size=100), ByteTokenizer(), "z")
 
 
 def test_a_prompt_that_is_not_text_is_refused() -> None:

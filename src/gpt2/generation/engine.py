@@ -99,7 +99,8 @@ class Engine:
         return len(self.waiting)
 
     def submit(self, request: Request) -> None:
-        """Add a request, to be decoded as soon as a slot is free."""
+        """Add a request, to be decoded as soon as a slot is free. Raises UserError for ids that do not exist."""
+        request.check_ids(self.model.config.vocab_size, self.vocab_size)
         block_size, capacity = self.model.config.block_size, self.cache.capacity
         length = len(request.prompt) + request.max_new_tokens
         assert capacity == block_size or length <= capacity, f"{length} tokens; a slot has {capacity} positions"
@@ -338,11 +339,8 @@ class Engine:
         """Add a token to its text, and end the text if it was the last one."""
         request, index = text.request, len(text.tokens) - len(text.request.prompt)
         text.tokens.append(token_id)
-        ending = None
-        if token_id in request.ends:
-            ending = "stop"
-        elif index + 1 == request.max_new_tokens:
-            ending = "length"
+        is_last = index + 1 == request.max_new_tokens
+        ending = "stop" if token_id in request.ends else "length" if is_last else None
         if ending:
             self._end(text)
         echo = tuple(text.prompt_logprobs) if index == 0 and request.echo else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from gpt2.errors import require
+from gpt2.generation.arguments import require_whole_number
 from gpt2.generation.sampling import Sampling
 
 
@@ -30,8 +31,24 @@ class Request:
 
     def __post_init__(self) -> None:
         assert len(self.prompt) > 0, "a prompt has at least one token"
+        for name in ("max_new_tokens", "seed"):
+            require_whole_number(name, getattr(self, name))
         require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         require(0 <= self.seed < 1 << 63, f"seed is {self.seed}; it must be at least 0 and below 2^63")
+        if self.n_logprobs is not None:
+            require_whole_number("n_logprobs", self.n_logprobs)
+            require(self.n_logprobs >= 0, f"n_logprobs is {self.n_logprobs}; it must be at least 0")
+
+    def check_ids(self, n_known: int, n_drawn: int) -> None:
+        """Raise UserError for ids that do not exist: from `n_known` on in the prompt, and from `n_drawn` on else."""
+        biased = (token_id for token_id, _ in self.sampling.logit_bias)
+        for name, ids, count in (
+            ("the prompt", self.prompt, n_known),
+            ("logit_bias", biased, n_drawn),
+            ("allowed", self.sampling.allowed or (), n_drawn),
+        ):
+            wrong = next((i for i in ids if not 0 <= i < count), None)
+            require(wrong is None, f"{name} has the token id {wrong}; the model's ids are 0 … {count - 1}")
 
 
 @dataclass(frozen=True)

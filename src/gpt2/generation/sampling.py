@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, require
+from gpt2.generation.arguments import biases, require_number, require_whole_number, token_ids
 from gpt2.generation.transfer import send
 
 UNIFORMS = 64
@@ -43,11 +44,20 @@ class Sampling:
     frequency_penalty: float = 0.0
     """Is subtracted from a token's logit once for each time that the text contains it."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """Pairs of an id and what is added to its logit; -inf bans a token."""
+    """Pairs of an id and what is added to its logit; -inf bans a token. A mapping becomes pairs."""
     allowed: tuple[int, ...] | None = None
-    """The only ids to choose from; None means all."""
+    """The only ids to choose from; None means all. A list becomes a tuple."""
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            require_number(name, getattr(self, name))
+        if self.top_k is not None:
+            require_whole_number("top_k", self.top_k)
+        if self.top_p is not None:
+            require_number("top_p", self.top_p)
+        object.__setattr__(self, "logit_bias", biases("logit_bias", self.logit_bias))
+        if self.allowed is not None:
+            object.__setattr__(self, "allowed", token_ids("allowed", self.allowed))
         if self.temperature != 0 and not 1e-3 <= self.temperature <= 1e3:
             raise UserError(
                 f"temperature is {self.temperature}; it must be 0 (the likeliest token) or lie in 0.001 … 1000"

@@ -3,15 +3,17 @@
 import codecs
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
 
 from gpt2.errors import UserError
+from gpt2.generation.arguments import require_model_and_tokenizer, shown, stop_strings
 from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request, Token
 from gpt2.generation.sampling import Sampling
 from gpt2.model import GPT
+from gpt2.spelling import nearest
 from gpt2.tokenizers import Tokenizer
 
 LARGEST_PROMPT = 2**26
@@ -37,6 +39,7 @@ class TextStream:
     """Turns the tokens of a text into pieces of complete characters, and ends before any of some stop strings."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        """stops: an empty one, as some tasks of lm-eval have it, is ignored."""
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.held = ""
@@ -112,15 +115,16 @@ def decode_with(
 
 
 def stream_text(
-    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, stop: Sequence[str] = (), **settings: Any
+    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, stop: str | Sequence[str] = (), **settings: Any
 ) -> Iterator[str]:
     """Yield the text that continues `prompt` in pieces of complete characters.
 
-    The text ends before end-of-text or another token that ends a text (`SpecialTokens.ends`), before a string of
-    `stop`, or after max_new_tokens. settings: those of `request_for`. Raises UserError for invalid settings and for a
-    prompt that the tokenizer cannot encode.
+    The text ends before end-of-text or another token that ends a text (`SpecialTokens.ends`), before the string or
+    one of the strings `stop`, or after max_new_tokens. settings: those of `request_for`. Raises UserError for invalid
+    arguments and for a prompt that the tokenizer cannot encode.
     """
-    for piece in decode_with(model, tokenizer, [request_for(tokenizer, prompt, **settings)], stop):
+    require_model_and_tokenizer(model, tokenizer)
+    for piece in decode_with(model, tokenizer, [request_for(tokenizer, prompt, **settings)], stop_strings(stop)):
         if piece.text:
             yield piece.text
 
@@ -130,17 +134,23 @@ def generate(model: GPT, tokenizer: Tokenizer, prompt: str = "", **settings: Any
 @overload
 def generate(model: GPT, tokenizer: Tokenizer, prompt: list[str], **settings: Any) -> list[str]: ...
 def generate(
-    model: GPT, tokenizer: Tokenizer, prompt: str | list[str] = "", *, stop: Sequence[str] = (), **settings: Any
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | list[str] = "",
+    *,
+    stop: str | Sequence[str] = (),
+    **settings: Any,
 ) -> str | list[str]:
     """Return the text that continues a prompt, or a list of texts for a list of prompts.
 
     Prompts of a list are decoded together, and every one gets the text that it would get alone. Settings and errors
     are those of `stream_text`. Example: `gpt2.generate(model, tokenizer, "def main", temperature=0)`.
     """
+    require_model_and_tokenizer(model, tokenizer)
     prompts = prompt if isinstance(prompt, list) else [prompt]
     requests = [request_for(tokenizer, one, **settings) for one in prompts]
     texts = [""] * len(requests)
-    for piece in decode_with(model, tokenizer, requests, stop):
+    for piece in decode_with(model, tokenizer, requests, stop_strings(stop)):
         texts[piece.number] += piece.text
     return texts if isinstance(prompt, list) else texts[0]
 
@@ -164,6 +174,11 @@ def request_for(
     fields of `Request` and, with `sampling`, of `Sampling`. Raises UserError for invalid ones and for a prompt that
     the tokenizer cannot encode.
     """
+    known = ["max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
+    for name in sampling.keys() - known:
+        close = nearest(name, known)
+        hint = f"did you mean {close}?" if close else f"the settings are {', '.join(known)}"
+        raise UserError(f"there is no setting {name!r}; {hint}")
     return Request(
         encode_prompt(tokenizer, prompt),
         max_new_tokens,
@@ -200,6 +215,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     An empty prompt becomes end-of-text, or else a newline, or else the id 0. Raises UserError for text that the
     tokenizer cannot encode.
     """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt {shown(prompt)} is no text; `tokenizer.decode` makes text of token ids")
     try:
         prompt.encode()
     except UnicodeEncodeError:
