@@ -79,6 +79,7 @@ WRONG = [
     ("sample r --start=FILE:nowhere.txt", "nowhere.txt"),
     ("sample r --temperature=-1", "temperature"),
     ("sample r --top_p=2", "top_p"),
+    ("sample r --stop=the --stop=", "stop has an empty text"),
     ("sample r --temperature=nan", "temperature"),
     ("sample r --seed=99999999999999999999999", "seed"),
     ("train TINY --dataset=d --grad_clip=inf", "finite"),

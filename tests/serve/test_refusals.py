@@ -16,11 +16,11 @@ USER = [{"role": "user", "content": "x"}]
 REFUSED = [
     (COMPLETIONS, {"promt": "x"}, "promt", "did you mean 'prompt'?"),
     (COMPLETIONS, {"something": 1}, "something", "unknown field"),
-    (COMPLETIONS, {"prompt": [1, "a"]}, "prompt", "wrong type"),
+    (COMPLETIONS, {"prompt": [1, "a"]}, "prompt", "wrong type or value"),
     (COMPLETIONS, {"prompt": []}, "prompt", "empty list"),
     (COMPLETIONS, {"prompt": [[]]}, "prompt", "no tokens"),
     (COMPLETIONS, {"prompt": [[1], [300]]}, "prompt", "no token 300"),
-    (COMPLETIONS, {"prompt": [-1]}, "prompt", "wrong type"),
+    (COMPLETIONS, {"prompt": [-1]}, "prompt", "wrong type or value"),
     (COMPLETIONS, {"prompt": "x" * 200}, "prompt", "context is 128"),
     (COMPLETIONS, {"max_tokens": 200}, "prompt", "context is 128"),
     (COMPLETIONS, {"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
@@ -33,8 +33,10 @@ REFUSED = [
     (COMPLETIONS, {"n": 3, "best_of": 2}, "best_of", "at least n"),
     (COMPLETIONS, {"best_of": 2, "stream": True}, "best_of", "cannot be streamed"),
     (COMPLETIONS, {"suffix": "x"}, "suffix", "insert"),
-    (COMPLETIONS, {"stop": ["a"] * 17}, "stop", "wrong type"),
-    (COMPLETIONS, {"stop": [""]}, "stop", "wrong type"),
+    (COMPLETIONS, {"stop": ["a"] * 17}, "stop", "wrong type or value"),
+    (COMPLETIONS, {"stop": ["a", ""]}, "stop", "none of them is empty"),
+    (COMPLETIONS, {"stop": ""}, "stop", "none of them is empty"),
+    (CHAT, {"messages": USER, "stop": ""}, "stop", "none of them is empty"),
     (COMPLETIONS, {"logit_bias": {"300": 1}}, "logit_bias", "no token 300"),
     (COMPLETIONS, {"logit_bias": {"3": 101}}, "logit_bias", "less than or equal to 100"),
     (COMPLETIONS, {"logit_bias": {"a": 1}}, "logit_bias", "integer"),
@@ -199,6 +201,13 @@ def test_null_means_the_default(tiny: Running) -> None:
     expected, found = (tiny.post(**fields, **more) for more in ({}, nulls))
     assert found.status_code == 200 and found.json()["choices"] == expected.json()["choices"]
     assert tiny.post(**fields, nothing=None).json()["error"]["message"].startswith("unknown field 'nothing'")
+
+
+def test_an_empty_list_stops_nothing(tiny: Running) -> None:
+    """Some clients always send the list."""
+    fields = {"prompt": "ab", "max_tokens": 4, "seed": 3}
+    expected, found = (tiny.post(**fields, **more) for more in ({}, {"stop": []}))
+    assert found.status_code == 200 and found.json()["choices"] == expected.json()["choices"]
 
 
 def test_metrics_count(locked: Running) -> None:

@@ -100,10 +100,12 @@ def sample(
     """
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import open_model
+    from gpt2.generation.arguments import stop_strings
     from gpt2.generation.text import read_prompt, request_for
     from gpt2.generation.weights import read_for_decoding
 
     SEED.check("seed + num_samples - 1", seed + num_samples - 1)
+    stops = stop_strings(stop)
     where = pick_device(device)
     prompt = read_prompt("FILE:/dev/stdin" if start == "-" else start)
     source = open_model(model, tokenizer)
@@ -116,7 +118,7 @@ def sample(
     for line in (f"model {source.origin}", *source.notes):
         note(line)
     network = read_for_decoding(source, where, pick_dtype(dtype, where), quantize)
-    writer = Writer(network, source.tokenizer, stop, is_table=logprobs is not None, has_stats=stats)
+    writer = Writer(network, source.tokenizer, stops, is_table=logprobs is not None, has_stats=stats)
     if interactive:
         converse(writer, requests)
     elif json_:

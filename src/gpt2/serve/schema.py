@@ -16,7 +16,8 @@ ModelName = Annotated[
     Field(description="Name of a served model, as /v1/models lists it; may be omitted where only one is served."),
 ]
 Ids = list[Annotated[int, Field(ge=0)]]
-Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stops = Annotated[list[Stop], Field(max_length=16)]
 Body = TypeVar("Body", bound="Strict")
 
 
@@ -71,7 +72,9 @@ class Settings(Strict):
     seed: int | None = Field(
         None, ge=0, lt=2**62, description="The same seed gives the same text. Choice i has the seed + i."
     )
-    stop: str | Stops | None = Field(None, description="Text before which a choice ends, or up to 16 of them.")
+    stop: Stop | Stops | None = Field(
+        None, description="Text before which a choice ends, or up to 16 of them; none of them is empty."
+    )
     stream: bool = Field(False, description="Whether text is sent as it is generated, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only for streams.")
     user: str | None = Field(None, description="Is ignored.")
@@ -179,6 +182,6 @@ def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
     alternatives = {error["loc"][1] for error in errors if error["loc"][0] == field and len(error["loc"]) > 1}
     described = kind.model_fields[field].description if field in kind.model_fields else None
     if len(errors) > 1 and len(alternatives) > 1 and described:  # it fits none of several types
-        return ApiError(400, f"{field} has the wrong type. {described}", param=field)
+        return ApiError(400, f"{field} has a wrong type or value. {described}", param=field)
     place = ".".join(str(part)[:100] for part in first["loc"])
     return ApiError(400, f"{place}: {first['msg']}", param=field)
