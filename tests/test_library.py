@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from runs import final_weights
 import gpt2
 from gpt2.evaluation.loss import evaluate_loss
 
+SMALL = gpt2.GPT(gpt2.GPTConfig(block_size=16, vocab_size=257, n_layer=1, n_head=1, n_embd=8))
 NOTEBOOK = """
 import gpt2
 from pathlib import Path
@@ -87,6 +89,42 @@ def test_prompts_in_a_list_give_texts_in_a_list(tiny, tmp_path: Path) -> None:
     alone = [gpt2.generate(model, tokenizer, prompt, max_new_tokens=8) for prompt in ("the", "a cat")]
     assert gpt2.generate(model, tokenizer, ["the", "a cat"], max_new_tokens=8) == alone
     assert gpt2.generate(model, tokenizer, [], max_new_tokens=8) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gpt2.train("name"), "config is of type str; give a gpt2.TrainConfig"),
+        (lambda: gpt2.train({"dataset": "mine"}), "config is of type dict"),
+        (lambda: gpt2.train(gpt2.TrainConfig(), model="run"), "model is of type str; give a gpt2.GPT"),
+        (lambda: gpt2.train(gpt2.TrainConfig(), callback="print"), "callback is of type str; give a function"),
+        (lambda: gpt2.load(3), "the model is of type int; give a path or a name"),
+        (lambda: gpt2.load(None), "the model is of type NoneType"),
+        (lambda: gpt2.load("gpt2", gpt2), "tokenizer is of type module"),
+        (
+            lambda: gpt2.export(SMALL, "out", "onnx"),
+            "no format 'out'; choose from hf, nanogpt, llmc, gguf, safetensors",
+        ),
+        (lambda: gpt2.export(SMALL, ["hf"], "out"), "no format"),
+        (lambda: gpt2.export((SMALL, None), "hf", "out"), "the model is of type tuple"),
+        (lambda: gpt2.export(SMALL, "hf", None), "out is of type NoneType"),
+        (
+            lambda: gpt2.export(SMALL, "hf", "out", tokenizer="gpt2"),
+            "tokenizer is of type str; give the one that gpt2",
+        ),
+        (lambda: gpt2.evaluate(None, "mine"), "model is of type NoneType"),
+        (lambda: gpt2.evaluate(SMALL, [1, 2]), "dataset is of type list"),
+        (lambda: gpt2.plot(), "no run is given"),
+        (lambda: gpt2.plot(["run"]), "a run is of type list"),
+        (lambda: gpt2.plot("run", out=None), "out is of type NoneType"),
+        (lambda: gpt2.report(), "no run is given"),
+        (lambda: gpt2.report(3), "a run is of type int"),
+    ],
+)
+def test_an_argument_of_another_type_gives_one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(gpt2.UserError) as raised:
+        call()
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_pretrained_weights_determine_the_shapes(tiny, tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """What `import gpt2` offers for datasets, runs and files; the commands of the same names do the same."""
 
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from gpt2.errors import Log, UserError
+from gpt2.errors import Log, UserError, require
 from gpt2.evaluation.split_loss import SplitLoss, measure_split
 from gpt2.files import write_text
 from gpt2.formats.export import Exported
 from gpt2.formats.export import export as export_source
-from gpt2.formats.open import open_model
+from gpt2.formats.open import open_model, path_text
 from gpt2.formats.source import Source, StoredTensor, is_plain
 from gpt2.model import GPT
 from gpt2.reporting.figures import RunReport, report_on
@@ -41,8 +41,8 @@ def evaluate(
     Raises UserError.
     """
     found = measure_split(
-        model if isinstance(model, GPT) else fspath(model),
-        fspath(dataset),
+        model if isinstance(model, GPT) else path_text("model", model),
+        path_text("dataset", dataset),
         split=split,
         tokens=tokens,
         stride=stride,
@@ -73,11 +73,13 @@ def export(
     if isinstance(model, GPT):
         if not is_plain(model):
             raise UserError("the given model has layers of its own, which no file format holds; export a plain GPT")
+        is_tokenizer = tokenizer is None or hasattr(tokenizer, "to_json")
+        require(is_tokenizer, f"tokenizer is of type {type(tokenizer).__name__}; give the one that gpt2.load returns")
         tensors = {name: StoredTensor.of(p.detach().cpu()) for name, p in model.named_parameters()}
         source = Source(model.config, tensors, lambda: tokenizer, "the given model")
     else:
-        source = open_model(fspath(model))
-    return export_source(source, format, Path(out), log, dtype)
+        source = open_model(model)
+    return export_source(source, format, Path(path_text("out", out)), log, dtype)
 
 
 def plot(
@@ -92,8 +94,9 @@ def plot(
     smooth: weight of the earlier values in the moving average of the training loss, below 1; None chooses it. Raises
     UserError.
     """
-    plot_runs([Path(run) for run in runs], Path(out), x, smooth, dark=dark)
-    return Path(out)
+    picture = Path(path_text("out", out))
+    plot_runs(_paths(runs), picture, x, smooth, dark=dark)
+    return picture
 
 
 def report(*runs: Name, out: Name | None = "report.html") -> list[RunReport]:
@@ -101,7 +104,13 @@ def report(*runs: Name, out: Name | None = "report.html") -> list[RunReport]:
 
     out: the page; None writes none. Raises UserError.
     """
-    reports = [report_on(Path(run)) for run in runs]
+    reports = [report_on(run) for run in _paths(runs)]
     if out is not None:
-        write_text(Path(out), page(reports, TrainConfig().as_dict()))
+        write_text(Path(path_text("out", out)), page(reports, TrainConfig().as_dict()))
     return reports
+
+
+def _paths(runs: tuple[Name, ...]) -> list[Path]:
+    """Return the folders of runs. Raises UserError where none is given."""
+    require(bool(runs), "no run is given; name one or more")
+    return [Path(path_text("a run", run)) for run in runs]

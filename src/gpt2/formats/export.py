@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.errors import Log, UserError
+from gpt2.errors import Log, UserError, require
 from gpt2.files import check_free, publish
 from gpt2.formats import gguf, huggingface, llmc, nanogpt, safetensors_file
 from gpt2.formats.open import build, open_model
@@ -87,6 +87,8 @@ def export(
     state is computed for `batch` (inputs and targets, int64 (B, T) each), by default for random ids. `note` receives
     a line about everything that the conversion changes. Raises UserError.
     """
+    known = ", ".join(FORMATS)
+    require(isinstance(name, str) and name in FORMATS, f"there is no format {name!r:.80}; choose from {known}")
     form = FORMATS[name]
     if dtype not in form.dtypes:
         raise UserError(f"{name} has no {dtype} here; choose from {', '.join(form.dtypes)}")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,24 @@ FILES = (
 )
 
 
+def path_text(argument: str, value: object) -> str:
+    """Return the path or the name that is given for an `argument` as text. Raises UserError for another type."""
+    if not isinstance(value, str | PathLike):
+        raise UserError(f"{argument} is of type {type(value).__name__}; give a path or a name, as text or a Path")
+    return os.fsdecode(value)
+
+
 def open_model(name: str | PathLike[str], tokenizer: str | None = None) -> Source:
     """Open a run folder, a checkpoint, a model file of any known format, or a model of Hugging Face's hub.
 
     `tokenizer` names one to use instead of the model's own. Raises UserError where the name is none of these, or the
     file is damaged.
     """
-    source = _open(os.path.expanduser(fspath(name)))  # noqa: PTH111
-    if tokenizer is None:
+    given_name = None if tokenizer is None else path_text("tokenizer", tokenizer)
+    source = _open(os.path.expanduser(path_text("the model", name)))  # noqa: PTH111
+    if given_name is None:
         return source
-    given = named_tokenizer(tokenizer)
+    given = named_tokenizer(given_name)
     if given.vocab_size > source.config.vocab_size:
         raise UserError(
             f"the tokenizer {tokenizer} has {given.vocab_size} ids, more than the {source.config.vocab_size} of "

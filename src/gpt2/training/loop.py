@@ -8,7 +8,7 @@ from pathlib import Path
 import gpt2
 from gpt2 import accounting, device
 from gpt2.distributed.world import joined
-from gpt2.errors import TrainingFailed, UserError
+from gpt2.errors import TrainingFailed, UserError, require
 from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
@@ -65,6 +65,7 @@ def train(
     TrainingFailed for an exception that is not the user's. Under torchrun all its processes train together; a signal
     to one of them ends all. imports: seconds that the process needed before this call, for the log.
     """
+    _check_types(config, model, callback)
     ledger = Ledger(imports)
     where = device.pick_device(config.device)
     with joined(where, config.backend, config.dist_timeout) as world, device.out_of_memory_advice():
@@ -76,6 +77,16 @@ def train(
                 return _only_evaluate(run, console)
             with open_session(run, console, callback) as session:
                 return Loop(session).train()
+
+
+def _check_types(config: object, model: object, callback: object) -> None:
+    """Raise UserError for arguments of `train` that are none."""
+    is_config = isinstance(config, TrainConfig)
+    require(is_config, f"config is of type {type(config).__name__}; give a gpt2.TrainConfig(…) with the settings")
+    is_model = model is None or isinstance(model, GPT)
+    require(is_model, f"model is of type {type(model).__name__}; give a gpt2.GPT, such as gpt2.load(NAME)[0]")
+    is_function = callback is None or callable(callback)
+    require(is_function, f"callback is of type {type(callback).__name__}; give a function of event, step and values")
 
 
 def _only_evaluate(run: Run, console: RunConsole) -> TrainResult:
