@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 
 Mask: TypeAlias = "Tensor | BlockMask | None"
 PRESETS: dict[str, dict[str, Any]] = {
-    name: {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    for name, n_layer, n_head, n_embd in (
+    name: {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd} for name, n_layer, n_head, n_embd in (
         ("gpt2", 12, 12, 768), ("gpt2-medium", 24, 16, 1024), ("gpt2-large", 36, 20, 1280), ("gpt2-xl", 48, 25, 1600),
         ("d6", 6, 6, 384), ("d12", 12, 12, 768), ("d24", 24, 16, 1024), ("d36", 36, 20, 1280), ("d48", 48, 25, 1600),
-    )
-}  # fmt: skip
+)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,10 @@ class GPTConfig:
     """Training rounds the head's matrix product up to a multiple of this, for speed; no parameter is added."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "pad_vocab"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, kind in GPTConfig.__annotations__.items():
+            value, needed = getattr(self, name), "int, at least 1" if kind is int else kind.__name__
+            is_right = isinstance(value, (int, float) if kind is float else kind) and (kind is not int or value >= 1)
+            require(is_right, f"{name} is {value!r}; it must be {needed}")
         require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")
         require(self.gelu in ("tanh", "erf"), f"gelu is {self.gelu!r}; choose tanh (GPT-2) or erf (nanoGPT)")
@@ -66,8 +66,7 @@ class GPTConfig:
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
-        parameters = (self.weight, self.bias)  # FSDP may gather them in bfloat16
-        weight, bias = (p if p is None else p.to(input.dtype) for p in parameters)
+        weight, bias = (p if p is None else p.to(input.dtype) for p in (self.weight, self.bias))  # bfloat16 with FSDP
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
@@ -150,6 +149,7 @@ class GPT(NanoGPTMethods):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        require(isinstance(config, GPTConfig), f"config is of type {type(config).__name__}; give a GPTConfig")
         self.config = config
         self.transformer = Transformer(config)
         self.init_weights()
@@ -173,6 +173,7 @@ class GPT(NanoGPTMethods):
         x = self.hidden(idx, mask)
         if targets is None:
             return self.head(x[:, [-1]]), None
+        assert targets.shape == idx.shape, f"targets {(*targets.shape,)} must have the shape of idx, {(*idx.shape,)}"
         logits = self.head(x)
         exact = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         return logits, F.cross_entropy(exact, targets.flatten(), ignore_index=-1)
@@ -189,8 +190,7 @@ class GPT(NanoGPTMethods):
         if positions is None:
             assert idx.size(1) <= self.config.block_size, f"{idx.size(1)} positions exceed block_size"
             positions = torch.arange(idx.size(1), device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = F.dropout(self.transformer.wte(idx) + self.transformer.wpe(positions), self.config.dropout, self.training)
         for block in self.transformer.h:
             x = block(x, mask, cache)
         return self.transformer.ln_f(x)
