@@ -144,6 +144,7 @@ WRONG = [
     ("report r -o r.pdf", "cannot write r.pdf: a report is an HTML page, so give a name that ends in .html"),
     ("report r -o r/page", "cannot write r/page: a report is an HTML page"),
     ("report r --serve --port=70000", "0 to 65535"),
+    ("serve r --cors_origin=foo", "'foo' is no origin of a site"),
     ("export", "FORMAT"),
     ("export onnx r out", "onnx"),
     ("export hf nowhere out", "no model 'nowhere'"),

@@ -9,7 +9,9 @@ import pytest
 from generation.models import random_model
 from serve.conftest import Running, running
 
+from gpt2.errors import UserError
 from gpt2.serve import guard
+from gpt2.serve.guard import checked_origins
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "x"}]
@@ -144,6 +146,26 @@ def test_pages_of_other_sites_are_refused_unless_they_are_allowed(tiny: Running,
     assert answer(locked, "https://evil.example", **key).status_code == 403
     asked = {"Origin": "https://friend.example", "Access-Control-Request-Method": "POST"}
     assert httpx.options(locked.address + COMPLETIONS, headers=asked).status_code == 200
+
+
+def test_a_star_allows_the_pages_of_any_site() -> None:
+    with running(origins=checked_origins(["*"])) as one:
+        answer = httpx.get(f"{one.address}/v1/models", headers={"Origin": "https://any.example"})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+        evil = {"Origin": "https://any.example", "Host": "evil.example"}
+        assert httpx.get(f"{one.address}/v1/models", headers=evil).status_code == 403
+
+
+def test_an_origin_is_a_scheme_and_a_host() -> None:
+    known = ["*", "https://Example.org", "http://localhost:3000", "http://[::1]:80", "chrome-extension://abc"]
+    assert checked_origins(known) == [one.lower() for one in known]
+    for wrong in (
+        *("foo", "", "null", "example.org", "example.org:80", "https://", "https://*.example.org", "*://example.org"),
+        *("https://example.org/", "https://example.org/path", "https://me@example.org", "https://example.org:port"),
+        *("https://a.example,https://b.example", "https://example.org\n"),
+    ):
+        with pytest.raises(UserError, match="is no origin"):
+            checked_origins([wrong])
 
 
 def test_a_large_body_is_refused_before_it_is_read(tiny: Running, monkeypatch: pytest.MonkeyPatch) -> None:

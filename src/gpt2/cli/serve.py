@@ -61,7 +61,8 @@ def serve(
     api_key_file
         File with the API key that requests must have. The environment variable GPT2_API_KEY can hold it instead.
     cors_origin
-        Origin of a site, such as https://example.org, whose pages may use this server. Repeat it for several.
+        Origin of a site, such as https://example.org, whose pages may use this server; * is any site. Repeat it for
+        several.
     log_prompts
         Write prompts into the log, which otherwise has only their lengths.
     """
@@ -74,10 +75,12 @@ def serve(
     from gpt2.device import pick_device, pick_dtype
     from gpt2.serve import pages
     from gpt2.serve.app import Api
+    from gpt2.serve.guard import checked_origins
     from gpt2.serve.open import named_adapters, named_models, open_served
     from gpt2.serve.run import Server, listen
     from gpt2.serve.web import make_app
 
+    origins = checked_origins(cors_origin)
     where = pick_device(device)
     given = named_models(models)
     adapters = named_adapters(lora, given)
@@ -104,7 +107,7 @@ def serve(
     # with a key, a page of another site cannot use the server under any name
     names = {"hosts": None} if key else {}
     routes = [*pages.routes(), *api.routes()]
-    app = make_app(routes, api.lifespan, origins=cors_origin, api_key=key, **names)
+    app = make_app(routes, api.lifespan, origins=origins, api_key=key, **names)
     address = f"[{host}]" if ":" in host else host
     where_to = f"http://{address}:{listener.getsockname()[1]}"
     note(f"serving {where_to}/v1 until Ctrl-C; {where_to}/ is a page to write and read with")

@@ -10,12 +10,15 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gpt2.errors import UserError
 from gpt2.serve.errors import ApiError
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 """Host names by which a machine reaches itself."""
 OPEN_PATHS = re.compile(r"/|/health|/page/.*")
 """Paths that need no key: the page asks for it."""
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+"""An origin as browsers send it, or `*` for all of them."""
 MOST_BYTES = 4 << 20
 """Maximum size of a body. A prompt that fills the context of GPT-2 has a few thousand bytes."""
 BODY_SECONDS = 30.0
@@ -34,7 +37,7 @@ class Guard:
     hosts: Sequence[str] | None = LOCAL_NAMES
     """Host names that a request may have; None for any."""
     origins: Sequence[str] = ()
-    """Origins of other sites whose pages may send requests."""
+    """Origins of other sites whose pages may send requests; `*` is any."""
     api_key: str | None = None
     """The key that a request must have in its header `Authorization: Bearer …`; None for no key."""
 
@@ -54,7 +57,8 @@ class Guard:
         if self.hosts is not None and name.lower() not in self.hosts:
             raise ApiError(403, f"the host {name[:100]!r} is not this server; use {self.hosts[0]}")
         origin = headers.get("origin")
-        if origin is not None and origin not in self.origins and origin.partition("://")[2] != host:
+        is_allowed = origin in self.origins or "*" in self.origins
+        if origin is not None and not is_allowed and origin.partition("://")[2] != host:
             hint = "gpt2 serve allows them with --cors_origin"
             raise ApiError(403, f"pages of {origin[:100]!r} may not use this server; {hint}")
         if self.api_key is not None and not OPEN_PATHS.fullmatch(path):
@@ -67,6 +71,14 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+
+
+def checked_origins(given: Sequence[str]) -> list[str]:
+    """Return origins in lower case, as browsers send them. Raises UserError for what is none."""
+    for one in given:
+        if not ORIGIN.fullmatch(one.lower()):
+            raise UserError(f"{one!r} is no origin of a site; write https://example.org:8080, or * for any site")
+    return [one.lower() for one in given]
 
 
 async def read_body(request: Request) -> bytes:
