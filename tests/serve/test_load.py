@@ -56,6 +56,15 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert one.post(prompt="x").status_code == 200
 
 
+def test_a_full_queue_counts_choices() -> None:
+    with running(engine=SlowEngine, slots=1, queue=3) as one:
+        connection = send(one, n=3)
+        assert one.becomes(lambda: len(one.served.decoder.streams) == 3)
+        message = one.post(prompt="x", n=2).json()["error"]["message"]
+        assert message.startswith("the request asks for 2 choices; 3 of at most 4 are generated or wait already; try")
+        connection.close()
+
+
 def test_a_request_that_takes_too_long_ends_with_an_error() -> None:
     with running(engine=SlowEngine, seconds=0.15) as one:
         answer = one.post(max_tokens=100, **ENDLESS)

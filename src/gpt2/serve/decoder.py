@@ -10,6 +10,7 @@ from gpt2.errors import Log, UserError, first_line
 from gpt2.generation.engine import Engine
 from gpt2.generation.request import Request, Token
 from gpt2.serve.errors import ApiError
+from gpt2.spelling import counted
 
 STEP_SECONDS = 10.0
 """Seconds that the end of a server waits for a step of the engine."""
@@ -89,7 +90,10 @@ class Decoder:
             raise ApiError(400, message, param="n")
         if len(self.streams) + len(requests) > room:
             seconds = max(1, min(60, round(self.seconds_per_request * self.n_waiting / self.slots)))
-            message = f"{self.n_waiting} requests wait already; try again in {seconds} s"
+            message = (
+                f"the request asks for {counted(len(requests), 'choice')}; {len(self.streams)} of at most {room} are "
+                f"generated or wait already; try again in {seconds} s"
+            )
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(seconds)})
         stream = Stream(requests, close=lambda: self._cancel(requests), open=set(requests))
         for request in requests:
