@@ -17,6 +17,7 @@ from gpt2.bench.serve import Answer, LoadGenerator, Percentiles, ServerSpeed
 from gpt2.bench.serve_load import Load, ranges
 from gpt2.cli.bench_serve import as_text
 from gpt2.errors import UserError
+from gpt2.tokenizers import CharTokenizer
 
 
 @pytest.mark.parametrize("settings", [{"concurrency": 3}, {"rate": 500.0}])
@@ -340,3 +341,23 @@ def test_the_command_measures_our_server(gpt2_command: Callable[..., tuple[int, 
     assert lines[0].startswith("tiny: 5 done, 0 cancelled, 0 failed in ")
     assert [line.split("  ")[0] for line in lines[3:6]] == ["time to first token", "time per token", "whole time"]
     assert lines[-1].startswith("tokens as counted by the server; ")
+
+
+def test_a_model_of_characters_needs_its_own_prompts(
+    gpt2_command: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """The random ids that a server gets by default are GPT-2's; the message says what to give instead."""
+    from generation.models import random_model
+    from serve.conftest import running
+
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(WORDS))
+    tokenizer = CharTokenizer.train(text.read_text())
+    with running(network=random_model(tokenizer.vocab_size, 128), tokenizer=tokenizer) as one:
+        words = ["bench", "serve", one.address, "--concurrency=2", "--requests=4", "--new_tokens", "2", "4"]
+        status, _, err = gpt2_command(*words)
+        assert status == 2 and err.count("\n") == 1
+        assert "there is no token" in err and err.endswith("with --vocab_size or --text\n")
+        for choice in (f"--vocab_size={tokenizer.vocab_size}", f"--text={text}"):
+            status, out, err = gpt2_command(*words, "--prompt_tokens", "4", "40", choice)
+            assert status == 0 and out.startswith("tiny: 4 done, 0 cancelled, 0 failed in "), err + out

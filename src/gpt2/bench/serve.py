@@ -22,6 +22,10 @@ SLOW_SECONDS = 0.1
 KINDS_OF_ERRORS = 5
 """Maximum number of different messages that are kept."""
 PROGRESS_SECONDS = 0.5
+BAD_REQUEST = (400, 422)
+"""What servers answer to a request that they do not understand, or that does not fit the model."""
+FIT = "fit the load to the model with --prompt_tokens and --new_tokens, and with --vocab_size or --text"
+"""What to do where the first request does not fit the model, as random ids of GPT-2 do not fit one of characters."""
 
 Progress = Callable[[int, int, int], None]
 """Receives how much is done, of how much, and the number of tokens that arrived."""
@@ -117,7 +121,8 @@ class LoadGenerator:
         try:
             await self._prepare()
         except RequestFailed as error:
-            raise UserError(f"{self.load.address.url} cannot be measured: {error}") from None
+            hint = "" if error.status not in BAD_REQUEST else f"; {FIT}"
+            raise UserError(f"{self.load.address.url} cannot be measured: {error}{hint}") from None
         self.n_tokens = 0
         self.began, used = time.perf_counter(), time.process_time()
         reporting = asyncio.create_task(self._report_often())
@@ -147,7 +152,7 @@ class LoadGenerator:
             try:
                 answer = await self._receive(self._content(prompt, 1, 0), Answer(0.0))
             except RequestFailed as error:
-                if error.status not in (400, 422):
+                if error.status not in BAD_REQUEST:
                     raise
                 self.has_usage = False  # it may not know the field stream_options
                 answer = await self._receive(self._content(prompt, 1, 0), Answer(0.0))
