@@ -1,14 +1,16 @@
 """Asks servers with OpenAI's API for the same things, and prints which of them each one does.
 
-Start the servers first, with the same weights (`gpt2 export hf|gguf`), and give their addresses:
+Start the servers first, with the same weights (`gpt2 export hf|gguf`), and give their addresses, each with a name for
+its column or without one:
 
-    python benchmarks/api_features.py ours=http://127.0.0.1:8000/v1 vllm=http://127.0.0.1:8201/v1
+    python benchmarks/api_features.py ours=http://127.0.0.1:8000 vllm=http://127.0.0.1:8201
 
 A row is `yes` where a server does what OpenAI's documentation says, and `no` where it does something else. The
 last row compares greedy texts with those of the first server.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,9 +26,13 @@ class Server:
     """A server, and the model that it serves."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self.client = openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=120)
-        self.model = self.client.models.list().data[0].id
+        """address: with or without the /v1 at its end."""
+        self.root = address.rstrip("/").removesuffix("/v1")
+        self.client = openai.OpenAI(base_url=f"{self.root}/v1", api_key="none", max_retries=0, timeout=120)
+        try:
+            self.model = self.client.models.list().data[0].id
+        except (openai.APIError, httpx.InvalidURL, httpx.UnsupportedProtocol, IndexError) as error:
+            sys.exit(f"{self.root}/v1 lists no model ({error}); give the address of a server, http://HOST:PORT")
 
     def complete(self, prompt: Any = PROMPTS[0], **settings: Any) -> Any:
         """Return a completion; `settings` beyond those of OpenAI's client go into `extra_body`."""
@@ -85,8 +91,7 @@ def seed_under_load(server: Server) -> bool:
 
 def bias(server: Server) -> bool:
     first = server.complete(logprobs=1, max_tokens=1).choices[0].text
-    root = server.address.removesuffix("/v1")
-    ids = httpx.post(f"{root}/tokenize", json={"prompt": first, "add_special_tokens": False}).json()["tokens"]
+    ids = httpx.post(f"{server.root}/tokenize", json={"prompt": first, "add_special_tokens": False}).json()["tokens"]
     return server.text(logit_bias={str(ids[0]): -100}, max_tokens=1) != first
 
 
@@ -133,14 +138,22 @@ def verdict(feature: Callable[[Server], bool], server: Server) -> str:
         return f"no ({type(error).__name__})"
 
 
+def greedy(server: Server) -> list[str]:
+    """Return the greedy texts of all prompts, or none where the model's context is too short for them."""
+    try:
+        return [server.text(prompt, max_tokens=32) for prompt in PROMPTS]
+    except openai.BadRequestError:
+        return []
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("servers", nargs="+", metavar="NAME=ADDRESS")
-    pairs = [one.split("=", 1) for one in parser.parse_args().servers]
-    servers = {name: Server(address) for name, address in pairs}
+    parser.add_argument("servers", nargs="+", metavar="[NAME=]ADDRESS")
+    pairs = [one.rpartition("=") for one in parser.parse_args().servers]
+    servers = {name or address: Server(address) for name, _, address in pairs}
     rows = {name: [verdict(feature, s) for s in servers.values()] for name, feature in FEATURES.items()}
-    texts = [[server.text(prompt, max_tokens=32) for prompt in PROMPTS] for server in servers.values()]
+    texts = [greedy(server) for server in servers.values()]
     rows["greedy texts as the first"] = [f"{sum(map(str.__eq__, own, texts[0]))} of {len(PROMPTS)}" for own in texts]
     print(f"{'':28}" + "".join(f"{name:16}" for name in servers))
     for name, values in rows.items():
