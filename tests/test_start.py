@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt2
 from gpt2.training.loop import train
 
 HEAVY = {
@@ -56,3 +57,32 @@ def test_without_compiling_nothing_heavy_is_imported(command: str, tiny, dataset
     assert status == 0, done.stderr
     assert "gpt2.model" in imported
     assert HEAVY.intersection(imported) == set()
+
+
+INTERRUPTED = """
+import importlib.abc, os, runpy, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+_, module, handling = sys.argv
+signal.signal(signal.SIGINT, signal.SIG_IGN if handling == "ignored" else signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["--version"]
+runpy.run_module("gpt2", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill ends the process there")
+@pytest.mark.parametrize("module", ["gpt2.cli", "cyclopts", "gpt2.cli.validate"])
+def test_an_interrupt_during_the_imports_is_quiet(module: str) -> None:
+    def run(handling: str) -> tuple[int, str, str]:
+        words = [sys.executable, "-c", INTERRUPTED, module, handling]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("usual") == (130, "", "")
+    assert run("ignored") == (0, f"{gpt2.__version__}\n", "")
