@@ -114,7 +114,17 @@ def test_prompts_in_a_list_give_texts_in_a_list(tiny, tmp_path: Path) -> None:
         ),
         (lambda: gpt2.evaluate(None, "mine"), "model is of type NoneType"),
         (lambda: gpt2.evaluate(SMALL, [1, 2]), "dataset is of type list"),
+        *(
+            (lambda wrong=wrong: gpt2.evaluate(SMALL, "mine", **wrong), f"{next(iter(wrong))} is ")
+            for wrong in (
+                *({"tokens": 0}, {"tokens": "5"}, {"tokens": 1e3}, {"stride": 0}, {"stride": 1.5}),
+                *({"batch_size": 0}, {"batch_size": "4"}, {"batch_size": None}, {"data_dir": None}),
+            )
+        ),
         (lambda: gpt2.plot(), "no run is given"),
+        (lambda: gpt2.plot("run", x="weeks"), "no axis 'weeks'; choose from steps, tokens, flops, time"),
+        (lambda: gpt2.plot("run", x=["steps"]), "no axis ['steps']"),
+        (lambda: gpt2.plot("run", smooth="much"), "smooth is 'much' (str); it must be a number"),
         (lambda: gpt2.plot(["run"]), "a run is of type list"),
         (lambda: gpt2.plot("run", out=None), "out is of type NoneType"),
         (lambda: gpt2.report(), "no run is given"),

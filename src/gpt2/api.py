@@ -2,7 +2,7 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from gpt2.errors import Log, UserError, require
 from gpt2.evaluation.split_loss import SplitLoss, measure_split
@@ -11,6 +11,7 @@ from gpt2.formats.export import Exported
 from gpt2.formats.export import export as export_source
 from gpt2.formats.open import open_model, path_text
 from gpt2.formats.source import Source, StoredTensor, is_plain
+from gpt2.generation.arguments import require_number, require_whole_number
 from gpt2.model import GPT
 from gpt2.reporting.figures import RunReport, report_on
 from gpt2.reporting.page import page
@@ -20,6 +21,8 @@ from gpt2.training.config import TrainConfig
 
 Name = str | PathLike[str]
 FormatName = Literal["hf", "nanogpt", "llmc", "gguf", "safetensors"]
+AxisName = Literal["steps", "tokens", "flops", "time"]
+AXES = get_args(AxisName)
 
 
 def evaluate(
@@ -40,6 +43,9 @@ def evaluate(
     predictions, by default all. stride: number of tokens by which a window moves on, by default the context length.
     Raises UserError.
     """
+    for name, value in (("tokens", tokens), ("stride", stride), ("batch_size", batch_size)):
+        if value is not None or name == "batch_size":
+            require_whole_number(name, value, least=1)
     found = measure_split(
         model if isinstance(model, GPT) else path_text("model", model),
         path_text("dataset", dataset),
@@ -47,8 +53,8 @@ def evaluate(
         tokens=tokens,
         stride=stride,
         batch_size=batch_size,
-        data_dir=data_dir,
-        device=device,
+        data_dir=path_text("data_dir", data_dir),
+        device=str(device),
         dtype=dtype,
     )
     assert found is not None, "a process alone gets the result"
@@ -85,7 +91,7 @@ def export(
 def plot(
     *runs: Name,
     out: Name = "plot.png",
-    x: Literal["steps", "tokens", "flops", "time"] = "steps",
+    x: AxisName = "steps",
     smooth: float | None = None,
     dark: bool = False,
 ) -> Path:
@@ -95,6 +101,9 @@ def plot(
     UserError.
     """
     picture = Path(path_text("out", out))
+    require(x in AXES, f"there is no axis {x!r}; choose from {', '.join(AXES)}")
+    if smooth is not None:
+        require_number("smooth", smooth)
     plot_runs(_paths(runs), picture, x, smooth, dark=dark)
     return picture
 

@@ -22,9 +22,10 @@ def require_number(name: str, value: object) -> None:
     require(_is_number(value), f"{name} is {shown(value)}; it must be a number")
 
 
-def require_whole_number(name: str, value: object) -> None:
-    """Raise UserError for anything but a whole number."""
+def require_whole_number(name: str, value: Any, least: int = 0) -> None:
+    """Raise UserError for anything but a whole number from `least` on."""
     require(_is_whole_number(value), f"{name} is {shown(value)}; it must be a whole number")
+    require(value >= least, f"{name} is {value}; it must be at least {least}")
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:

@@ -31,13 +31,11 @@ class Request:
 
     def __post_init__(self) -> None:
         assert len(self.prompt) > 0, "a prompt has at least one token"
-        for name in ("max_new_tokens", "seed"):
-            require_whole_number(name, getattr(self, name))
-        require(self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        require(0 <= self.seed < 1 << 63, f"seed is {self.seed}; it must be at least 0 and below 2^63")
+        require_whole_number("max_new_tokens", self.max_new_tokens, least=1)
+        require_whole_number("seed", self.seed)
+        require(self.seed < 1 << 63, f"seed is {self.seed}; it must be below 2^63")
         if self.n_logprobs is not None:
             require_whole_number("n_logprobs", self.n_logprobs)
-            require(self.n_logprobs >= 0, f"n_logprobs is {self.n_logprobs}; it must be at least 0")
 
     def check_ids(self, n_known: int, n_drawn: int) -> None:
         """Raise UserError for ids that do not exist: from `n_known` on in the prompt, and from `n_drawn` on else."""

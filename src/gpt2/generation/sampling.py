@@ -62,9 +62,6 @@ class Sampling:
             raise UserError(
                 f"temperature is {self.temperature}; it must be 0 (the likeliest token) or lie in 0.001 … 1000"
             )
-        require(
-            self.top_k is None or self.top_k >= 0, f"top_k is {self.top_k}; it must be at least 1, or 0 for no limit"
-        )
         require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1]")
         require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1]")
         require(
