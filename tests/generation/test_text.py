@@ -125,7 +125,10 @@ def test_an_empty_prompt_becomes_one_id(tokenizer, ids: list[int]) -> None:
         ("temperature", [-1.0]),
         ("top_k", [-1, 2.0, "a", True]),
         ("top_p", [0, "0.5", True]),
-        ("logit_bias", [None, 3, [5, 6], {"5": 1.0}, {5: "1"}, {-1: 1.0}, {257: 1.0}, {5: float("inf")}, "ab"]),
+        (
+            "logit_bias",
+            [None, 3, [5, 6], {"5": 1.0}, {5: "1"}, {-1: 1.0}, {257: 1.0}, {5: 1e31}, {5: float("nan")}, "ab"],
+        ),
         ("allowed", [3, "ab", [1.0], [-3], [257], [], {"a"}, torch.tensor([1]), torch.tensor(1)]),
         ("stop", [None, 3, [3], "", ["a", ""]]),
         ("temprature", [1.0]),
@@ -164,6 +167,8 @@ def test_what_is_no_model_and_no_tokenizer_is_refused() -> None:
     for wrong in ("gpt2", None, tokenizer, (model, tokenizer)):
         with pytest.raises(UserError, match=r"^model is [^\n]* no GPT[^\n]*$"):
             generate(wrong, tokenizer, "a")
+    with pytest.raises(UserError, match="model is compiled; give the one"):
+        generate(torch.compile(model), tokenizer, "a")
     for wrong in ("hello", None, model, lambda text: [1]):
         with pytest.raises(UserError, match=r"^tokenizer is [^\n]* none of this package[^\n]*$"):
             list(stream_text(model, wrong))

@@ -6,13 +6,17 @@ from numbers import Integral, Real
 from typing import Any
 
 from gpt2.errors import UserError, require
-from gpt2.model import GPTConfig
+from gpt2.model import GPT
 
 
 def require_model_and_tokenizer(model: object, tokenizer: object) -> None:
-    """Raise UserError unless these are a GPT, which may be compiled, and a tokenizer."""
+    """Raise UserError unless these are a GPT and a tokenizer."""
     how = "give both as `model, tokenizer = gpt2.load(NAME)` returns them"
-    require(isinstance(getattr(model, "config", None), GPTConfig), f"model is {shown(model)}, which is no GPT; {how}")
+    is_compiled = isinstance(getattr(model, "_orig_mod", None), GPT)
+    require(
+        not is_compiled, "model is compiled; give the one that torch.compile was given, whose weights are the same"
+    )
+    require(isinstance(model, GPT), f"model is {shown(model)}, which is no GPT; {how}")
     is_tokenizer = hasattr(tokenizer, "decode_bytes") and hasattr(tokenizer, "special")
     require(is_tokenizer, f"tokenizer is {shown(tokenizer)}, which is none of this package; {how}")
 

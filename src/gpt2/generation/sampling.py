@@ -18,6 +18,8 @@ from gpt2.generation.transfer import send
 
 UNIFORMS = 64
 """Number of random numbers of a text that are made at a time."""
+LARGEST_BIAS = 1e30
+"""Largest number that `logit_bias` adds; its sum with a logit is finite in float32."""
 LEAST_P = 1e-30
 """Smallest probability that `top_p` counts; a smaller one could become 0 in float32."""
 
@@ -71,8 +73,8 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             require(-100 <= value <= 100, f"{name} is {value}; it must lie in -100 … 100")
-        bad = [bias for _, bias in self.logit_bias if not bias < float("inf")]
-        require(not bad, f"logit_bias has the value {bad[:1]}; it must be a number below infinity")
+        bad = [bias for _, bias in self.logit_bias if not bias <= LARGEST_BIAS]
+        require(not bad, f"logit_bias has the value {bad[:1]}; it must be a number of at most {LARGEST_BIAS:g}")
         require(self.allowed is None or len(self.allowed) > 0, "allowed holds no token id; give at least one")
 
     @property
