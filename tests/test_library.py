@@ -11,8 +11,10 @@ from runs import final_weights
 
 import gpt2
 from gpt2.evaluation.loss import evaluate_loss
+from gpt2.tokenizers import ByteTokenizer
 
 SMALL = gpt2.GPT(gpt2.GPTConfig(block_size=16, vocab_size=257, n_layer=1, n_head=1, n_embd=8))
+NARROW = gpt2.GPT(gpt2.GPTConfig(block_size=16, vocab_size=9, n_layer=1, n_head=1, n_embd=8))
 NOTEBOOK = """
 import gpt2
 from pathlib import Path
@@ -112,6 +114,8 @@ def test_prompts_in_a_list_give_texts_in_a_list(tiny, tmp_path: Path) -> None:
             lambda: gpt2.export(SMALL, "hf", "out", tokenizer="gpt2"),
             "tokenizer is of type str; give the one that gpt2",
         ),
+        (lambda: gpt2.export(SMALL, "gguf", "out"), "the given model has no tokenizer; give tokenizer="),
+        (lambda: gpt2.export(NARROW, "hf", "out", tokenizer=ByteTokenizer()), "257 ids, but the model has only 9"),
         (lambda: gpt2.evaluate(None, "mine"), "model is of type NoneType"),
         (lambda: gpt2.evaluate(SMALL, [1, 2]), "dataset is of type list"),
         *(

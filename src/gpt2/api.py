@@ -79,13 +79,28 @@ def export(
     if isinstance(model, GPT):
         if not is_plain(model):
             raise UserError("the given model has layers of its own, which no file format holds; export a plain GPT")
-        is_tokenizer = tokenizer is None or hasattr(tokenizer, "to_json")
-        require(is_tokenizer, f"tokenizer is of type {type(tokenizer).__name__}; give the one that gpt2.load returns")
+        _check_tokenizer(tokenizer, model)
         tensors = {name: StoredTensor.of(p.detach().cpu()) for name, p in model.named_parameters()}
-        source = Source(model.config, tensors, lambda: tokenizer, "the given model")
+        source = Source(model.config, tensors, lambda: _given(tokenizer), "the given model")
     else:
         source = open_model(model)
     return export_source(source, format, Path(path_text("out", out)), log, dtype)
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, model: GPT) -> None:
+    """Raise UserError for what is given as the tokenizer of a model and cannot be that."""
+    if tokenizer is not None:
+        is_tokenizer = hasattr(tokenizer, "to_json")
+        require(is_tokenizer, f"tokenizer is of type {type(tokenizer).__name__}; give the one that gpt2.load returns")
+        n_ids, n_rows = tokenizer.vocab_size, model.config.vocab_size
+        require(n_ids <= n_rows, f"tokenizer has {n_ids} ids, but the model has only {n_rows}; give the model's own")
+
+
+def _given(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Return the tokenizer that was given. Raises UserError, which formats that can do without one ignore."""
+    if tokenizer is None:
+        raise UserError("the given model has no tokenizer; give tokenizer=, the second that gpt2.load returns")
+    return tokenizer
 
 
 def plot(
