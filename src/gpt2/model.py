@@ -50,9 +50,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name, kind in GPTConfig.__annotations__.items():
-            value, needed = getattr(self, name), "int, at least 1" if kind is int else kind.__name__
-            is_right = isinstance(value, (int, float) if kind is float else kind) and (kind is not int or value >= 1)
-            require(is_right, f"{name} is {value!r}; it must be {needed}")
+            value, kinds = getattr(self, name), (int, float) if kind is float else kind
+            require(isinstance(value, kinds), f"{name} is {value!r}; it must be {kind.__name__}")
+            require(kind is not int or value >= 1, f"{name} is {value}; it must be at least 1")
         require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")
         require(self.gelu in ("tanh", "erf"), f"gelu is {self.gelu!r}; choose tanh (GPT-2) or erf (nanoGPT)")
@@ -66,7 +66,7 @@ class GPTConfig:
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = (p if p is None else p.to(input.dtype) for p in (self.weight, self.bias))  # bfloat16 with FSDP
+        weight, bias = (p if p is None else p.to(input.dtype) for p in (self.weight, self.bias))  # FSDP: bfloat16
         return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 

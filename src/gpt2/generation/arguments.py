@@ -64,7 +64,7 @@ def shown(value: object) -> str:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """Return what a value holds; None if it holds nothing."""
+    """Return the items of a value; None if it has none, as a number."""
     try:
         return list(value)
     except TypeError:
