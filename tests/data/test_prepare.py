@@ -93,7 +93,7 @@ def test_no_text_is_taken_twice(tmp_path: Path) -> None:
     texts = [data.tokenizer.decode(data.splits[s][:].tolist()) for s in ("train", "val")]
     assert [t.split("<|endoftext|>")[:-1] for t in texts] == [["a" * 9, "c" * 9], ["b" * 9]]
     with pytest.raises(UserError, match="all of the text is for validation"):
-        prepare(tmp_path / "t", val=[tmp_path / "t"], out=tmp_path / "e", tokenizer="byte")
+        prepare(tmp_path / "t", val=str(tmp_path / "t"), out=tmp_path / "e", tokenizer="byte")
 
 
 @given(st.text(alphabet="ab \n\t'1.é\x1c\u3000"), st.integers(1, 5), st.sampled_from([None, "\n\n", "<|endoftext|>"]))

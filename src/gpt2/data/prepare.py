@@ -52,7 +52,7 @@ def prepare(
     format: str = "nanogpt",
     name: str | None = None,
     shard_size: int | None = None,
-    val: Sequence[str | Path] = (),
+    val: str | Path | Sequence[str | Path] = (),
     val_fraction: float | None = None,
     val_tokens: int | None = None,
     field: str = "text",
@@ -72,9 +72,9 @@ def prepare(
     `llmc` or `npy` (shards of `shard_size` tokens named after `name`, end-of-text before each document). field,
     separator: see `sources.pieces`.
 
-    The validation split is the sources `val`; or the first `val_tokens` of all; or `val_fraction` (0.1) of the
-    documents, evenly spread. With few documents it is the end of each of them, or of the text if that is short or a
-    single document, cut by characters as in nanoGPT.
+    The validation split is the text of `val`, one source or several; or the first `val_tokens` of all; or
+    `val_fraction` (0.1) of the documents, evenly spread. With few documents it is the end of each of them, or of the
+    text if that is short or a single document, cut by characters as in nanoGPT.
 
     parse_special: whether the text of a special token, such as `<|user|>`, becomes that token. By default only for a
     tokenizer that has other special tokens than `<|endoftext|>`, so that text from the web cannot contain any.
@@ -84,7 +84,7 @@ def prepare(
     A call after a kill continues the work. `note` receives lines about the work; `progress` receives the number of
     bytes read, the number to read, and the number of tokens written. Raises UserError.
     """
-    corpus, inputs = find_inputs(sources, val, given, note)
+    corpus, inputs = find_inputs(sources, [val] if isinstance(val, str | Path) else val, given, note)
     asked = {"name": name, "shard_size": shard_size, "separator": separator}
     asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
     settings = _settings(default_name(sources[0]), corpus, format, asked)
