@@ -10,12 +10,13 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:  # the parent may have asked to ignore Ctrl-C
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # or the parent has it ignored
+    if is_default:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     from gpt2.cli import main as run
 
-    signal.signal(signal.SIGINT, handler)
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 

@@ -226,6 +226,8 @@ def latest(out_dir: Path, log: Log, at_most: int | None = None) -> Path:
                 _set_aside(damaged, what, folder, log)
             return folder
         problems[folder] = problem
+    if steps and at_most is not None:
+        raise UserError(f"every checkpoint of {out_dir} up to step {at_most} is damaged")
     if steps:
         raise UserError(damaged_run(out_dir, problems))
     raise UserError(f"{out_dir} holds no checkpoint to resume; start a new run with --init_from=auto")

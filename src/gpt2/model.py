@@ -49,12 +49,13 @@ class GPTConfig:
     """Training rounds the head's matrix product up to a multiple of this, for speed; no parameter is added."""
 
     def __post_init__(self) -> None:
-        for name, kind in GPTConfig.__annotations__.items():
-            value, kinds = getattr(self, name), (int, float) if kind is float else kind
-            require(isinstance(value, kinds), f"{name} is {value!r}; it must be {kind.__name__}")
-            require(kind is not int or value >= 1, f"{name} is {value}; it must be at least 1")
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "pad_vocab"):
+            value = getattr(self, name)
+            require(type(value) is int and value >= 1, f"{name} is {value!r}; it must be an int of at least 1")
+        require({type(self.bias), type(self.flash)} == {bool}, "bias and flash must be True or False")
         require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        is_share = isinstance(self.dropout, int | float) and 0 <= self.dropout < 1
+        require(is_share, f"dropout is {self.dropout!r}; it must be at least 0 and below 1")
         require(self.gelu in ("tanh", "erf"), f"gelu is {self.gelu!r}; choose tanh (GPT-2) or erf (nanoGPT)")
 
     @classmethod
@@ -149,7 +150,6 @@ class GPT(NanoGPTMethods):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        require(isinstance(config, GPTConfig), f"config is of type {type(config).__name__}; give a GPTConfig")
         self.config = config
         self.transformer = Transformer(config)
         self.init_weights()

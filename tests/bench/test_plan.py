@@ -117,7 +117,6 @@ def test_the_planned_model_is_the_one_that_will_be_trained(tiny, dataset, tmp_pa
     train(tiny(max_iters=1, warmup_iters=0))
     tuned = TrainConfig(init_from=str(tmp_path / "run"), block_size=8, device="cpu", dataset="fineweb-edu")
     assert planned(tuned).parameters == expected - 8 * 16
-    assert planned(replace(tuned, block_size=TrainConfig.block_size)).parameters == expected
 
 
 def test_max_epochs_limits_the_planned_tokens(tiny) -> None:

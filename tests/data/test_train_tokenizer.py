@@ -130,7 +130,13 @@ def test_special_tokens_in_the_text_are_not_trained_on(one_file: bool, text: str
         tmp_path, vocab_size=280, specials=["<|user|>", "<|usr|>", "[PAD]"], note=notes.append
     )
     assert [token for token in tokenizer.tokens if len(token) > 1 and set(token) & set(b"<|>")] == []
-    assert report.bytes_per_token > 2
+    if not one_file:
+        held_out = [line for i, line in enumerate(lines) if i % 20 == 19]
+        ordinary = [piece for line in held_out for part in line.split(markers[0]) for piece in part.split(markers[1])]
+        assert report.measured_bytes == sum(map(len, ordinary))
+        assert report.bytes_per_token == report.measured_bytes / sum(
+            len(tokenizer.encode(piece)) for piece in ordinary
+        )
     assert [note for note in notes if "<|usr|>, [PAD]" in note and "not in the text" in note]
     assert not [note for note in notes if "<|user|>" in note]
 

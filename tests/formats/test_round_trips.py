@@ -66,6 +66,15 @@ def test_two_formats_one_after_the_other(pair, bias, gelu, vocab_size, n_layer, 
             assert torch.allclose(logits_of(found, ids), logits_of(model, ids), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("value", "problem"), [(1e6, "float16 cannot hold the weights"), (float("nan"), "damaged")])
+def test_a_model_that_the_format_cannot_hold_is_not_written(value: float, problem: str, tmp_path: Path) -> None:
+    model = toy(0)
+    model.transformer.wte.weight.data[0, 0] = value
+    with pytest.raises(UserError, match=problem):
+        export(source_of(model, characters(33)), "hf", tmp_path / "x", lambda line: None, "float16")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_a_source_builds_any_number_of_models(name: str, tmp_path: Path) -> None:
     source = open_model(str(put(tmp_path / "x", name, source_of(toy(), characters(33)))))

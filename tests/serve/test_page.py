@@ -259,6 +259,20 @@ def test_a_reload_keeps_all_texts_and_back_doubles_none(two: Running, opened: Op
     assert tab.url == restored and tree.all_inner_texts() == before
 
 
+def test_a_change_overwrites_no_address_that_was_opened_since(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    tab.evaluate(
+        "() => { const real = Response.prototype.arrayBuffer; Response.prototype.arrayBuffer = async function () {"
+        " await new Promise((go) => { window.go = go; }); return real.call(this); }; }"
+    )
+    tab.get_by_label("Prompt").fill("another")
+    tab.wait_for_function("() => window.go !== undefined")
+    tab.evaluate("location.hash = '#Read'")
+    tab.locator("#view-Read").wait_for()
+    tab.evaluate("async () => { window.go(); await new Promise((then) => setTimeout(then, 50)); }")
+    assert tab.url.endswith("#Read")
+
+
 def test_a_text_that_was_stopped_by_another_is_not_said_to_be_written(opened: Open) -> None:
     class Slower(SlowEngine):
         seconds = 0.03

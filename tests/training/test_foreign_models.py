@@ -16,7 +16,6 @@ from gpt2.errors import UserError
 from gpt2.formats.export import export
 from gpt2.formats.open import build, open_model
 from gpt2.model import GPT, GPTConfig
-from gpt2.training.config import TrainConfig
 from gpt2.training.import_run import import_run
 from gpt2.training.loop import train
 from gpt2.training.recipes import resume_config
@@ -69,24 +68,6 @@ def test_an_imported_model_stays_the_best_while_training_makes_it_worse(step: in
     }
     train(resume_config(tmp_path / "back", **worse, compile=False, device="cpu"))
     assert open_model(str(tmp_path / "back")).progress.step == step
-
-
-def test_a_model_with_few_positions_decides_block_size(tiny, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    train(tiny(out_dir="r", max_iters=1))
-    export(open_model("r"), "hf", Path("hf"), quiet)
-    given = {name: value for name, value in tiny(out_dir="new").as_dict().items() if name != "block_size"}
-    for model, own in (("r", None), ("hf", None), ("scratch", build(open_model("hf")))):
-        lines: list[str] = []
-        run = set_up(TrainConfig(**given | {"init_from": model}), lines.append, model=own)
-        assert (run.config.block_size, run.model.config.block_size) == (16, 16)
-        assert "block_size=16, all positions of the model" in lines
-    lines = []
-    run = set_up(TrainConfig(**given | {"init_from": "hf", "block_size": 8}), lines.append)
-    assert (run.config.block_size, run.model.config.block_size) == (8, 8)
-    assert "keeping the first block_size=8 of the model's 16 positions" in lines
-    with pytest.raises(UserError, match="block_size=32 is more than the model's 16 positions"):
-        set_up(TrainConfig(**given | {"init_from": "hf", "block_size": 32}), quiet)
 
 
 def test_fine_tuning_can_take_the_optimizer_along(tiny, tmp_path: Path, monkeypatch) -> None:

@@ -19,7 +19,6 @@ from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
 from gpt2.training.budget import SPARE, last_step, shares, training_memory
 from gpt2.training.config import TrainConfig
-from gpt2.training.weights import fitted
 
 CHINCHILLA = 20
 """Training tokens per parameter that use a given number of FLOPs best (Hoffmann et al. 2022, "Chinchilla")."""
@@ -125,8 +124,6 @@ def plan(config: TrainConfig, hardware: Hardware, log: Log) -> Plan:
     Nothing is computed on the device. log: receives lines about what is not known yet. Raises UserError where nothing
     fits, with the flags that help.
     """
-    if config.init_from not in OFFICIAL:  # whose shapes are known without their files
-        config = fitted(config, log)
     config = config.resolved()
     dataset = find_dataset(config.dataset, config.data_dir) if config.dataset else None
     shape = _shape(config, dataset, log)
@@ -258,7 +255,7 @@ def _data(config: TrainConfig, dataset: Dataset | None) -> Data:
 
 def _shape(config: TrainConfig, dataset: Dataset | None, log: Log) -> GPTConfig:
     """Return the shape of the model that will be trained. Nothing is prepared or trained for it."""
-    if config.init_from in OFFICIAL:
+    if config.init_from in OFFICIAL:  # whose shapes are known without their files
         return GPTConfig.preset(config.init_from, block_size=config.block_size)
     if config.init_from not in ("scratch", "resume", "auto"):
         return replace(open_model(config.init_from).config, block_size=config.block_size)

@@ -65,10 +65,10 @@ def train_tokenizer(
     """Learn a vocabulary of `vocab_size` ids, including end-of-text and `specials`, from sources as in `prepare`.
 
     `field` is the field with the text in rows of files; at most `max_characters` are read. Every twentieth document,
-    or the end of a text of fewer, is held out of training and measured. Special tokens in the text are kept out of
-    the training and measured as one token each. `given` is a local copy of a corpus that would be downloaded. `note`
-    receives a line if some of `specials` are not in the text, and one if GPT-2's tokenizer is not available. Raises
-    UserError.
+    or the end of a text of fewer, is held out of training and measured. Special tokens in the text, among them
+    end-of-text, are neither trained on nor measured. `given` is a local copy of a corpus that would be downloaded.
+    `note` receives a line if some of `specials` are not in the text, and one if GPT-2's tokenizer is not available.
+    Raises UserError.
     """
     if max_characters < 1:
         raise UserError(f"max_characters is {max_characters}; it must be at least 1")
@@ -81,7 +81,9 @@ def train_tokenizer(
         reading = _Reading(_cut(_texts(text, max_characters)), specials)
         tokenizer = train_bpe(reading.training(_texts(text, max_characters)), vocab_size, specials)
     seconds = time.perf_counter() - started
-    if not reading.trained or not reading.held_out:
+    pieces = (piece for text in reading.held_out for piece in tokenizer.special.pieces(text, markers=True))
+    measured = [piece for piece in pieces if isinstance(piece, str)]
+    if not reading.trained or not measured:
         raise UserError(
             f"the text has {counted(reading.characters, 'character')}, too few to train and measure on; give more"
         )
@@ -92,9 +94,9 @@ def train_tokenizer(
         )
     if reading.not_found:
         note(f"not in the text: {', '.join(reading.not_found)}; special tokens are written exactly as in the text")
-    size = sum(len(text.encode()) for text in reading.held_out)
+    size = sum(len(text.encode()) for text in measured)
     try:
-        gpt2 = size / _count(gpt2_tokenizer(), reading.held_out, bool(specials))
+        gpt2 = size / _count(gpt2_tokenizer(), measured)
     except UserError as error:
         note(f"not compared with GPT-2's tokenizer: {error}")
         gpt2 = None
@@ -103,7 +105,7 @@ def train_tokenizer(
         ids=tokenizer.vocab_size,
         characters=reading.characters,
         measured_bytes=size,
-        bytes_per_token=size / _count(tokenizer, reading.held_out, bool(specials)),
+        bytes_per_token=size / _count(tokenizer, measured),
         gpt2_bytes_per_token=gpt2,
         longest_tokens=[token.decode(errors="replace") for token in longest],
         seconds=seconds,
@@ -157,6 +159,5 @@ class _Reading:
                 yield head
 
 
-def _count(tokenizer: Tokenizer, texts: Iterable[str], specials: bool) -> int:
-    """Return the number of tokens of texts, in which special tokens are found if `specials`, as by `prepare`."""
-    return sum(len(tokenizer.encode_array(text, specials)) for text in texts)
+def _count(tokenizer: Tokenizer, texts: Iterable[str]) -> int:
+    return sum(len(tokenizer.encode_array(text)) for text in texts)

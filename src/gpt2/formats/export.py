@@ -107,6 +107,7 @@ def export(
         form.write(model, Extras(tokenizer, out.stem, dtype, note, batch, source.progress), temporary)
         del model
         found = logits_of(build(open_model(str(temporary))).eval(), ids)
+        require_finite(found, expected, source.origin, dtype)
     return Exported(out, difference(found, expected), expected.abs().max().item())
 
 
@@ -146,6 +147,14 @@ def probe(config: GPTConfig, tokenizer: Tokenizer | None) -> Tensor:
     """Return random token ids for a comparison of models, int64 (2, T) with T at most 64."""
     vocab_size = min(config.vocab_size, tokenizer.vocab_size if tokenizer else config.vocab_size)
     return torch.randint(vocab_size, (2, min(64, config.block_size)), generator=torch.Generator().manual_seed(0))
+
+
+def require_finite(found: Tensor, expected: Tensor, origin: str, dtype: str) -> None:
+    """Raise UserError for logits of an exported model that are not finite; `expected` are those of the model."""
+    is_sound = bool(expected.isfinite().all())
+    require(is_sound, f"{origin} gives logits that are not finite; its weights are damaged, and nothing is written")
+    is_kept = bool(found.isfinite().all())
+    require(is_kept, f"{dtype} cannot hold the weights of {origin}, which are too large; export with --dtype=float32")
 
 
 @torch.no_grad()

@@ -174,8 +174,9 @@ def request_for(
     fields of `Request` and, with `sampling`, of `Sampling`. Raises UserError for invalid ones and for a prompt that
     the tokenizer cannot encode.
     """
-    known = ["max_new_tokens", "seed", "stop", *(field.name for field in fields(Sampling))]
-    for name in sampling.keys() - known:
+    named = ("max_new_tokens", "seed", "n_logprobs", "echo", "reanchor")
+    known = [*named, *(field.name for field in fields(Sampling))]
+    for name in sorted(sampling.keys() - known):
         close = nearest(name, known)
         hint = f"did you mean {close}?" if close else f"the settings are {', '.join(known)}"
         raise UserError(f"there is no setting {name!r}; {hint}")

@@ -88,8 +88,7 @@ class TrainConfig:
     batch_size: Annotated[int, DATA, SEQUENCES] = 12
     """Number of sequences in a micro-batch."""
     block_size: Annotated[int, DATA, CONTEXT] = 1024
-    """Number of tokens in a sequence; also the context length of a model that is built from scratch. Default: 1024,
-    or all positions of the MODEL in init_from if it has fewer."""
+    """Number of tokens in a sequence; also the model's context length when it is built from scratch."""
     gradient_accumulation_steps: Annotated[int | None, DATA, MICRO_BATCHES] = None
     """Number of micro-batches in an optimizer step, over all processes. Default: what total_batch_size implies, else
     1."""

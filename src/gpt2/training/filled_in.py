@@ -10,7 +10,7 @@ from gpt2.training.config import HINTS, TrainConfig
 from gpt2.training.nanogpt_config import names_a_model
 from gpt2.training.recipes import dump_toml
 
-OF_THE_MODEL = ("block_size", "n_layer", "n_head", "n_embd", "gelu")
+OF_THE_MODEL = ("n_layer", "n_head", "n_embd", "gelu")
 """Settings that a model brings with it when init_from names one."""
 OF_THE_LAST_STEP = ("lr_decay_iters", "warmup_iters", "eval_interval", "eval_iters")
 """Settings whose default depends on the step at which the run ends, which max_epochs makes depend on the dataset."""
@@ -61,9 +61,9 @@ def _values(config: TrainConfig) -> dict[str, Any]:
     filled = replace(replace(config, max_iters=last).resolved(), max_iters=config.max_iters).as_dict()
     unknown = set(OF_THE_MODEL if names_a_model(config.init_from) else ())
     unknown |= set(OF_THE_LAST_STEP if config.max_epochs else ())
-    given, plain = config.as_dict(), TrainConfig().as_dict()
+    given = config.as_dict()
     for name in unknown:
-        if name in given and given[name] != plain.get(name):
+        if name in given:
             filled[name] = given[name]
         else:
             filled.pop(name, None)

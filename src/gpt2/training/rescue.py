@@ -1,5 +1,6 @@
 """Saves the last complete step of a run that an exception ends, and describes the exception in one line."""
 
+import errno
 import traceback
 from collections.abc import Callable
 
@@ -51,7 +52,7 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
         run.model.zero_grad(set_to_none=True)
         checkpoint.write(take())
     except Exception as error:
-        if have_one_reason(error, problem):
+        if is_same_reason(error, problem):
             return "; nothing after the last checkpoint is saved"
         return f"; step {step} could not be saved ({first_line(error)})"
     advice = (
@@ -62,9 +63,8 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
     return f"; step {step} is saved{advice}"
 
 
-def have_one_reason(error: Exception, other: Exception) -> bool:
-    """Return whether two errors come from the same error of the system, or else have the same text."""
-    cause, other_cause = error.__cause__, other.__cause__
-    if isinstance(cause, OSError) and isinstance(other_cause, OSError):
-        return cause.errno == other_cause.errno
-    return str(error) == str(other)
+def is_same_reason(error: Exception, other: Exception) -> bool:
+    """Return whether two errors both come from a full disk, or have the same text."""
+    causes = error.__cause__, other.__cause__
+    is_full = [isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes]
+    return all(is_full) or str(error) == str(other)

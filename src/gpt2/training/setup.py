@@ -31,7 +31,7 @@ from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_
 from gpt2.training.run import Run
 from gpt2.training.session import require_trackers
 from gpt2.training.timing import Ledger, device_clock
-from gpt2.training.weights import MODEL_SETTINGS, fitted, make_model, optimizer_state, run_tokenizer
+from gpt2.training.weights import MODEL_SETTINGS, make_model, optimizer_state, run_tokenizer
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def set_up(
     log = log if world.is_main else _silent
     machine = world.agreed(lambda: set_up_machine(given, world))
     ledger.mark("peak")
-    given = world.main_first(lambda: fitted(given, log, model))
     data = world.main_first(lambda: set_up_data(given, log))
     ledger.mark("data")
     prepared = world.agreed(lambda: set_up_model(given, machine, data, world, log, model))

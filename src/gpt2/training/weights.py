@@ -1,6 +1,5 @@
 """The network that a run begins with: initialized from the seed, or with the weights of a model or checkpoint."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +38,6 @@ def make_model(
     if config.init_from in ("scratch", "auto"):
         return _initialized_model(config, dataset, runtime), None
     return _pretrained_model(config, asked, dataset, runtime, log)
-
-
-def fitted(given: TrainConfig, log: Log, own: GPT | None = None) -> TrainConfig:
-    """Return the settings with the block_size of the model that a run begins with, if its default is too large.
-
-    own: the caller's model, else that of init_from. log: receives a line if block_size changes. Raises UserError for
-    an init_from that is no model.
-    """
-    default = TrainConfig.__dataclass_fields__["block_size"].default
-    if given.block_size != default or (own is None and given.init_from in ("scratch", "resume", "auto")):
-        return given
-    positions = (own or open_model(given.init_from)).config.block_size
-    if positions >= default:
-        return given
-    log(f"block_size={positions}, all positions of the model")
-    return replace(given, block_size=positions)
 
 
 def _checked_model(

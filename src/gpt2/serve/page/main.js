@@ -61,8 +61,8 @@ async function start() {
 
   // Writes the state into the address, unless another address was opened since it changed.
   async function follow() {
-    const address = await fragment();
-    if (!isRestoring) history.replaceState(null, "", address);
+    const before = location.hash, address = await fragment();
+    if (!isRestoring && location.hash === before) history.replaceState(null, "", address);
   }
 
   function opened() {
@@ -87,9 +87,10 @@ async function start() {
     clearTimeout(timer);
     try {
       const given = state === null ? {} : await unpackedState(state);
-      for (const id of new Set([given.model, given.shown?.model, given.shown?.compare, ...(given.branches ?? []).map(({ run }) => run?.model)]))
-        if (id && !isServed(id)) status.say(`${id} is not served here, so ${models.value} is used.`);
       if (isServed(given.model)) models.value = given.model;
+      const named = [given.model, given.shown?.model, given.shown?.compare, ...(given.branches ?? []).map(({ run }) => run?.model)];
+      const missing = [...new Set(named)].filter((id) => id && !isServed(id));
+      if (missing.length) status.say(`Not served here: ${missing.join(", ")}. ${models.value} is used instead.`);
       modelChanged();
       giveText(given.text ?? "");
       time.stepTo(Number.isInteger(given.step) ? given.step : null);
