@@ -157,8 +157,10 @@ def test_a_star_allows_the_pages_of_any_site() -> None:
 
 
 def test_an_origin_is_a_scheme_and_a_host() -> None:
-    known = ["*", "https://Example.org", "http://localhost:3000", "http://[::1]:80", "chrome-extension://abc"]
+    known = ["*", "https://Example.org", "http://localhost:3000", "http://[::1]:8000", "chrome-extension://abc"]
     assert checked_origins(known) == [one.lower() for one in known]
+    assert checked_origins(["https://A.org:443", "http://a.org:80"]) == ["https://a.org", "http://a.org"]
+    assert checked_origins(["https://a.org:80", "http://[::1]:443"]) == ["https://a.org:80", "http://[::1]:443"]
     for wrong in (
         *("foo", "", "null", "example.org", "example.org:80", "https://", "https://*.example.org", "*://example.org"),
         *("https://example.org/", "https://example.org/path", "https://me@example.org", "https://example.org:port"),

@@ -19,6 +19,8 @@ OPEN_PATHS = re.compile(r"/|/health|/page/.*")
 """Paths that need no key: the page asks for it."""
 ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 """An origin as browsers send it, or `*` for all of them."""
+DEFAULT_PORTS = {"http://": ":80", "https://": ":443"}
+"""Ports that browsers leave out of an origin."""
 MOST_BYTES = 4 << 20
 """Maximum size of a body. A prompt that fills the context of GPT-2 has a few thousand bytes."""
 BODY_SECONDS = 30.0
@@ -74,11 +76,14 @@ class Guard:
 
 
 def checked_origins(given: Sequence[str]) -> list[str]:
-    """Return origins in lower case, as browsers send them. Raises UserError for what is none."""
+    """Return origins as browsers send them, in lower case and without default ports. Raises UserError for others."""
     for one in given:
         if not ORIGIN.fullmatch(one.lower()):
             raise UserError(f"{one!r} is no origin of a site; write https://example.org:8080, or * for any site")
-    return [one.lower() for one in given]
+    origins = [one.lower() for one in given]
+    for scheme, port in DEFAULT_PORTS.items():
+        origins = [one.removesuffix(port) if one.startswith(scheme) else one for one in origins]
+    return origins
 
 
 async def read_body(request: Request) -> bytes:
