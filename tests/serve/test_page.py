@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,20 @@ def write(tab: "Page", prompt: str = "the cat", seed: int = 7, tokens: int = 12)
     tab.get_by_role("button", name="Write", exact=True).click()
     finished(tab, tokens)
     return tab.locator(".written [data-token]")
+
+
+@contextmanager
+def slow_writing(opened: Open) -> Iterator[tuple[Running, "Page"]]:
+    """A server that writes slowly, and its page while a text of 900 tokens is written."""
+
+    class Slower(SlowEngine):
+        seconds = 0.03
+
+    with running(engine=Slower, block_size=1024) as one:
+        tab = opened(one.address)
+        tab.get_by_label("Tokens", exact=True).fill("900")
+        tab.get_by_role("button", name="Write", exact=True).click()
+        yield one, tab
 
 
 def finished(tab: "Page", tokens: int) -> None:
@@ -142,13 +157,7 @@ def test_a_text_is_continued_where_it_ends(two: Running, opened: Open) -> None:
 
 
 def test_stop_ends_the_request_and_typing_goes_on(opened: Open) -> None:
-    class Slower(SlowEngine):
-        seconds = 0.03
-
-    with running(engine=Slower, block_size=1024) as one:
-        tab = opened(one.address)
-        tab.get_by_label("Tokens", exact=True).fill("900")
-        tab.get_by_role("button", name="Write", exact=True).click()
+    with slow_writing(opened) as (one, tab):
         tab.locator(".written [data-token='2']").wait_for()
         tab.get_by_label("Prompt").press_sequentially("typed")
         assert tab.get_by_label("Prompt").input_value() == "typed"
@@ -259,28 +268,8 @@ def test_a_reload_keeps_all_texts_and_back_doubles_none(two: Running, opened: Op
     assert tab.url == restored and tree.all_inner_texts() == before
 
 
-def test_a_change_overwrites_no_address_that_was_opened_since(two: Running, opened: Open) -> None:
-    tab = opened(two.address)
-    tab.evaluate(
-        "() => { const real = Response.prototype.arrayBuffer; Response.prototype.arrayBuffer = async function () {"
-        " await new Promise((go) => { window.go = go; }); return real.call(this); }; }"
-    )
-    tab.get_by_label("Prompt").fill("another")
-    tab.wait_for_function("() => window.go !== undefined")
-    tab.evaluate("location.hash = '#Read'")
-    tab.locator("#view-Read").wait_for()
-    tab.evaluate("async () => { window.go(); await new Promise((then) => setTimeout(then, 50)); }")
-    assert tab.url.endswith("#Read")
-
-
 def test_a_text_that_was_stopped_by_another_is_not_said_to_be_written(opened: Open) -> None:
-    class Slower(SlowEngine):
-        seconds = 0.03
-
-    with running(engine=Slower, block_size=1024) as one:
-        tab = opened(one.address)
-        tab.get_by_label("Tokens", exact=True).fill("900")
-        tab.get_by_role("button", name="Write", exact=True).click()
+    with slow_writing(opened) as (_, tab):
         tab.locator(".written [data-token='2']").click()
         tab.keyboard.press("2")
         tab.locator(".tree button").nth(1).wait_for()

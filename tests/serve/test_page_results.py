@@ -188,3 +188,17 @@ def test_the_row_of_inside_names_the_views_that_it_is_about(two: Running, opened
     assert "All views below except activation patching are about" in panel.locator(".sticky").inner_text()
     panel.get_by_role("heading", name="Activation patching").wait_for()
     assert [text for text in panel.locator("th").all_text_contents() if not text.strip()] == []
+
+
+def test_a_change_overwrites_no_address_that_was_opened_since(two: Running, opened: Open) -> None:
+    tab = opened(two.address)
+    tab.evaluate(
+        "() => { const real = Response.prototype.arrayBuffer; Response.prototype.arrayBuffer = async function () {"
+        " await new Promise((go) => { window.go = go; }); return real.call(this); }; }"
+    )
+    tab.get_by_label("Prompt").fill("another")
+    tab.wait_for_function("() => window.go !== undefined")
+    tab.evaluate("location.hash = '#Read'")
+    tab.locator("#view-Read").wait_for()
+    tab.evaluate("async () => { window.go(); await new Promise((then) => setTimeout(then, 50)); }")
+    assert tab.url.endswith("#Read")
