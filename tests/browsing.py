@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ def copied_link(tab: "Page") -> str:
     tab.get_by_role("button", name="Copy link").click()
     tab.locator("main > .status", has_text=re.compile("link is copied|copies only by hand")).wait_for()
     return tab.url
+
+
+def saved(tab: "Page", path: Path) -> str:
+    """The address of the file that the page of a server saves."""
+    with tab.expect_download() as file:
+        tab.get_by_role("button", name="Save").click()
+    file.value.save_as(path)
+    return path.as_uri()
 
 
 def luminance(color: str) -> float:

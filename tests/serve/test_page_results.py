@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from browsing import copied_link
+from browsing import copied_link, saved
 from generation.models import random_model
 from serve.conftest import Running, running
 
@@ -44,14 +44,6 @@ def result(tab: "Page", view: str, text: str, button: str, **fields: str) -> "Lo
     return panel
 
 
-def saved(tab: "Page", path: Path) -> str:
-    """The address of the file that the page saves."""
-    with tab.expect_download() as file:
-        tab.get_by_role("button", name="Save").click()
-    file.value.save_as(path)
-    return path.as_uri()
-
-
 def test_a_result_stays_that_of_its_model_and_its_text(two: Running, opened: Open, tmp_path: Path) -> None:
     tab = opened(two.address)
     panel = result(tab, "Read", "first text", "Read", compare="")
@@ -79,9 +71,8 @@ def test_a_result_stays_that_of_its_model_and_its_text(two: Running, opened: Ope
 
 
 def test_the_file_of_a_view_is_of_what_it_shows(two: Running, opened: Open, tmp_path: Path) -> None:
-    """The second text of patching belongs to the view Inside alone, and a comparison is not one model's page."""
+    """The second text of patching belongs to the view Inside alone."""
     tab = opened(two.address)
-    save = tab.get_by_role("button", name="Save")
     result(tab, "Inside", "a text", "Look inside", against="a test")
     lens = opened(saved(tab, tmp_path / "inside.html") + "#Inside")
     lens.get_by_role("heading", name="Activation patching").wait_for()
@@ -89,11 +80,23 @@ def test_the_file_of_a_view_is_of_what_it_shows(two: Running, opened: Open, tmp_
     lens = opened(saved(tab, tmp_path / "read.html") + "#Inside")
     lens.get_by_role("heading", name="Attribution").wait_for()
     assert lens.get_by_role("heading", name="Activation patching").count() == 0
+
+
+def test_the_file_of_a_comparison_shows_both_models(two: Running, opened: Open, tmp_path: Path) -> None:
+    tab = opened(two.address)
     panel = result(tab, "Read", "a longer text", "Read", compare="other")
     assert panel.locator(".whose").inner_text() == "Result of tiny and other"
-    assert "cannot be saved as a file" in panel.locator(".result").inner_text() and not save.is_visible()
-    tab.get_by_role("tab", name="Inside").click()
-    assert save.is_visible()
+    file = opened(saved(tab, tmp_path / "compared.html"))
+    tiles = ".tiles dd"
+    file.locator(".pair .worst").nth(1).wait_for()
+    assert file.locator("h1").inner_text() == "tiny and other"
+    assert file.locator(tiles).all_inner_texts() == panel.locator(tiles).all_inner_texts()
+    file.locator(".tokens").first.locator("[data-token='5']").click()
+    panel.locator(".tokens").first.locator("[data-token='5']").click()
+    assert file.locator(".readout").inner_text() == panel.locator(".readout").inner_text()
+    file.get_by_role("tab", name="Inside").click()
+    file.get_by_text("These views are those of tiny.").wait_for()
+    file.get_by_role("heading", name="Attribution").wait_for()
 
 
 def test_a_written_text_says_who_wrote_it(two: Running, opened: Open, tmp_path: Path) -> None:

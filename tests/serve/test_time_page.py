@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from browsing import PHONE, copied_link
+from browsing import PHONE, copied_link, saved
 from serve.conftest import Running
 
 import gpt2
@@ -93,6 +93,25 @@ def test_a_link_restores_the_step_and_fits_a_phone(learned: tuple[Running, Path]
         ".filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML)"
     )
     assert unnamed == []
+
+
+def test_the_file_of_a_step_has_the_losses_of_all_steps(
+    learned: tuple[Running, Path], opened: Open, tmp_path: Path
+) -> None:
+    one, run = learned
+    tab = shown(one.address, opened)
+    slider = tab.get_by_role("slider", name="Step", exact=True)
+    slider.press("ArrowLeft")
+    at_step(tab, 8)
+    file = opened(saved(tab, tmp_path / "step.html") + "#Time/5")
+    file.get_by_text("The other views are those of step 8.").wait_for()
+    said, legend = file.locator("#view-Time .when span"), file.locator("#view-Time .legend")
+    assert said.inner_text() == tab.locator("#view-Time .when span").inner_text()
+    assert "the token “a”" in legend.inner_text()
+    file.get_by_role("slider", name="Step", exact=True).press("Home")
+    assert mean_loss(weights_by_step(run)[0], TEXT) in said.inner_text()
+    file.get_by_role("tab", name="Read").click()
+    file.locator("#view-Read .tiles", has_text=mean_loss(weights_by_step(run)[8], TEXT)).wait_for()
 
 
 def test_a_result_follows_its_slider_after_another_text_was_refused(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import DataDirArg, DatasetArg, DeviceArg, JsonFlag, ModelArg, TokenizerArg
+from gpt2.cli.arguments import PATH, DataDirArg, DatasetArg, DeviceArg, JsonFlag, ModelArg, TokenizerArg
 from gpt2.cli.results import results_stream
 from gpt2.runlog.console import WorkConsole, note
 from gpt2.training.setting import OUTPUT, within
@@ -22,6 +22,7 @@ def lens(
     against: str | None = None,
     answer: str | None = None,
     other: str | None = None,
+    compare: Annotated[str | None, PATH] = None,
     dataset: DatasetArg | None = None,
     shortest: Annotated[int, within(1, 1000)] = 5,
     top: Annotated[int, within(2, 100)] = 5,
@@ -45,6 +46,8 @@ def lens(
         Token whose logit patching follows. Default: the likeliest one after the text.
     other
         Token whose logit is subtracted. Default: the likeliest other one after the corrupted text.
+    compare
+        Another model, whose losses are shown next to those of this one.
     dataset
         Dataset whose training tokens are searched for passages of the text.
     shortest
@@ -58,6 +61,7 @@ def lens(
     from gpt2.device import pick_device
     from gpt2.files import write_text
     from gpt2.formats.open import build, open_model
+    from gpt2.formats.source import Source
     from gpt2.generation.text import encode_prompt, read_prompt
     from gpt2.inside.analysis import Analysis, as_lists, single_token
     from gpt2.inside.lens_page import page
@@ -66,6 +70,7 @@ def lens(
     content = read_prompt("FILE:/dev/stdin" if text == "-" else text)
     corrupted = None if against is None else read_prompt(against)
     source = open_model(model, tokenizer)
+    second = None if compare is None else open_model(compare, tokenizer)
     words = source.tokenizer
     answer_id = None if answer is None else single_token(words, answer, "answer")
     other_id = None if other is None else single_token(words, other, "other")
@@ -74,17 +79,26 @@ def lens(
         found = open_dataset(dataset, data_dir, note)
         found.require_tokenizer(words, f"the model {source.origin}", model)
         tokens = found.split("train", 1)
-    for line in (f"model {source.origin}", *source.notes):
-        note(line)
-    network = build(source).to(where).eval()
+    for opened in (source, second) if second else (source,):
+        for line in (f"model {opened.origin}", *opened.notes):
+            note(line)
     with Stages() as stages:
-        analysis = Analysis(source.origin, network, words, encode_prompt(words, content), stages.report, top)
+
+        def analysis_by(opened: Source) -> Analysis:
+            network, ids = build(opened).to(where).eval(), encode_prompt(opened.tokenizer, content)
+            return Analysis(opened.origin, network, opened.tokenizer, ids, stages.report, top)
+
+        analysis = analysis_by(source)
         analysis.add_text()
         if corrupted is not None:
             analysis.add_patching(encode_prompt(words, corrupted), answer_id, other_id)
         if tokens is not None:
             analysis.add_memorised(tokens, shortest)
-    values = analysis.finished()
+        values = analysis.finished()
+        if second is not None:
+            compared = analysis_by(second)
+            compared.add_losses()
+            values["compared"] = compared.finished()
     target = out or (None if json_ else DEFAULT_PAGE)
     if target is not None:
         write_text(target, page(values))

@@ -15,23 +15,28 @@ from gpt2.reporting.style import about
 from gpt2.runlog.curves import printable
 from gpt2.spelling import counted
 
-MODULES = ("shared", "read", "attention", "logit_lens", "attribution", "patching", "analysis", "main")
+MODULES = (
+    *("shared", "read", "compare", "curve", "attention", "logit_lens", "attribution", "patching", "analysis", "main"),
+)
 """ES modules of the page, each after those that it imports."""
 
 
 def page(values: dict[str, Any]) -> str:
     """Return the page about a finished `Analysis`.
 
-    Texts are JSON in an element that the browser does not run, and the script writes them as text and never as HTML.
+    The values may have more parts: `compared`, the losses of the text under another model; and `curve`, the losses at
+    the steps of a run, of which `step` is the one that was analysed. Texts are JSON in an element that the browser
+    does not run, and the script writes them as text and never as HTML.
     """
-    name, size = values["model"], len(values["ids"])
-    config = values["config"]
+    name, size, config = values["model"], len(values["ids"]), values["config"]
     facts = [
         counted(size, "token"),
         counted(config["n_layer"], "layer"),
         f"{counted(config['n_head'], 'head')} per layer",
     ]
     facts += [f"{config['n_embd']} channels", f"{about(config['vocab_size'])} ids"]
+    if "compared" in values:
+        name, facts = f"{name} and {values['compared']['model']}", []
     items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     text = as_json(values).replace("<", "\\u003c")
     content = (

@@ -17,7 +17,7 @@ from gpt2.serve.completions import Ask, Completion, chat_completion, completion
 from gpt2.serve.errors import ApiError
 from gpt2.serve.events import ClientGone, EventStream, unless_gone
 from gpt2.serve.guard import read_body
-from gpt2.serve.inside import AnalysisBody, CurveBody, Job, ReadBody, Reader
+from gpt2.serve.inside import AnalysisBody, CurveBody, Job, PageBody, ReadBody, Reader
 from gpt2.serve.metrics import Metrics
 from gpt2.serve.openapi import document
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Settings, TokenizeBody, parse
@@ -160,15 +160,20 @@ class Api:
 
     async def make_page(self, request: Request) -> Response:
         """Answer /inside/page."""
-        body = parse(AnalysisBody, await read_body(request))
+        body, compared = parse(PageBody, await read_body(request)), None
         reader = self.readers[self._named(body.model).name]
-        job = reader.submit(await asyncio.to_thread(reader.analysis, body, as_page=True))
+        if body.compare is not None:
+            other = self.readers[self._named(body.compare, "compare").name]
+            asked = ReadBody(model=body.compare, text=body.text)
+            job = other.submit(await asyncio.to_thread(other.losses, asked))
+            compared = await unless_gone(request.receive, job.result(), self.seconds)
+        job = reader.submit(await asyncio.to_thread(reader.as_page, body, compared))
         return HTMLResponse(await unless_gone(request.receive, job.result(), self.seconds))
 
     # models and tokens
 
-    def _named(self, name: str | None) -> Served:
-        """Return a model by name; without a name, the only one. Raises ApiError."""
+    def _named(self, name: str | None, param: str = "model") -> Served:
+        """Return a model by name; without a name, the only one. Raises ApiError, which names the field `param`."""
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
         if name is None:
@@ -177,7 +182,7 @@ class Api:
             raise ApiError(
                 404,
                 f"the model {name[:100]!r} is not served here; there is {', '.join(self.models)}",
-                param="model",
+                param=param,
                 code="model_not_found",
             )
         return self.models[name]

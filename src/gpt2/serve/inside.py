@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -29,6 +30,8 @@ MOST_WAITING = 4
 """Number of texts that may wait for a model."""
 Work = Callable[[Report], str]
 """What a job does: it reports its progress, and returns the result as text."""
+Find = Callable[[Report], dict[str, Any]]
+"""Computes values, and reports its progress."""
 T = TypeVar("T")
 PROGRESS_SECONDS = 0.1
 """Least time between two reports of progress."""
@@ -62,6 +65,12 @@ class AnalysisBody(ReadBody):
     answer: str | None = Field(None, description="Token whose logit patching follows; needs against.")
     other: str | None = Field(None, description="Token whose logit is subtracted; needs against.")
     stream: bool = Field(False, description="Whether progress is reported, as server-sent events.")
+
+
+class PageBody(AnalysisBody):
+    """Asks for the same as a page. With a step, it also has the losses at all steps of the run."""
+
+    compare: str | None = Field(None, description="Another served model, whose losses the page shows in comparison.")
 
 
 @dataclass(eq=False)
@@ -160,10 +169,14 @@ class Reader:
         `steps` are those of the snapshots and checkpoints that could be read, `unreadable` the others, and `losses`
         is float32 (steps, tokens - 1) in nats. Raises ApiError for what cannot be read.
         """
+        find = self._curve(body)
+        return lambda report: as_json(find(report))
+
+    def _curve(self, body: TextBody) -> Find:
         ids = self._ids(body.text, "text")
         steps = self._answered(self.earlier.steps)
 
-        def work(report: Report) -> str:
+        def find(report: Report) -> dict[str, Any]:
             found: dict[int, np.ndarray] = {}
             unreadable: list[int] = []
             for done, step in enumerate(steps):
@@ -176,30 +189,48 @@ class Reader:
             if not found:
                 raise UserError(f"no snapshot or checkpoint of {self.served.name} can be read; see gpt2 show")
             values = {"model": self.served.name, "ids": ids, "steps": list(found), "unreadable": unreadable}
-            return as_json(values | {"losses": np.stack(list(found.values()))})
+            return values | {"losses": np.stack(list(found.values()))}
+
+        return find
+
+    def analysis(self, body: AnalysisBody) -> Work:
+        """Return what computes everything about a text, as JSON. Raises ApiError for what cannot be read."""
+        find = self._everything(body)
+        return lambda report: as_json(find(report))
+
+    def as_page(self, body: PageBody, compared: str | None) -> Work:
+        """Return what computes everything about a text, as the page of `gpt2 lens`.
+
+        compared: the losses of the text under another model, as JSON. Raises ApiError for what cannot be read.
+        """
+        find, curve = self._everything(body), None if body.step is None else self._curve(body)
+
+        def work(report: Report) -> str:
+            values = dict(find(report))
+            if compared is not None:
+                values["compared"] = json.loads(compared)
+            if curve is not None:
+                values |= {"step": body.step, "curve": curve(report)}
+            return page(values)
 
         return work
 
-    def analysis(self, body: AnalysisBody, *, as_page: bool = False) -> Work:
-        """Return what computes everything about a text, as JSON or as the page of `gpt2 lens`.
-
-        Raises ApiError for what cannot be read.
-        """
+    def _everything(self, body: AnalysisBody) -> Find:
         ids = self._ids(body.text, "text")
         against = None if body.against is None else self._ids(body.against, "against", len(ids))
         answer, other = self._token(body.answer, "answer"), self._token(body.other, "other")
         about = (tuple(ids), against and tuple(against), answer, other, self._check(body.step))
 
-        def work(report: Report) -> str:
+        def find(report: Report) -> dict[str, Any]:
             if self.last is None or self.last[0] != about:
                 made = self._analysis(ids, report, body.step)
                 made.add_text()
                 if against is not None:
                     made.add_patching(against, answer, other)
                 self.last = about, made.finished()
-            return (page if as_page else as_json)(self.last[1])
+            return self.last[1]
 
-        return work
+        return find
 
     def submit(self, work: Work) -> Job:
         """Add a job. Raises ApiError (429) where the queue is full."""

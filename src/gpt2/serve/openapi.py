@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from gpt2.serve.inside import AnalysisBody, CurveBody, ReadBody
+from gpt2.serve.inside import AnalysisBody, CurveBody, PageBody, ReadBody
 from gpt2.serve.schema import ChatBody, CompletionBody, DetokenizeBody, Strict, TokenizeBody
 
 BODIES: dict[str, tuple[type[Strict], str]] = {
@@ -16,7 +16,7 @@ BODIES: dict[str, tuple[type[Strict], str]] = {
     "/inside/read": (ReadBody, "Return the loss of each token of a text, and the likeliest tokens."),
     "/inside/curve": (CurveBody, "Return the losses of a text at each snapshot and checkpoint of a run."),
     "/inside/analysis": (AnalysisBody, "Return losses, attention, logit lens, attribution and patching of a text."),
-    "/inside/page": (AnalysisBody, "Return the same as the page of `gpt2 lens`; `stream` is ignored."),
+    "/inside/page": (PageBody, "Return the same as the page of `gpt2 lens`; `stream` is ignored."),
 }
 READS = {
     "/v1/models": "List the served models.",

@@ -1,7 +1,9 @@
-// All views of one analysis, in two tabs that share the chosen token.
+// All views of one analysis, in tabs that share the chosen token.
 
 import { attentionView } from "./attention.js";
 import { attributionView } from "./attribution.js";
+import { compareView } from "./compare.js";
+import { curveView, nearest } from "./curve.js";
 import { lensView } from "./logit_lens.js";
 import { patchingView } from "./patching.js";
 import { readView } from "./read.js";
@@ -11,7 +13,7 @@ import { make, nextTask, selectionOf, tokenRow, tokenAt, quoted, unpacked } from
 // The fragment of the address may name a tab and a token, as in page.html#Inside/12.
 export function showAnalysis(packed, container) {
   const data = unpacked(packed), selection = selectionOf(data.ids.length);
-  const views = { Read: make("div"), Inside: make("div") };
+  const views = { Read: make("div"), Inside: make("div"), ...(data.curve ? { Time: make("div") } : {}) };
   const tabs = make("div", { class: "tabs", role: "tablist", "aria-label": "Views" });
   const names = Object.keys(views), buttons = {};
   const open = (name) => {
@@ -45,12 +47,24 @@ export function showAnalysis(packed, container) {
     if (made.has(name)) return;
     made.add(name);
     await nextTask();
-    if (name === "Read") readView(data, views.Read, selection);
-    else for (const _ of insideViews(data, views.Inside, selection)) await nextTask();
+    if (name === "Time") timeView(data, views.Time, selection);
+    else if (name === "Inside") {
+      if (data.compared) views.Inside.append(make("p", { class: "none" }, `These views are those of ${data.model}.`));
+      for (const _ of insideViews(data, views.Inside, selection)) await nextTask();
+    } else if (data.compared) compareView([data, data.compared], views.Read, selection);
+    else readView(data, views.Read, selection);
   }
   const [name, token] = location.hash.slice(1).split("/");
   if (/^\d+$/.test(token)) selection.choose(+token);
   open(names.includes(name) ? name : "Read");
+}
+
+// The loss of the text at each step of the run. The other views are about one of them, whatever is chosen here.
+function timeView(data, container, selection) {
+  const { curve } = data, own = nearest(curve.steps, data.step);
+  container.append(make("p", { class: "none" }, `The other views are those of step ${curve.steps[own].toLocaleString("en")}.`));
+  const { follow } = curveView(curve, container, { chosen: own, moved() {} });
+  selection.listen((token) => follow(token, quoted(tokenAt(data, token))));
 }
 
 // Adds the views of what happens on the way to the prediction of one token. The browser may draw between two of them.

@@ -48,12 +48,7 @@ async function start() {
     giveText(write.text());
   }
 
-  function offerSave() {
-    save.hidden = tabs.open() === "Read" && Boolean(read.shown()?.compare);
-  }
-
   function changed() {
-    offerSave();
     if (!isRestoring) status.say("");
     clearTimeout(timer);
     if (!isRestoring) timer = setTimeout(follow, SETTLED);
@@ -104,7 +99,6 @@ async function start() {
       status.fail(error);
     } finally {
       isRestoring = false;
-      offerSave();
     }
   }
 

@@ -1,8 +1,8 @@
 // The views of a given text: where the model is surprised, and what happens inside it.
 
 import { ask, eventsOf, statusLine } from "./api.js";
-import { compareView } from "./compare.js";
 import { insideViews } from "./inside/analysis.js";
+import { compareView } from "./inside/compare.js";
 import { readView } from "./inside/read.js";
 import { make, nextTask, phrase, selectionOf, unpacked } from "./inside/shared.js";
 
@@ -115,9 +115,8 @@ export function readTab(container, page) {
       for (const model of names) found.push(unpacked(await (await ask("inside/read", { model, text }, signal)).json()));
       return (place, selectionFor) => {
         const selection = selectionFor(found[0].ids.length);
-        if (found.length === 1) return readView(found[0], place, selection);
-        place.append(make("p", { class: "none" }, "A comparison cannot be saved as a file. Its link restores it."));
-        compareView(found, place, selection);
+        if (found.length === 1) readView(found[0], place, selection);
+        else compareView(found, place, selection);
       };
     },
   });
@@ -166,5 +165,5 @@ export function insideTab(container, page) {
 
 // The body of a request for an analysis of a subject.
 export function requested({ compare, against, ...subject }) {
-  return against ? { ...subject, against } : subject;
+  return { ...subject, ...(compare ? { compare } : {}), ...(against ? { against } : {}) };
 }

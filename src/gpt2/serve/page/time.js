@@ -1,8 +1,8 @@
 // How a run learned a text: its loss at every snapshot, and the views of the text at the chosen one.
 
 import { ask, eventsOf } from "./api.js";
-import { curveOf } from "./curve.js";
 import { insideViews } from "./inside/analysis.js";
+import { curveView, nearest } from "./inside/curve.js";
 import { readView } from "./inside/read.js";
 import { make, nextTask, quoted, tokenAt, unpacked } from "./inside/shared.js";
 import { textView } from "./reading.js";
@@ -29,39 +29,16 @@ export function timeTab(container, page) {
   });
 
   async function show({ place, selectionFor, model, text, curve, status, stopped }) {
-    const { steps, losses } = curve, count = curve.ids.length - 1;
-    const mean = steps.map((_, i) => losses.values.subarray(i * count, (i + 1) * count).reduce((sum, nats) => sum + nats, 0) / count);
-    let chosen = nearest(steps, wanted ?? steps.at(-1)), selection = null, loading = null, timer = null;
-    const slider = make("input", { type: "range", id: "time-step", min: 0, max: steps.length - 1, step: 1, value: chosen });
-    const said = make("span");
-    const picture = make("div", { class: "curve" }), legend = make("ul", { class: "legend swatches" }), views = make("div", { class: "views" });
-    const omitted = make("p", { class: "none", hidden: !curve.unreadable.length }, `These steps cannot be read: ${curve.unreadable.join(", ")}.`);
+    const { steps } = curve, first = nearest(steps, wanted ?? steps.at(-1)), views = make("div", { class: "views" });
+    let selection = null, loading = null, timer = null;
+    wanted = steps[first];
     place.classList.add("time");
-    place.append(make("h2", {}, "Loss of the text over the run"), legend, picture, omitted,
-      make("div", { class: "when" }, make("label", { for: "time-step" }, "Step"), slider, said), views);
-    const draw = curveOf(picture, { steps, choose: (index) => { slider.value = index; move(); } });
+    const over = curveView(curve, place, { chosen: first, moved });
+    place.append(views);
 
-    // The loss of the token that all views are about; undefined for the first one and for what comes next.
-    function tokenLosses() {
-      const t = selection ? selection.token - 1 : -1;
-      return t >= 0 && t < count ? steps.map((_, i) => losses.values[i * count + t]) : undefined;
-    }
-
-    function tell() {
-      const own = tokenLosses(), name = selection ? quoted(tokenAt(selection.data, selection.token)) : "";
-      said.textContent = `${steps[chosen].toLocaleString("en")} · ${mean[chosen].toFixed(3)} nats per token`;
-      slider.setAttribute("aria-valuetext", `step ${steps[chosen]}, loss ${mean[chosen].toFixed(3)} nats per token, ${chosen + 1} of ${steps.length}`);
-      legend.replaceChildren(make("li", {}, make("i", { class: "of-text" }), `the text: ${mean[chosen].toFixed(2)} nats per token`),
-        ...(own ? [make("li", {}, make("i", { class: "of-token" }), `the token ${name}: ${own[chosen].toFixed(2)} nats`)] : []),
-        make("li", {}, "optimizer steps on a logarithmic axis"));
-      draw({ mean, own, chosen });
-    }
-
-    // Shows another step at once in the curve, and in the views when the slider rests.
-    function move() {
-      chosen = +slider.value;
-      wanted = steps[chosen];
-      tell();
+    // The views follow when the slider rests.
+    function moved(index) {
+      wanted = steps[index];
       page.changed();
       clearTimeout(timer);
       timer = setTimeout(() => load().then(() => status.say(""), status.fail), SETTLED);
@@ -71,7 +48,7 @@ export function timeTab(container, page) {
     async function load() {
       loading?.abort();
       const own = loading = new AbortController(), signal = AbortSignal.any([own.signal, stopped]);
-      const step = steps[chosen], received = await streamed("inside/analysis", { model, text, step }, signal, status, "layers");
+      const step = wanted, received = await streamed("inside/analysis", { model, text, step }, signal, status, "layers");
       await nextTask();
       const data = unpacked(received);
       await nextTask();
@@ -79,7 +56,7 @@ export function timeTab(container, page) {
       const before = selection, kept = make("div");
       views.style.minHeight = `${views.offsetHeight}px`; // so that the page does not jump while the views are drawn
       views.replaceChildren(kept);
-      selection = Object.assign(selectionFor(data.ids.length), { data, head: before?.head });
+      selection = Object.assign(selectionFor(data.ids.length), { head: before?.head });
       if (before) selection.choose(before.token);
       readView(data, kept, selection);
       await nextTask();
@@ -90,13 +67,10 @@ export function timeTab(container, page) {
       }
       views.style.minHeight = "";
       views.dataset.step = step;
-      selection.listen(tell);
+      selection.listen((token) => over.follow(token, quoted(tokenAt(data, token))));
     }
 
-    slider.addEventListener("input", move);
-    stopped.addEventListener("abort", () => { clearTimeout(timer); draw.end(); });
-    wanted = steps[chosen];
-    tell();
+    stopped.addEventListener("abort", () => { clearTimeout(timer); over.end(); });
     await load().catch((error) => { // the slider may have moved on
       if (stopped.aborted || error.name !== "AbortError") throw error;
     });
@@ -108,11 +82,6 @@ export function timeTab(container, page) {
     step: () => wanted,
     stepTo: (step) => { wanted = step; },
   };
-}
-
-// The index of the step that is nearest to one.
-function nearest(steps, wanted) {
-  return steps.reduce((best, step, i) => (Math.abs(step - wanted) < Math.abs(steps[best] - wanted) ? i : best), 0);
 }
 
 // The last event of a stream, whose progress is shown before.

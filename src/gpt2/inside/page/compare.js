@@ -1,7 +1,7 @@
 // The losses of one text under two models: their difference for each token, and both side by side.
 
-import { figure, make, quoted, selectionOf, signed, tokenAt, tokenRow } from "./inside/shared.js";
-import { readView } from "./inside/read.js";
+import { figure, make, quoted, selectionOf, signed, tokenAt, tokenRow } from "./shared.js";
+import { readView } from "./read.js";
 
 // both: two unpacked results of /inside/read. selection: the chosen token.
 export function compareView(both, container, selection) {

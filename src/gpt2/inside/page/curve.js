@@ -1,12 +1,60 @@
-// A curve over optimizer steps, with a logarithmic axis on which step 0 has a place of its own.
+// The loss of a text over the steps of a run. Step 0 has a place of its own on the logarithmic axis.
+
+import { make } from "./shared.js";
 
 const HEIGHT = 220, LEFT = 40, RIGHT = 16, TOP = 10, BOTTOM = 30;
 // Least distance of two labels of the axis, in pixels.
 const APART = 52;
 
+// A legend, the curve, and a slider that chooses a step. curve: an unpacked result of /inside/curve. chosen: the index of
+// the step that is chosen at first. moved(index) is called when another one is.
+export function curveView(curve, container, { chosen, moved }) {
+  const { steps, losses } = curve, count = curve.ids.length - 1;
+  const lossOf = (i, t) => losses.values[i * count + t];
+  const mean = steps.map((_, i) => losses.values.subarray(i * count, (i + 1) * count).reduce((sum, nats) => sum + nats, 0) / count);
+  const slider = make("input", { type: "range", id: "time-step", min: 0, max: steps.length - 1, step: 1, value: chosen, oninput: () => move(+slider.value) });
+  const said = make("span"), picture = make("div", { class: "curve" }), legend = make("ul", { class: "legend swatches" });
+  const omitted = make("p", { class: "none", hidden: !curve.unreadable.length }, `These steps cannot be read: ${curve.unreadable.join(", ")}.`);
+  container.append(make("h2", {}, "Loss of the text over the run"), legend, picture, omitted,
+    make("div", { class: "when" }, make("label", { for: "time-step" }, "Step"), slider, said));
+  const draw = curveOf(picture, { steps, choose: (index) => { slider.value = index; move(index); } });
+  let token = 0, name = "";
+
+  function move(index) {
+    chosen = index;
+    tell();
+    moved(index);
+  }
+
+  function tell() {
+    const isPredicted = token > 0 && token <= count, own = isPredicted ? steps.map((_, i) => lossOf(i, token - 1)) : undefined;
+    said.textContent = `${steps[chosen].toLocaleString("en")} · ${mean[chosen].toFixed(3)} nats per token`;
+    slider.setAttribute("aria-valuetext", `step ${steps[chosen]}, loss ${mean[chosen].toFixed(3)} nats per token, ${chosen + 1} of ${steps.length}`);
+    legend.replaceChildren(make("li", {}, make("i", { class: "of-text" }), `the text: ${mean[chosen].toFixed(2)} nats per token`),
+      ...(own ? [make("li", {}, make("i", { class: "of-token" }), `the token ${name}: ${own[chosen].toFixed(2)} nats`)] : []),
+      make("li", {}, "optimizer steps on a logarithmic axis"));
+    draw({ mean, own, chosen });
+  }
+
+  tell();
+  return {
+    // Shows the loss of a token, which has a name, too.
+    follow(other, its) {
+      [token, name] = [other, its];
+      tell();
+    },
+    end: draw.end,
+  };
+}
+
+// The index of the step that is nearest to one.
+export function nearest(steps, wanted) {
+  return steps.reduce((best, step, i) => (Math.abs(step - wanted) < Math.abs(steps[best] - wanted) ? i : best), 0);
+}
+
 // Returns what draws the losses of a text, and of one token if `own` is given, with a mark at the chosen step; its `end`
 // lets the container go. choose is called with the index of the step that is nearest to the pointer.
-export function curveOf(container, { steps, choose }) {
+function curveOf(container, { steps, choose }) {
   const first = steps.find((step) => step > 0) ?? 1;
   const places = steps.map((step) => (step > 0 ? Math.log2(step) : Math.log2(first) - 1));
   let shown = null, x = () => 0;
