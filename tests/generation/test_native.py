@@ -1,6 +1,7 @@
 """The compiled decoding step computes what the model computes, and is used only where it does."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from generation.models import random_model
 from torch import nn
 
+from gpt2.doctor.software import decoding
 from gpt2.generation import native
 from gpt2.generation.engine import Engine
 from gpt2.generation.kv_cache import KVCache, KVMemory
-from gpt2.generation.native import compiled, kv_dtype, native_step
+from gpt2.generation.native import attempt, compiled, kv_dtype, native_step, why_not_native
 from gpt2.generation.request import Request
 from gpt2.generation.sampling import Sampling
 from gpt2.generation.steps import Chunk, TorchStep
@@ -289,9 +291,41 @@ def test_without_a_compiler_the_texts_are_the_same(monkeypatch: pytest.MonkeyPat
     with_it = ids()
     monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "compiled", native.compiled.__wrapped__)
+    monkeypatch.setattr(native, "attempt", native.attempt.__wrapped__)
     assert Engine(model).native is None
     assert ids() == with_it
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("PATH", "", "there is no C compiler on PATH"),
+        ("CC", "no-compiler -O1", "CC is no-compiler -O1, which is not on PATH"),
+        ("CC", "gcc -fno-such-option", r"gcc -fno-such-option fails: .*no-such-option"),
+        ("XDG_CACHE_HOME", "{file}/cache", "its code cannot be kept: .*; set XDG_CACHE_HOME to a folder"),
+    ],
+)
+def test_a_machine_without_compiled_steps_says_why(
+    variable: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, value.format(file=tmp_path / "file"))
+    monkeypatch.setattr(native, "attempt", native.attempt.__wrapped__)
+    assert re.fullmatch(f"PyTorch computes the steps, which is slower: {reason}.*", why_not_native(random_model()))
+    assert re.search(reason.replace(" ", r"\s+"), decoding().found)
+    assert decoding().verdict == "warning"
+
+
+@needs_compiler
+def test_the_compiler_may_have_options(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("CC", " gcc  -O1 ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "attempt", native.attempt.__wrapped__)
+    assert why_not_native(random_model()) == ""
+    assert decoding().verdict == "ok"
 
 
 @needs_compiler
@@ -313,7 +347,7 @@ def test_a_library_that_computes_something_else_is_not_used(
     (tmp_path / "decode.c").write_text(source.replace(right, wrong))
     monkeypatch.setattr(native, "SOURCE", tmp_path / "decode.c")
     monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:]))  # compiles faster
-    monkeypatch.setattr(native, "compiled", native.compiled.__wrapped__)
+    monkeypatch.setattr(native, "attempt", native.attempt.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = for_decoding(random_model(), "float32", "int8" if dtype == "int8" else "none")
     assert Engine(model).native is None
@@ -329,13 +363,13 @@ def test_the_code_for_other_processors_computes_the_same(
     """For AMD's Zen 3, GCC itself would round the sums of one token otherwise than those of several."""
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *processor))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.__wrapped__("float32") is not None
+    assert not isinstance(attempt.__wrapped__("float32"), str)
     converts_float16 = processor != ["-march=x86-64-v2"]
-    assert (compiled.__wrapped__("bfloat16", "float16") is not None) is converts_float16
+    assert isinstance(attempt.__wrapped__("bfloat16", "float16"), str) is not converts_float16
 
 
 @needs_compiler
 def test_loading_a_library_draws_no_random_numbers() -> None:
     before = torch.random.get_rng_state()
-    assert compiled.__wrapped__("float32") is not None
+    assert not isinstance(attempt.__wrapped__("float32"), str)
     assert torch.equal(torch.random.get_rng_state(), before)

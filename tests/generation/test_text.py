@@ -179,6 +179,16 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
         generate(random_model(vocab_size=100), ByteTokenizer(), "z")
 
 
+def test_a_bias_that_leaves_no_token_is_refused() -> None:
+    model, ban = random_model(vocab_size=257), -float("inf")
+    for limits in ({"logit_bias": dict.fromkeys(range(257), ban)}, {"logit_bias": {65: -1e39}, "allowed": [65]}):
+        with pytest.raises(UserError, match="logit_bias bans all tokens"):
+            generate(model, ByteTokenizer(), "a", **limits)
+    left = dict.fromkeys(range(1, 257), ban)
+    assert generate(model, ByteTokenizer(), "a", max_new_tokens=2, logit_bias=left) == "\0\0"
+    assert generate(model, ByteTokenizer(), "a", max_new_tokens=1, logit_bias={65: -1e30}, allowed=[65]) == "A"
+
+
 def test_a_prompt_that_is_not_text_is_refused() -> None:
     with pytest.raises(UserError, match="not valid text"):
         encode_prompt(ByteTokenizer(), "\udcff")

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, QuantizeArg
+from gpt2.runlog.console import note
 from gpt2.training.setting import CONTEXT, SAMPLES
 
 RANDOM = "A model as `gpt2 sample` takes it, or random:SIZE for random weights of a size, for example random:gpt2."
@@ -40,9 +41,12 @@ def bench_sample(
     """
     from gpt2.bench.sample import measure, open_network, read_bandwidth
     from gpt2.device import pick_device, pick_dtype
+    from gpt2.generation.native import why_not_native
 
     where = pick_device(device)
     network = open_network(model, where, pick_dtype(dtype, where), quantize)
+    if reason := why_not_native(network):
+        note(reason)
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
     speeds = [measure(network, batch_size=size, **sizes) for size in batch_size]
     bandwidth = read_bandwidth(where)

@@ -101,6 +101,7 @@ def sample(
     from gpt2.device import pick_device, pick_dtype
     from gpt2.formats.open import open_model
     from gpt2.generation.arguments import stop_strings
+    from gpt2.generation.native import why_not_native
     from gpt2.generation.text import read_prompt, request_for
     from gpt2.generation.weights import read_for_decoding
 
@@ -118,6 +119,8 @@ def sample(
     for line in (f"model {source.origin}", *source.notes):
         note(line)
     network = read_for_decoding(source, where, pick_dtype(dtype, where), quantize)
+    if stats and (reason := why_not_native(network)):
+        note(reason)
     writer = Writer(network, source.tokenizer, stops, is_table=logprobs is not None, has_stats=stats)
     if interactive:
         converse(writer, requests)

@@ -95,6 +95,7 @@ def of_torch(environment: Mapping[str, str]) -> Iterator[Finding]:
     yield guarded("attention", lambda: hardware.attention(attention_kernels(str(where), dtype)))
     yield guarded("memory", lambda: hardware.memory(device.free_memory(where)))
     yield guarded("compiler", lambda: software.compiler(environment, on_gpu))
+    yield guarded("decoding", software.decoding)
 
 
 def known_gpus() -> hardware.Gpus:

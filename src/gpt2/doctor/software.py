@@ -114,6 +114,17 @@ def compiler(environment: Mapping[str, str], on_gpu: bool) -> Finding:
     return warning("compiler", f"there is no {language} compiler on PATH, so torch.compile cannot work", fix)
 
 
+def decoding() -> Finding:
+    """Check whether steps of decoding on a CPU are computed by compiled code."""
+    from gpt2.generation.native import attempt
+
+    found = attempt("float32")
+    if not isinstance(found, str):
+        return ok("decoding", "compiled code computes the steps on a CPU")
+    fix = "" if "XDG_CACHE_HOME" in found else "install a C compiler with OpenMP, such as gcc, or name one in CC"
+    return warning("decoding", f"PyTorch computes the steps on a CPU, which is slower: {found}", fix)
+
+
 def compilation(seconds: float = COMPILE_SECONDS, code: str = COMPILE) -> Finding:
     """Compile a tiny function in another process, which is ended after a number of seconds."""
     fix = "train with --no-compile, or fix the compiler"

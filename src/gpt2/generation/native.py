@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.device import DTYPES
+from gpt2.errors import first_line
 from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.steps import Chunk, TorchStep
 from gpt2.generation.weights import Matrix, for_decoding
@@ -126,6 +127,18 @@ def native_step(model: GPT, memory: KVMemory) -> NativeStep | None:
     return None if library is None else NativeStep(model, memory, library)
 
 
+def why_not_native(model: GPT) -> str:
+    """Return one line that says why PyTorch computes the steps of a model on a CPU, or an empty text.
+
+    It is empty where compiled code computes them, and on another device.
+    """
+    if model.transformer.wpe.weight.device.type != "cpu":
+        return ""
+    dtype = _dtype(model)
+    found = "the model has other layers than GPT-2's" if dtype is None else attempt(dtype)
+    return f"PyTorch computes the steps, which is slower: {found}" if isinstance(found, str) else ""
+
+
 def kv_dtype(model: GPT, native: bool) -> torch.dtype:
     """Return the dtype in which the engine keeps the keys and values of a model, with native steps or without.
 
@@ -173,23 +186,38 @@ def hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-@functools.cache
 def compiled(dtype: str, kept: str = "float32") -> Any | None:
     """Return the library for matrices of a dtype, compiled once per machine; None if that is not possible.
 
     kept: the dtype of keys and values, float32 or float16. A library that computes something else than PyTorch, as
     after a fault of the compiler, is not used.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    found = attempt(dtype, kept)
+    return None if isinstance(found, str) else found
+
+
+@functools.cache
+def attempt(dtype: str, kept: str = "float32") -> Any:
+    """Return the library of `compiled`, or a text that says why there is none."""
+    compiler = os.environ.get("CC", "").strip() or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return None
+        return "there is no C compiler on PATH"
+    command = compiler.split()
+    if shutil.which(command[0]) is None:
+        return f"CC is {compiler}, which is not on PATH"
     try:
-        file = _compile(compiler, dtype, kept)
-        library = ctypes.CDLL(str(file))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home folder
-        return None
+        library = ctypes.CDLL(str(_compile(command, dtype, kept)))
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").splitlines() or [""]
+        return f"{compiler} fails: {next((line for line in lines if 'error' in line), lines[0])}"
+    except subprocess.TimeoutExpired:
+        return f"{compiler} took longer than {COMPILE_SECONDS} s"
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return f"its code cannot be kept: {first_line(error)}; set XDG_CACHE_HOME to a folder that can be written"
     library.decode.restype = None
-    return library if computes_the_model(library, dtype, kept) else None
+    if not computes_the_model(library, dtype, kept):
+        return f"the code that {compiler} makes computes something else than PyTorch"
+    return library
 
 
 @torch.inference_mode()
@@ -225,11 +253,14 @@ def computes_the_model(library: Any, dtype: str, kept: str = "float32") -> bool:
     return is_close and torch.equal(alone, found[:5])
 
 
-def _compile(compiler: str, dtype: str, kept: str) -> Path:
-    """Return the compiled file in the cache of this user. The name depends on the source and the processor."""
+def _compile(compiler: Sequence[str], dtype: str, kept: str) -> Path:
+    """Return the compiled file in the cache of this user. The name depends on the source and the processor.
+
+    compiler: the command and its first options.
+    """
     key = hashlib.sha256(SOURCE.read_bytes())
     key.update(
-        " ".join((compiler, dtype, kept, *FLAGS, torch.backends.cpu.get_cpu_capability(), _processor())).encode()
+        " ".join((*compiler, dtype, kept, *FLAGS, torch.backends.cpu.get_cpu_capability(), _processor())).encode()
     )
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2"
     file = folder / f"decode-{dtype}-{kept}-{key.hexdigest()[:16]}.so"
@@ -239,8 +270,8 @@ def _compile(compiler: str, dtype: str, kept: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         unlinked, linked = Path(temporary) / "decode.o", Path(temporary) / "decode.so"
         for command in (
-            [compiler, "-c", *FLAGS, f"-DWEIGHT_{dtype}", f"-DKEPT_{kept}", "-o", unlinked, SOURCE],
-            [compiler, "-shared", "-fopenmp", "-o", linked, unlinked, "-lm"],
+            [*compiler, "-c", *FLAGS, f"-DWEIGHT_{dtype}", f"-DKEPT_{kept}", "-o", unlinked, SOURCE],
+            [*compiler, "-shared", "-fopenmp", "-o", linked, unlinked, "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
         linked.replace(file)

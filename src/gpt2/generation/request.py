@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gpt2.errors import require
 from gpt2.generation.arguments import require_whole_number
 from gpt2.generation.sampling import Sampling
+
+LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,10 @@ class Request:
             require_whole_number("n_logprobs", self.n_logprobs)
 
     def check_ids(self, n_known: int, n_drawn: int) -> None:
-        """Raise UserError for ids that do not exist: from `n_known` on in the prompt, and from `n_drawn` on else."""
+        """Raise UserError for ids that do not exist: from `n_known` on in the prompt, and from `n_drawn` on else.
+
+        Raises UserError also where no token is left to draw.
+        """
         biased = (token_id for token_id, _ in self.sampling.logit_bias)
         for name, ids, count in (
             ("the prompt", self.prompt, n_known),
@@ -47,6 +53,12 @@ class Request:
         ):
             wrong = next((i for i in ids if not 0 <= i < count), None)
             require(wrong is None, f"{name} has the token id {wrong}; the model's ids are 0 … {count - 1}")
+        banned = {token_id for token_id, bias in self.sampling.logit_bias if bias < -LARGEST_FLOAT32}
+        choices = range(n_drawn) if self.sampling.allowed is None else self.sampling.allowed
+        require(
+            not banned or not banned.issuperset(choices),
+            "logit_bias bans all tokens that could be drawn; leave one of them",
+        )
 
 
 @dataclass(frozen=True)

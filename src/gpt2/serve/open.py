@@ -9,6 +9,7 @@ from gpt2.errors import Log, UserError
 from gpt2.formats.lora import with_adapter
 from gpt2.formats.open import is_run, open_model
 from gpt2.generation.engine import Engine
+from gpt2.generation.native import why_not_native
 from gpt2.generation.weights import Quantize, read_for_decoding
 from gpt2.serve.decoder import Decoder
 from gpt2.serve.served import Served
@@ -74,6 +75,8 @@ def open_served(
         source = with_adapter(source, adapter)
         log(f"{name}: with the LoRA adapter {adapter}")
     network = read_for_decoding(source, device, dtype, quantize)
+    if reason := why_not_native(network):
+        log(f"{name}: {reason}")
     engine = Engine(
         network,
         slots=slots,
