@@ -10,7 +10,9 @@ from generation.models import random_model
 from serve.conftest import Running, running
 
 from gpt2.errors import UserError
+from gpt2.generation.request import Request
 from gpt2.serve import guard
+from gpt2.serve.errors import ApiError
 from gpt2.serve.guard import checked_origins
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -87,6 +89,13 @@ def test_the_official_client_raises_its_own_errors(tiny: Running) -> None:
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
+
+
+def test_a_request_that_the_engine_refuses_does_not_reach_its_thread(tiny: Running) -> None:
+    decoder = tiny.api.models["tiny"].decoder
+    with pytest.raises(ApiError, match="the prompt has the token id 9999"):
+        decoder.submit([Request([1], 1), Request([9999], 1)])
+    assert not decoder.incoming and not decoder.streams
 
 
 def test_a_model_without_a_template_has_no_conversations() -> None:

@@ -98,9 +98,13 @@ class Engine:
         """Number of requests that wait for a slot."""
         return len(self.waiting)
 
-    def submit(self, request: Request) -> None:
-        """Add a request, to be decoded as soon as a slot is free. Raises UserError for ids that do not exist."""
+    def check(self, request: Request) -> None:
+        """Raise UserError for ids that do not exist, and where no token is left to draw."""
         request.check_ids(self.model.config.vocab_size, self.vocab_size)
+
+    def submit(self, request: Request) -> None:
+        """Add a request, to be decoded as soon as a slot is free. Raises the errors of `check`."""
+        self.check(request)
         block_size, capacity = self.model.config.block_size, self.cache.capacity
         length = len(request.prompt) + request.max_new_tokens
         assert capacity == block_size or length <= capacity, f"{length} tokens; a slot has {capacity} positions"

@@ -83,7 +83,15 @@ class Decoder:
         return min(len(self.streams), self.slots)
 
     def submit(self, requests: Sequence[Request]) -> Stream:
-        """Add requests and return the stream of their tokens. Raises ApiError (429) where the queue is full."""
+        """Add requests and return the stream of their tokens.
+
+        Raises ApiError: 400 for a request that the engine refuses, and 429 where the queue is full.
+        """
+        try:
+            for request in requests:
+                self.engine.check(request)
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
         room = self.slots + self.queue
         if len(requests) > room:
             message = f"the request asks for {len(requests)} choices; at most {room} fit into the queue"
