@@ -114,6 +114,28 @@ def test_the_file_of_a_step_has_the_losses_of_all_steps(
     file.locator("#view-Read .tiles", has_text=mean_loss(weights_by_step(run)[8], TEXT)).wait_for()
 
 
+def test_a_model_is_compared_with_an_earlier_step_of_its_run(
+    learned: tuple[Running, Path], opened: Open, tmp_path: Path
+) -> None:
+    one, run = learned
+    tab = opened(f"{one.address}/#Read")
+    tab.locator("#compare").select_option(label="tiny, step 8")
+    tab.locator("#read-text").fill(TEXT)
+    tab.get_by_role("button", name="Read", exact=True).click()
+    tab.locator("#view-Read .pair .worst").nth(1).wait_for()
+    means = [tile.inner_text() for tile in tab.locator("#view-Read .tiles", has_text="mean loss").all()]
+    for path, shown in zip((run, weights_by_step(run)[8]), means, strict=True):
+        assert mean_loss(path, TEXT) in shown
+    file = opened(saved(tab, tmp_path / "compared.html"))
+    file.locator(".pair .worst").nth(1).wait_for()
+    assert file.locator("h1").inner_text() == "tiny and tiny, step 8"
+    assert [tile.inner_text() for tile in file.locator(".tiles").all()] == means
+    again = opened(copied_link(tab))
+    again.locator("#view-Read .whose", has_text="Result of tiny and tiny, step 8").wait_for()
+    again.get_by_label("Model").select_option("other")
+    assert again.locator("#compare option").all_inner_texts() == ["no other model", "tiny"]
+
+
 def test_a_result_follows_its_slider_after_another_text_was_refused(
     learned: tuple[Running, Path], browser: "Browser"
 ) -> None:

@@ -164,7 +164,7 @@ class Api:
         reader = self.readers[self._named(body.model).name]
         if body.compare is not None:
             other = self.readers[self._named(body.compare, "compare").name]
-            asked = ReadBody(model=body.compare, text=body.text)
+            asked = ReadBody(model=body.compare, text=body.text, step=body.compare_step)
             job = other.submit(await asyncio.to_thread(other.losses, asked))
             compared = await unless_gone(request.receive, job.result(), self.seconds)
         job = reader.submit(await asyncio.to_thread(reader.as_page, body, compared))
@@ -189,25 +189,28 @@ class Api:
 
     async def list_models(self, request: Request) -> Response:
         """Answer /v1/models."""
-        return JSONResponse({"object": "list", "data": [self._described(model) for model in self.models.values()]})
+        described = [await asyncio.to_thread(self._described, model) for model in self.models.values()]
+        return JSONResponse({"object": "list", "data": described})
 
     async def show_model(self, request: Request) -> Response:
         """Answer /v1/models/NAME."""
-        return JSONResponse(self._described(self._named(request.path_params["name"])))
+        model = self._named(request.path_params["name"])
+        return JSONResponse(await asyncio.to_thread(self._described, model))
 
     def _described(self, model: Served) -> dict[str, Any]:
         """Return a model in the form of OpenAI's API, with its context length as in vLLM's server.
 
-        `inside` says whether /inside can read it, and `time` whether it is a run with earlier steps.
+        `inside` says whether /inside can read it. `steps` are those that /inside can read, or null if it is no run.
         """
+        reader = self.readers[model.name]
         return {
             "id": model.name,
             "object": "model",
             "created": model.created,
             "owned_by": "gpt2",
             "max_model_len": model.config.block_size,
-            "inside": self.readers[model.name].refusal is None,
-            "time": model.run is not None,
+            "inside": reader.refusal is None,
+            "steps": None if model.run is None else reader.earlier.steps(),
         }
 
     async def tokenize(self, request: Request) -> Response:

@@ -71,6 +71,7 @@ class PageBody(AnalysisBody):
     """Asks for the same as a page. With a step, it also has the losses at all steps of the run."""
 
     compare: str | None = Field(None, description="Another served model, whose losses the page shows in comparison.")
+    compare_step: int | None = Field(None, ge=0, description="Optimizer step of the run of that model.")
 
 
 @dataclass(eq=False)

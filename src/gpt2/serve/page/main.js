@@ -3,7 +3,7 @@
 import { ask, statusLine } from "./api.js";
 import { make } from "./inside/shared.js";
 import { packed, partsOf, unpackedState } from "./link.js";
-import { insideTab, readTab, requested } from "./reading.js";
+import { comparable, insideTab, nameOf, readTab, requested } from "./reading.js";
 import { download, stillPage } from "./save.js";
 import { timeTab } from "./time.js";
 import { writeView } from "./write.js";
@@ -73,7 +73,7 @@ async function start() {
 
   // What a link says that a result is of, without models that are not served here.
   function served({ model, compare, ...rest }) {
-    return { ...rest, ...(isServed(model) ? { model } : {}), ...(compare === "" || isServed(compare) ? { compare } : {}) };
+    return { ...rest, ...(isServed(model) ? { model } : {}), ...(compare === "" || (compare && comparable(compare, found)) ? { compare } : {}) };
   }
 
   async function restore() {
@@ -84,7 +84,7 @@ async function start() {
       const given = state === null ? {} : await unpackedState(state);
       if (isServed(given.model)) models.value = given.model;
       const named = [given.model, given.shown?.model, given.shown?.compare, ...(given.branches ?? []).map(({ run }) => run?.model)];
-      const missing = [...new Set(named)].filter((id) => id && !isServed(id));
+      const missing = [...new Set(named)].filter((id) => id && !comparable(id, found)).map(nameOf);
       if (missing.length) status.say(`Not served here: ${missing.join(", ")}. ${models.value} is used instead.`);
       modelChanged();
       giveText(given.text ?? "");
@@ -121,7 +121,7 @@ async function start() {
       if (!shown) throw new Error("Nothing is shown yet, so there is nothing to save.");
       if (view === write) return download("written.html", await stillPage(`${shown.model} · gpt2`, shown.elements));
       status.say("Computing the file …");
-      download("lens.html", await (await ask("inside/page", requested(shown))).text());
+      download("lens.html", await (await ask("inside/page", requested(shown, found))).text());
       status.say("");
     } catch (error) {
       status.fail(error);

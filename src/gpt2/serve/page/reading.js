@@ -100,19 +100,32 @@ export function textView(container, page, { name, action, about, fields, more = 
 }
 
 function modelsOf({ model, compare }) {
-  return compare ? `${model} and ${compare}` : model;
+  return compare ? `${model} and ${nameOf(compare)}` : model;
+}
+
+// The value of an option: the name of a model, or 8@NAME for step 8 of its run. Returns { model, step }, without a step
+// for a model itself, or null for what `models` do not have.
+export function comparable(value, models) {
+  if (models.some(({ id }) => id === value)) return { model: value };
+  const [, step, model] = /^(\d+)@(.*)$/s.exec(value) ?? [];
+  return models.some(({ id, steps }) => id === model && steps?.includes(+step)) ? { model, step: +step } : null;
+}
+
+// What the server calls it.
+export function nameOf(value) {
+  return value.replace(/^(\d+)@(.*)$/s, "$2, step $1");
 }
 
 // Where the model is surprised; with another model, both next to each other.
 export function readTab(container, page) {
   const others = make("select", { id: "compare", onchange: page.changed });
-  const field = make("p", { class: "field", hidden: page.models.length < 2 }, make("label", { for: "compare" }, "Compare with"), others);
+  const field = make("p", { class: "field" }, make("label", { for: "compare" }, "Compare with"), others);
   const view = textView(container, page, {
     name: "read", action: "Read", about: "The loss of each token of a text, and what the model expected instead.", fields: [field],
     more: () => ({ compare: others.value }),
     async compute({ text, model: own, compare }, signal) {
-      const found = [], names = [own, ...(compare ? [compare] : [])];
-      for (const model of names) found.push(unpacked(await (await ask("inside/read", { model, text }, signal)).json()));
+      const found = [], both = [{ model: own }, ...(compare ? [comparable(compare, page.models)] : [])];
+      for (const one of both) found.push(unpacked(await (await ask("inside/read", { ...one, text }, signal)).json()));
       return (place, selectionFor) => {
         const selection = selectionFor(found[0].ids.length);
         if (found.length === 1) readView(found[0], place, selection);
@@ -123,9 +136,12 @@ export function readTab(container, page) {
   return {
     ...view,
     check() {
-      const before = others.value, choices = page.models.filter(({ id, inside }) => inside && id !== page.model().id);
-      others.replaceChildren(make("option", { value: "" }, "no other model"), ...choices.map(({ id }) => make("option", { value: id }, id)));
-      others.value = choices.some(({ id }) => id === before) || !before ? before : choices[0]?.id ?? "";
+      const before = others.value, { id: own, inside, steps } = page.model();
+      const values = page.models.filter((model) => model.inside && model.id !== own).map(({ id }) => id);
+      if (inside && steps) values.push(...steps.map((step) => `${step}@${own}`));
+      others.replaceChildren(make("option", { value: "" }, "no other model"), ...values.map((value) => make("option", { value }, nameOf(value))));
+      others.value = values.includes(before) || !before ? before : values[0] ?? "";
+      field.hidden = values.length === 0;
       view.check();
     },
     compareWith: (model) => { others.value = model; if (others.selectedIndex < 0) others.value = ""; },
@@ -143,7 +159,7 @@ export function insideTab(container, page) {
     fields: [make("label", { for: "against" }, "Second text"), against],
     more: () => ({ against: against.value }),
     async compute(subject, signal, { say, progress }) {
-      const body = { ...requested(subject), stream: true };
+      const body = { ...requested(subject, page.models), stream: true };
       let last = null;
       for await (const event of eventsOf(await ask("inside/analysis", body, signal))) {
         last = event;
@@ -164,6 +180,7 @@ export function insideTab(container, page) {
 }
 
 // The body of a request for an analysis of a subject.
-export function requested({ compare, against, ...subject }) {
-  return { ...subject, ...(compare ? { compare } : {}), ...(against ? { against } : {}) };
+export function requested({ compare, against, ...subject }, models) {
+  const other = compare ? comparable(compare, models) : null;
+  return { ...subject, ...(other ? { compare: other.model, compare_step: other.step } : {}), ...(against ? { against } : {}) };
 }

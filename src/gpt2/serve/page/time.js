@@ -15,7 +15,7 @@ export function timeTab(container, page) {
   let wanted = null, stop = () => {};
   const view = textView(container, page, {
     name: "time", action: "Show", about: "The loss of a text at each step of the run whose weights were kept, and the views of that step.", fields: [],
-    reason: ({ id, inside, time }) => (inside && !time
+    reason: ({ id, inside, steps }) => (inside && !steps
       ? `${id} is not the folder of a run, so its earlier weights are not known. Serve the out_dir of a run that was trained with `
         + "--snapshot_interval=geometric." : null),
     async compute({ model, text }, signal, status) {
