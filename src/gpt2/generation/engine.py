@@ -98,13 +98,9 @@ class Engine:
         """Number of requests that wait for a slot."""
         return len(self.waiting)
 
-    def check(self, request: Request) -> None:
-        """Raise UserError for ids that do not exist, and where no token is left to draw."""
-        request.check_ids(self.model.config.vocab_size, self.vocab_size)
-
     def submit(self, request: Request) -> None:
-        """Add a request, to be decoded as soon as a slot is free. Raises the errors of `check`."""
-        self.check(request)
+        """Add a request, to be decoded as soon as a slot is free. Raises the errors of `Request.check_ids`."""
+        request.check_ids(self.model.config.vocab_size, self.vocab_size)
         block_size, capacity = self.model.config.block_size, self.cache.capacity
         length = len(request.prompt) + request.max_new_tokens
         assert capacity == block_size or length <= capacity, f"{length} tokens; a slot has {capacity} positions"

@@ -89,7 +89,7 @@ class Decoder:
         """
         try:
             for request in requests:
-                self.engine.check(request)
+                request.check_ids(self.engine.model.config.vocab_size, self.engine.vocab_size)
         except UserError as error:
             raise ApiError(400, str(error)) from None
         room = self.slots + self.queue
