@@ -110,9 +110,9 @@ def sharing() -> Picture:
         "FSDP": ("of weights and gradients", Sharing(4, parallel="fsdp")),
     }
     for at, (colour, kind) in enumerate((("s0", "weights"), ("s1", "gradients"), ("s2", "optimizer state"))):
-        picture.box(170 + 150 * at, 18, 16, 16, colour, 0.5)
-        picture.text(194 + 150 * at, 26, kind, anchor="start")
-    picture.text(640, 26, "GB in each", "quiet", size=12)
+        picture.box(190 + 140 * at, 18, 16, 16, colour, 0.5)
+        picture.text(214 + 140 * at, 26, kind, anchor="start")
+    picture.text(670, 26, "GB in each", "quiet", size=12)
     for row, (name, (what, way)) in enumerate(ways.items()):
         top = 66 + 112 * row
         picture.text(20, top + 26, name, anchor="start", bold=True)
@@ -120,7 +120,7 @@ def sharing() -> Picture:
         picture.text(20, top + 66, what, "quiet", "start", 12)
         found = memory(config, way, 1, half=True)
         for rank in range(4):
-            x = 170 + 108 * rank
+            x = 190 + 108 * rank
             picture.text(x + 46, top - 4, f"process {rank}", "quiet", size=12)
             parts = (found.parameters / full, found.gradients / full, found.optimizer / (2 * full))
             for bar, (share, height) in enumerate(zip(parts, (30, 30, 60), strict=True)):
@@ -130,7 +130,7 @@ def sharing() -> Picture:
                 offset = 92 * rank / 4 if share < 0.99 else 0
                 picture.box(x + offset, y, 92 * min(share, 1), high, f"s{bar}", 0.5)
         kept = found.parameters + found.gradients + found.optimizer
-        picture.text(640, top + 46, f"{kept / 1e9:.1f}", bold=True)
+        picture.text(670, top + 46, f"{kept / 1e9:.1f}", bold=True)
     return picture
 
 
@@ -194,7 +194,7 @@ def training_curve() -> Picture:
     level = area[1] + area[3] * (1 - up(uniform))
     picture.line([(area[0], level), (area[0] + area[2], level)], "quiet", 1.5, dashes="3 4")
     picture.text(area[0] + area[2] + 10, level, f"ln 65 = {uniform:.2f}", "quiet", "start", 12)
-    curves_of_steps(picture, (("s0", f"steps, {MEAN_OF} each"), ("s1", "validation")))
+    curves_of_steps(picture, (("s0", f"mean of {MEAN_OF} steps"), ("s1", "validation")))
     return picture
 
 
@@ -322,7 +322,7 @@ def tree() -> Picture:
     """Draw the order in which the gradients of eight micro-batches are added, and which of four processes does it."""
     picture = Picture(760, 330, "The order in which the gradients of eight micro-batches are added")
     n, left, pitch, top = 8, 150, 72, 262
-    picture.text(left - 20, top + 15, "micro-batch", "quiet", "end", 12)
+    picture.text(20, top + 15, "micro-batch", "quiet", "start", 12)
     for leaf in range(n):
         x = left + pitch * leaf
         picture.box(x - 16, top, 32, 30, f"s{leaf * 4 // n}", 0.5)
