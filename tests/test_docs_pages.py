@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from documents import BLOCK, Document, commands
 from generation.models import random_model
+from test_imports import LAYERS
 
 import gpt2
 from gpt2.data.prepare import prepare
@@ -261,3 +262,20 @@ def test_the_programs_of_pages_exist_and_have_their_options(words: list[str]) ->
         options = [word.split("=")[0] for word in words if word.startswith("--")]
         names = {option for option in options if f'"{option}"' not in source and f'"{option[2:]}"' not in source}
         assert names == set(), f"{paths[0].name} has no such options"
+
+
+def test_the_table_of_contributing_has_every_package_in_its_layer() -> None:
+    """The table says where things are; `test_imports.py` checks the layers themselves."""
+    table = re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [set() for _ in LAYERS]
+    for number, names in table:
+        named[int(number)] |= {name.strip("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", names)}
+    assert named == LAYERS
+
+
+@pytest.mark.parametrize("name", ["document_mask", "random_starts"])
+def test_the_docstrings_to_imitate_are_those_of_the_code(name: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    (after,) = [text.split(f"\ndef {name}(")[1] for text in texts if f"\ndef {name}(" in text]
+    docstring = after.split('"""')[1]
+    assert f'"""{docstring}"""' in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
