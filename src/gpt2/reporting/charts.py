@@ -66,9 +66,9 @@ class Scale:
         """
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
-        steps = [power * nice for nice in (1, 2, 5, 10, 20, 50) if power * nice >= rough * 0.999]
+        steps = [power * nice for nice in (1, 2, 5, 10, 20, 50)]
         if not self.log:
-            return self._multiples(steps[0])
+            return self._multiples(next(step for step in steps if step >= rough * 0.999))
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         choices = [self._multiples(step) for step in steps]
         choices += [self._inside([part * 10.0**power for power in powers for part in parts]) for parts in PATTERNS]
