@@ -1,11 +1,13 @@
 """A large corpus is not downloaded unasked."""
 
+import importlib
 import io
 from pathlib import Path
 
 import pytest
 
 from gpt2.cli.large import ask_for_corpus
+from gpt2.data.dataset import is_dataset
 from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
 
@@ -52,3 +54,17 @@ def test_a_prepared_corpus_raises_no_question(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some words\n" * 100)
     prepare(tmp_path / "text.txt", out=tmp_path / "data" / "tinystories", tokenizer="byte")
     ask_for_corpus("tinystories", "data", yes=False)
+
+
+def test_processes_start_when_the_corpus_is_there(
+    gpt2_command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for the one that prepares it, and not for as long as a large corpus takes."""
+    (tmp_path / "text.txt").write_text("some words\n" * 100)
+    monkeypatch.setattr(
+        "gpt2.data.dataset.prepare",
+        lambda name, out, **_: prepare(tmp_path / "text.txt", out=out, tokenizer="byte"),
+    )
+    module = importlib.import_module("gpt2.cli.train")  # the package has a function of that name
+    monkeypatch.setattr(module, "launch", lambda *_, **__: 7 if is_dataset(Path("data/pystdlib")) else 8)
+    assert gpt2_command("train", "--dataset=pystdlib", "--nproc=2")[0] == 7

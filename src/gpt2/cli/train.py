@@ -13,7 +13,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from gpt2.cli.arguments import JsonFlag, NprocArg, RecipeArg, SettingsArg
-from gpt2.cli.large import ask_for_corpus
+from gpt2.cli.large import ask_for_corpus, prepare_corpus
 from gpt2.cli.launch import (
     EXIT_STOPPED,
     command_line,
@@ -74,6 +74,7 @@ def train(
     if not is_launched():
         ask_for_corpus(config.dataset, config.data_dir, yes)
     if nproc != "1" and not is_launched():
+        prepare_corpus(config.dataset, config.data_dir)
         return launch(nproc, command_line(), threads=1 if config.deterministic else None, max_restarts=max_restarts)
     if recipe is None and not config.dataset and config.init_from == "scratch" and not is_launched():
         note(EXAMPLES)
