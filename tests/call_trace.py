@@ -7,13 +7,14 @@ only calls count.
 """
 
 import inspect
+import io
 import itertools
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,7 +103,7 @@ def trace_start(folder: Path) -> list[tuple[str, str]]:
         raise FirstStep
 
     def work() -> None:
-        with suppress(SystemExit):
+        with suppress(SystemExit), redirect_stderr(io.StringIO()):  # it says that training failed
             main(["train", *flags])
 
     loop.train_step = first_step
