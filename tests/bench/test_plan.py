@@ -158,7 +158,7 @@ def test_a_corpus_that_is_not_prepared_is_described_without_a_network(gpt2_comma
     status, out, err = gpt2_command("plan", "gpt2", "--no-probe", "--device=cpu")
     assert status == 0, err
     assert "fineweb-edu (about 10 billion tokens) is not prepared yet:" in out
-    assert "gpt2 train downloads 28.52 GB and prepares it first" in out
+    assert "gpt2 train downloads 28.52 GB and prepares 20.00 GB of tokens first" in out
     assert all(corpus.size > 0 for corpus in CORPORA.values())
 
 

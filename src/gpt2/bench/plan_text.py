@@ -8,6 +8,7 @@ from gpt2.accounting import flops_per_token
 from gpt2.bench.plan import CHINCHILLA, Estimate, Plan
 from gpt2.bench.probe import CPU_MFU
 from gpt2.bench.published import ASSUMED_MFU, PUBLISHED
+from gpt2.data.corpora import TOKEN_BYTES
 from gpt2.files import free_bytes
 from gpt2.gpus import GPUS, find_gpu
 from gpt2.model import GPTConfig
@@ -90,7 +91,7 @@ def described(found: Plan) -> str:
         f"model     {head}, {shape.vocab_size:,} tokens",
         *_about_data(found),
         f"training  {counted(work.steps, 'step')} × {config.tokens_per_step:,} tokens = {short(work.tokens)} tokens"
-        + ("" if found.epochs is None else f", {found.epochs:,.3g} epochs"),
+        + ("" if found.epochs is None else f", {_epochs(found.epochs)}"),
         f"          {found.tokens_per_parameter:,.3g} tokens per parameter; Chinchilla recommends {CHINCHILLA}",
         f"          {flops_per_token(shape) / 1e9:,.3g} GFLOP per token, {found.flops:.3g} FLOP in all",
         f"step      {chosen}",
@@ -205,10 +206,17 @@ def _about_data(found: Plan) -> list[str]:
         return ["data      no dataset is named, so the number of epochs is unknown"]
     source = f"reads {gb(data.download)} on this machine" if data.is_local else f"downloads {gb(data.download)}"
     about = f" (about {short(splits['train'])} tokens)" if "train" in splits else ""
+    prepares = f"{gb(TOKEN_BYTES * splits['train'])} of tokens" if "train" in splits else "it"
     return [
         f"data      {data.name}{about} is not prepared yet:",
-        f"          gpt2 train {source} and prepares it first",
+        f"          gpt2 train {source} and prepares {prepares} first",
     ]
+
+
+def _epochs(number: float) -> str:
+    """Return a number of epochs with three digits, and never with an exponent."""
+    figure = f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+    return f"{figure} {'epoch' if figure == '1' else 'epochs'}"
 
 
 def _published() -> list[str]:

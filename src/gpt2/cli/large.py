@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 TOKENS_PER_SECOND = 2_000_000
 """Approximate number of tokens that a core encodes in a second."""
-BYTES_PER_TOKEN = 2
 
 
 def ask_for_corpus(dataset: str, data_dir: str, yes: bool) -> None:
@@ -22,13 +21,15 @@ def ask_for_corpus(dataset: str, data_dir: str, yes: bool) -> None:
 
     `yes` answers the question. Raises UserError for the answer no, and where there is no terminal to ask on.
     """
+    from gpt2.data.corpora import TOKEN_BYTES
+
     corpus = _missing(dataset, data_dir)
     if corpus is None or not corpus.is_large:
         return
     hours = corpus.tokens / TOKENS_PER_SECOND / (os.cpu_count() or 1) / 3600
     note(
         f"the corpus {dataset} is not prepared yet: a download of {corpus.size / 1e9:,.1f} GB, about "
-        f"{corpus.tokens * BYTES_PER_TOKEN / 1e9:,.1f} GB in {data_dir} afterwards, and {_duration(hours)} of work "
+        f"{corpus.tokens * TOKEN_BYTES / 1e9:,.1f} GB in {data_dir} afterwards, and {_duration(hours)} of work "
         "besides the download"
     )
     if yes:

@@ -37,6 +37,10 @@ class Input:
     """Path in that folder of a download that is deleted after it has been read; None for other files."""
 
 
+TOKEN_BYTES = 2
+"""Bytes of a token of GPT-2 in a prepared dataset."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A corpus is a text that can be prepared by name."""
