@@ -140,6 +140,14 @@ def test_differences_within_the_spread_of_seeds_are_marked() -> None:
     assert "learning_rate=0.001 is the smallest that was tried; a smaller one may be better" in text
 
 
+def test_one_combination_is_the_best_of_nothing() -> None:
+    text = described(
+        Sweep(TrainConfig(), {"learning_rate": [1e-3]}, [0, 1], Path("s")), [combination(1e-3, [2.0, 2.2])]
+    )
+    assert "best" not in text and "lowest" not in text
+    assert "loss of --learning_rate=0.001 is 2.1000 over 2 seeds, with a spread of 0.2000." in text
+
+
 def test_one_seed_is_not_called_a_result() -> None:
     text = described(
         Sweep(TrainConfig(), {"learning_rate": [1e-3, 1e-2]}, [0], Path("s")),

@@ -38,7 +38,7 @@ def remark(combination: Combination, found: Sequence[Combination]) -> str:
         return f"failed: {combination.problem}"
     if rung == len(best.rungs):
         here, top = combination.rungs[-1], best.rungs[-1]
-        return BEST if combination is best else ALIKE if is_within_noise(here, top) else ""
+        return BEST * (len(found) > 1) if combination is best else ALIKE if is_within_noise(here, top) else ""
     went_on = [c.rungs[rung - 1] for c in found if len(c.rungs) > rung and not c.problem]
     is_close = any(is_within_noise(combination.rungs[-1], other) for other in went_on)
     close = ", not distinguishable there from one that went on" if is_close else ""
@@ -89,6 +89,9 @@ def conclusions(sweep: Sweep, found: Sequence[Combination]) -> list[str]:
     if best.problem:
         return ["All combinations failed."]
     flags = " ".join(f"--{name}={shown(value)}" for name, value in best.values.items())
+    if len(found) == 1:
+        seeds = "one seed" if best.spread is None else f"{len(best.losses)} seeds, with a spread of {best.spread:.4f}"
+        return [f"The mean validation loss of {flags} is {best.mean:.4f} over {seeds}. The spread is max − min."]
     lines = [f"The lowest mean validation loss is {best.mean:.4f}, of {flags}."]
     if len(sweep.seeds) == 1:
         lines.append("One seed does not show how large the noise is: small differences mean nothing. Give --seeds=3.")
