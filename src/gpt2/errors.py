@@ -2,7 +2,17 @@
 
 import errno
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75
+"""Exit status of a run that a signal ended; it is saved and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a shell."""
+EXIT_BROKEN_PIPE = 141
 
 Log = Callable[[str], None]
 """A function that receives lines for the user."""
@@ -17,7 +27,7 @@ class UserError(Exception):
     an ordinary exception instead.
     """
 
-    status = 2
+    status = EXIT_BAD_INPUT
 
 
 class ReportedElsewhere(UserError):
@@ -41,7 +51,7 @@ class WriteError(UserError, OSError):
     bytes the target takes at least, and `free` how many there are on its disk.
     """
 
-    def __init__(self, target: Path, error: OSError, needed: int | None = None, free: int | None = None) -> None:
+    def __init__(self, target: "Path", error: OSError, needed: int | None = None, free: int | None = None) -> None:
         reason = error.strerror or first_line(error)
         super().__init__(f"cannot write {target} ({reason}){_remedy(error.errno, needed, free)}")
         self.errno, self.strerror, self.filename = error.errno, reason, str(target)

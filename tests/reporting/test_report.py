@@ -47,6 +47,23 @@ def test_headline_figures_are_those_of_the_log() -> None:
     assert found.events == [(1, "resumed")]
 
 
+@pytest.mark.parametrize(
+    ("limits", "last_step", "remaining"),
+    [  # 2 of the steps took 20 seconds, and saw 20 of 50 tokens
+        ({"max_iters": 8}, 8, 60.0),
+        ({"max_iters": 8, "max_tokens": 49}, 4, 20.0),
+        ({"max_iters": 8, "max_epochs": 1.0}, 5, 30.0),
+        ({"max_iters": 8, "max_minutes": 0.5}, 8, 10.0),
+        ({"max_iters": 3, "max_tokens": 1000}, 3, 10.0),
+    ],
+)
+def test_the_time_that_is_left_is_that_until_the_first_limit(limits: dict, last_step: int, remaining: float) -> None:
+    start = {"event": "start", "step": 0, "time": 100.0, "tokens": 0, "train_tokens": 50}
+    steps = [{"event": "train", "step": i, "time": 100.0 + 10 * i, "tokens": 10 * i} for i in (1, 2)]
+    found = RunReport("r", [start, *steps], limits | {"batch_size": 2, "block_size": 5})
+    assert (found.last_step, found.remaining) == (last_step, remaining)
+
+
 def test_all_the_time_on_the_clock_is_accounted_for() -> None:
     found = report(
         {"event": "train", "step": 1, "time": 104.0, "seconds": {"data": 0.5, "forward": 1.0, "backward": 2.0}},

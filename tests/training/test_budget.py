@@ -71,6 +71,38 @@ def test_a_resumed_run_keeps_its_budget_or_takes_another(tiny, tmp_path: Path, c
     assert train(gpt2.resume_config(run, max_iters=1000, max_tokens=1600, batch_size=2)).step == 20 + 320 // 32
 
 
+@pytest.mark.parametrize(
+    ("limits", "flags"),
+    [
+        ({"max_iters": 10}, "--max_iters=20 --lr_decay_iters=auto"),
+        ({"max_iters": 1000, "max_tokens": 640}, "--max_tokens=1280 --lr_decay_iters=auto"),
+        ({"max_iters": 1000, "max_epochs": 0.03}, "--max_epochs=0.06 --lr_decay_iters=auto"),
+        ({"max_iters": 10, "max_tokens": 640}, "--max_iters=20 --max_tokens=1280 --lr_decay_iters=auto"),
+        ({"max_minutes": 1e-9, "eval_interval": 0}, "--max_minutes=2e-09"),
+    ],
+)
+def test_a_run_that_ended_says_which_limit_to_raise(
+    tiny, tmp_path: Path, limits: dict, flags: str, gpt2_command, capfd
+) -> None:
+    done = train(tiny(**limits)).step
+    command = f"gpt2 train --init_from=resume --out_dir={tmp_path / 'run'} {flags}\n"
+    assert f"to train on: {command}" in capfd.readouterr().err
+    assert f"train it for longer: {command}" in gpt2_command("show", tmp_path / "run")[1]
+    status, out, err = gpt2_command(*command.split()[1:], "--json")
+    assert status == 0, err
+    if "max_minutes" not in limits:
+        assert json.loads(out)["step"] in (2 * done, 2 * done + 1)
+
+
+def test_steps_of_a_run_are_counted_up_to_the_limit_that_ends_it(tiny, tmp_path: Path, gpt2_command) -> None:
+    """64 tokens per step: 640 tokens are 10 steps, as are those of as many epochs."""
+    tokens = len(open_dataset(str(tiny().dataset)).splits["train"])
+    for name, limit in (("tokens", {"max_tokens": 640}), ("epochs", {"max_epochs": 640.5 / tokens})):
+        run = train(tiny(max_iters=1000, **limit, out_dir=str(tmp_path / name))).out_dir
+        assert "steps: 10 (of 10)" in gpt2_command("show", run)[1]
+        assert "10/10" in gpt2_command("list", "runs", run)[1]
+
+
 def script(monkeypatch: pytest.MonkeyPatch, val_losses: dict[int, float]) -> None:
     """Has the evaluation after so many updates give this loss."""
     monkeypatch.setattr(
@@ -91,7 +123,9 @@ def test_patience_ends_the_run(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (result.step, result.stopped) == (30, False)
     end = read_log(tmp_path / "run")[-1]
     assert (end["event"], end["because"], end["stopped"]) == ("end", "early_stopping_patience", False)
-    assert "best at step 15, and not better in 3 evaluations since" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "best at step 15, and not better in 3 evaluations since" in said
+    assert said.endswith("--early_stopping_patience=6\n")
     assert saved_steps(tmp_path / "run") == [30, 15]
     assert best_step(tmp_path / "run") == 15
     assert train(gpt2.resume_config(tmp_path / "run")).step == 30

@@ -46,15 +46,20 @@ from gpt2.cli.tokenizer_train import tokenizer_train
 from gpt2.cli.train import fill_in, train
 from gpt2.cli.translate import translated
 from gpt2.cli.validate import validate
-from gpt2.errors import FileSystemWarning, ReportedElsewhere, UserError, first_line
+from gpt2.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERRUPTED,
+    FileSystemWarning,
+    ReportedElsewhere,
+    UserError,
+    first_line,
+)
 from gpt2.runlog.console import note
 from gpt2.training.setting import OUTPUT, PATH, Bounds
 
 MIN_COLUMNS, MAX_DIGITS = 20, 4
 """Least width of a terminal that is believed, and the largest number of its digits."""
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "list": list_,

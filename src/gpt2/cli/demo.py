@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.launch import EXIT_STOPPED
+from gpt2.errors import EXIT_STOPPED
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import load_recipe, run_settings

@@ -6,19 +6,16 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gpt2.errors import UserError
+from gpt2.errors import EXIT_BAD_INPUT, EXIT_STOPPED, UserError
 from gpt2.runlog.console import note
 
 if TYPE_CHECKING:  # torch is not imported to answer --help
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-EXIT_BAD_INPUT = 2
 LONGEST_NUMBER = 9
 """Maximum number of digits of a number of processes."""
 PROCESS_BYTES = 200_000_000
 """Memory that a process takes at least, in bytes: that of PyTorch."""
-EXIT_STOPPED = 75
-"""Exit status of a run that a signal ended; it is saved and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 _command_line: list[str] = []
 
 

@@ -108,7 +108,7 @@ def runs_text(found: "list[RunEntry]") -> str:
         (
             str(r.path),
             r.state,
-            f"{count(r.step)}/{count(r.max_iters)}",
+            f"{count(r.step)}/{count(r.last_step)}",
             loss(r.train_loss),
             loss(r.best_val_loss),
             file_size(r.bytes),

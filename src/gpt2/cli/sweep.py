@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
-from gpt2.cli.launch import EXIT_STOPPED
+from gpt2.errors import EXIT_STOPPED
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
 from gpt2.training.setting import OUTPUT, RUN, Bounds, within

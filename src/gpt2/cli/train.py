@@ -15,14 +15,13 @@ from cyclopts.config import Dict
 from gpt2.cli.arguments import JsonFlag, NprocArg, RecipeArg, SettingsArg
 from gpt2.cli.large import ask_for_corpus, prepare_corpus
 from gpt2.cli.launch import (
-    EXIT_STOPPED,
     command_line,
     is_launched,
     is_main_process,
     is_restarted,
     launch,
 )
-from gpt2.errors import UserError
+from gpt2.errors import EXIT_STOPPED, UserError
 from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.console import note
 from gpt2.training import recipes

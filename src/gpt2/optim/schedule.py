@@ -1,6 +1,8 @@
-"""The learning rate as a function of the optimizer step."""
+"""The learning rate as a function of the optimizer step, and the step at which a run ends."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
@@ -41,3 +43,22 @@ def learning_rate(
         case _:
             raise AssertionError(f"no schedule {schedule!r}")
     return minimum + share * (peak - minimum)
+
+
+def steps_of_budgets(
+    settings: Mapping[str, Any], tokens_per_step: int, train_tokens: int | None, step: int = 0, tokens: int = 0
+) -> dict[str, int]:
+    """Return the optimizer step at which each of max_iters, max_tokens and max_epochs ends a run, if it is given.
+
+    settings: those of the run, by name. train_tokens: number of tokens in an epoch; None leaves max_epochs out.
+    step, tokens: the optimizer steps made and the tokens seen so far, perhaps with other settings. Every further step
+    sees tokens_per_step tokens.
+    """
+    ends = {"max_iters": settings["max_iters"]}
+    limits = {"max_tokens": settings.get("max_tokens", 0)}
+    if train_tokens is not None:
+        limits["max_epochs"] = int(settings.get("max_epochs", 0) * train_tokens)
+    for name, limit in limits.items():
+        if settings.get(name):
+            ends[name] = step + max(0, limit - tokens) // tokens_per_step
+    return ends

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import UserError
+from gpt2.optim.schedule import steps_of_budgets
 from gpt2.reporting import style, trainer
 from gpt2.reporting.verdict import Verdict, facts_of, judge
 from gpt2.runlog.console import duration
@@ -115,12 +116,27 @@ class RunReport:
         return [(name, seconds) for name, seconds in [*found, ("other", other)] if seconds > 0]
 
     @cached_property
+    def last_step(self) -> int | None:
+        """Return the step at which max_iters, max_tokens or max_epochs ends the run; None where it is not known."""
+        per_step = facts_of(self.records, self.settings).get("tokens_per_step")
+        if not per_step or "max_iters" not in self.settings:
+            return self.settings.get("max_iters")
+        tokens = self.tokens or self.step * per_step
+        return min(steps_of_budgets(self.settings, per_step, self.train_tokens, self.step, tokens).values())
+
+    @cached_property
     def remaining(self) -> float | None:
-        """Return the seconds until max_iters at the pace so far; None after the end, or before there is a pace."""
+        """Return the seconds until the last step, or until max_minutes, at the pace so far.
+
+        None after the end, and before there is a pace.
+        """
         begun = min((r["step"] for r in self.records if r["event"] == "train"), default=self.step)
-        if self.state != "open" or self.step <= begun or "max_iters" not in self.settings:
+        if self.state != "open" or self.step <= begun or self.last_step is None:
             return None
-        return (self.settings["max_iters"] - self.step) * self.seconds / (self.step - begun + 1)
+        seconds = (self.last_step - self.step) * self.seconds / (self.step - begun + 1)
+        if limit := self.settings.get("max_minutes"):
+            seconds = min(seconds, max(0.0, limit * 60 - self.seconds))
+        return seconds
 
     @cached_property
     def events(self) -> list[tuple[int, str]]:
@@ -165,13 +181,18 @@ class RunReport:
         return None
 
     @cached_property
-    def epochs(self) -> float | None:
-        """Return how often each training token was seen; None where the log does not have their number."""
+    def train_tokens(self) -> int | None:
+        """Return the number of tokens in an epoch; None where the log does not have it."""
         total = self._logged("train_tokens")
         if total is None and (data := self._logged("data")):  # a dataset of one file may be known by its length
             known = re.fullmatch(r"([0-9]{1,18}) tokens", data.get("train", ""))
             total = int(known[1]) if known else None
-        return self.tokens / total if self.tokens is not None and type(total) is int and total > 0 else None
+        return total if type(total) is int and total > 0 else None
+
+    @cached_property
+    def epochs(self) -> float | None:
+        """Return how often each training token was seen; None where the log does not have their number."""
+        return self.tokens / self.train_tokens if self.tokens is not None and self.train_tokens else None
 
     def facts(self) -> list[str]:
         """Return what identifies the run, each in a few words: model, data, device, memory, start, versions."""
@@ -198,7 +219,7 @@ class RunReport:
 
     def headline(self) -> list[tuple[str, str, str]]:
         """Return the most important figures: each one's name, value and remark."""
-        most, per_step = self.settings.get("max_iters"), facts_of(self.records, self.settings).get("tokens_per_step")
+        per_step = facts_of(self.records, self.settings).get("tokens_per_step")
         rate, mfu = self.typical("tokens_per_second"), self.typical("mfu")
         left = f"about {duration(self.remaining)} to go" if self.remaining else ""
         losses = [
@@ -207,7 +228,7 @@ class RunReport:
         ]
         return [
             *losses,
-            ("steps", f"{self.step:,}", f"of {most:,}" if most else ""),
+            ("steps", f"{self.step:,}", f"of {self.last_step:,}" if self.last_step else ""),
             ("tokens", style.short(self.tokens or 0), f"{per_step:,} per step" if per_step else ""),
             ("time", duration(self.seconds), left),
             ("tokens per second", f"{rate:,.0f}" if rate is not None else "–", "median"),

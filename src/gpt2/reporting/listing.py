@@ -11,7 +11,9 @@ from gpt2.errors import UserError
 from gpt2.files import folders_below, manifest_problem, total_bytes
 from gpt2.formats.run_folder import CONTENT, best_file, folder_of, saved_steps
 from gpt2.json_file import read_object
+from gpt2.optim.schedule import steps_of_budgets
 from gpt2.reporting import trainer
+from gpt2.reporting.verdict import facts_of
 from gpt2.runlog.checks import parse
 from gpt2.runlog.curves import printable, settings_of
 from gpt2.runlog.records import FILE, finished_lines
@@ -35,6 +37,8 @@ class RunEntry:
     or `no record yet`."""
     step: int | None = None
     """Number of optimizer steps made."""
+    last_step: int | None = None
+    """Optimizer step at which max_iters, max_tokens or max_epochs ends the run."""
     max_iters: int | None = None
     train_loss: float | None = None
     """Loss of the newest step."""
@@ -66,12 +70,7 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run: checkpoints with their settings, or the log of a run."""
     if (folder / "checkpoints").is_dir() and ((folder / "config.toml").is_file() or saved_steps(folder)):
         return True
-    log = folder / FILE
-    if not log.is_file():
-        return False
-    with log.open("rb") as file:
-        first = file.readline(LONGEST_FIRST_LINE)
-    return (parse(first) or {}).keys() >= {"event", "step", "time"}
+    return _first_record(folder / FILE).keys() >= {"event", "step", "time"}
 
 
 def describe(path: Path) -> RunEntry:
@@ -92,6 +91,7 @@ def describe(path: Path) -> RunEntry:
         path=path,
         state=state_of(path, newest),
         step=newest.get("step"),
+        last_step=_last_step(path, settings, train),
         max_iters=settings.get("max_iters"),
         train_loss=train.get("loss"),
         best_val_loss=best_loss,
@@ -132,6 +132,24 @@ def newest_records(log: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if size >= end:
                 return newest, {}
             size *= 16
+
+
+def _last_step(run: Path, settings: dict[str, Any], train: dict[str, Any]) -> int | None:
+    """Return the optimizer step at which a run ends, whose last step has the record `train`; None if not known."""
+    per_step = facts_of([], settings).get("tokens_per_step")
+    if not per_step or "max_iters" not in settings:
+        return settings.get("max_iters")
+    train_tokens = _first_record(run / FILE).get("train_tokens") if settings.get("max_epochs") else None
+    return min(
+        steps_of_budgets(settings, per_step, train_tokens, train.get("step", 0), train.get("tokens", 0)).values()
+    )
+
+
+def _first_record(log: Path) -> dict[str, Any]:
+    """Return the first record of a log; empty where there is none."""
+    with suppress(OSError), log.open("rb") as file:
+        return parse(file.readline(LONGEST_FIRST_LINE)) or {}
+    return {}
 
 
 def _best(run: Path) -> tuple[int | None, float | None]:

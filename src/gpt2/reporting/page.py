@@ -46,7 +46,7 @@ def body(reports: Sequence[RunReport], defaults: dict[str, Any]) -> str:
 
 
 def _head(report: RunReport) -> str:
-    verdict, most = report.verdict, report.settings.get("max_iters")
+    verdict, most = report.verdict, report.last_step
     tiles = "".join(
         f"<div><dt>{explained(name)}</dt><dd>{escape(value)}<small>{explained(remark)}</small></dd></div>"
         for name, value, remark in report.headline()

@@ -29,6 +29,8 @@ INTEGERS = (
     *SHAPE[:-1], "max_iters", "batch_size", "total_batch_size", "gradient_accumulation_steps", "eval_iters",
 )  # fmt: skip
 """Settings that reports calculate with, which must be integers."""
+LIMITS = ("max_tokens", "max_epochs", "max_minutes")
+"""Settings that reports calculate with, which must be finite numbers."""
 INTEGER_LIMIT = 1 << 40
 """These settings are below it."""
 MOST_SETTINGS_BYTES = 1 << 16
@@ -125,6 +127,8 @@ def _is_usable(name: str, value: Any) -> bool:
     """Return whether the value of a setting has a type and a size that reports can show and calculate with."""
     if name in INTEGERS:
         return type(value) is int and 0 <= value < INTEGER_LIMIT
+    if name in LIMITS:
+        return type(value) in (int, float) and 0 <= value < COUNT_LIMIT
     if isinstance(value, list):
         return all(isinstance(entry, str) for entry in value)
     return isinstance(value, str | float) or (isinstance(value, int) and abs(value) < COUNT_LIMIT)

@@ -12,6 +12,7 @@ from gpt2.distributed.gradients import check_processes
 from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
+from gpt2.optim.schedule import steps_of_budgets
 from gpt2.spelling import counted
 from gpt2.training.config import TrainConfig
 
@@ -27,19 +28,35 @@ def last_step(config: TrainConfig, train_tokens: int, state: TrainState, log: Lo
     """
     per_step = config.tokens_per_step
     budgets = {"max_tokens": config.max_tokens, "max_epochs": int(config.max_epochs * train_tokens)}
-    ends = {"max_iters": config.max_iters}
     for name in budgets:
-        if value := getattr(config, name):
-            if budgets[name] < per_step:
-                raise UserError(
-                    f"{name}={value} is {counted(budgets[name], 'token')}, less than the {per_step:,} of one "
-                    f"optimizer step; raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
-                )
-            ends[name] = state.step + max(0, budgets[name] - state.tokens) // per_step
+        if (value := getattr(config, name)) and budgets[name] < per_step:
+            raise UserError(
+                f"{name}={value} is {counted(budgets[name], 'token')}, less than the {per_step:,} of one "
+                f"optimizer step; raise --{name}, or lower --batch_size or --gradient_accumulation_steps"
+            )
+    ends = steps_of_budgets(vars(config), per_step, train_tokens, state.step, state.tokens)
     first = min(ends, key=lambda name: ends[name])
     if first != "max_iters":
         log(f"{first}={getattr(config, first)} ends the run at step {ends[first]:,}")
     return ends[first]
+
+
+def to_train_longer(config: TrainConfig, ended_by: str, train_tokens: int | None, step: int, tokens: int) -> str:
+    """Return the flags that double the limits which ended a run, with which it can be resumed and goes on.
+
+    ended_by: the setting that ended it, as in the log, where max_iters stands for all limits of steps. train_tokens:
+    number of tokens in an epoch, if it is known. step, tokens: the optimizer steps made and the tokens seen.
+    """
+    if ended_by in ("max_minutes", "early_stopping_patience"):
+        return f"--{ended_by}={2 * getattr(config, ended_by)}".removesuffix(".0")
+    doubled = {
+        "max_iters": f"{2 * max(step, 1)}",
+        "max_tokens": f"{2 * max(tokens, config.max_tokens)}",
+        "max_epochs": f"{2 * max(tokens / (train_tokens or tokens or 1), config.max_epochs):g}",
+    }
+    ends = steps_of_budgets(vars(config), config.tokens_per_step, train_tokens, step, tokens)
+    flags = [f"--{name}={doubled[name]}" for name, end in ends.items() if end <= step]
+    return " ".join([*flags, "--lr_decay_iters=auto"])
 
 
 def evaluations_since(best_step: int, step: int, interval: int) -> int:

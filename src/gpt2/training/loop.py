@@ -13,6 +13,7 @@ from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
 from gpt2.spelling import counted
+from gpt2.training.budget import to_train_longer
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
 from gpt2.training.rescue import as_user_error, save_last_step, traceback_of
@@ -222,17 +223,18 @@ class Loop:
             console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
         else:
             console.note(f"finished at step {state.step}")
-            self.note_what_next()
+            self.note_what_next(ending)
         losses = self.evaluation.losses
         return TrainResult(run.out_dir, state.step, losses.get("train_loss"), losses.get("val_loss"), is_stopped)
 
-    def note_what_next(self) -> None:
-        """Show the commands that people want after a run."""
+    def note_what_next(self, ending: str) -> None:
+        """Show the commands that people want after a run, which the setting `ending` ended."""
         run, out = self.run, shlex.quote(str(self.run.out_dir))
         if not run.own_layers:
             self.session.console.note(f"next: gpt2 sample {out} · gpt2 report {out} · gpt2 plot {out} -o curves.png")
-            more = f"{self.session.resume_command} --max_iters={2 * max(run.state.step, 1)} --lr_decay_iters=auto"
-            self.session.console.note(f"to train on: {more}")
+            tokens = len(run.batches.tokens)
+            flags = to_train_longer(run.config, ending, tokens, run.state.step, run.state.tokens)
+            self.session.console.note(f"to train on: {self.session.resume_command} {flags}")
 
     def rescued(self, error: BaseException) -> UserError:
         """Save the last complete step after an error, where that is possible; return the error to raise instead."""

@@ -15,6 +15,7 @@ from gpt2.runlog.console import duration
 from gpt2.runlog.records import FILE
 from gpt2.spelling import did_you_mean
 from gpt2.training import recipes
+from gpt2.training.budget import to_train_longer
 from gpt2.training.config import TrainConfig
 from gpt2.training.filled_in import FilledIn, filled_in
 
@@ -112,10 +113,18 @@ def _next_for_run(path: Path, state: str, settings: dict[str, Any], report: RunR
         )
     resume = f"gpt2 train --init_from=resume --out_dir={path}"
     if state == "finished":
-        more = 2 * settings["max_iters"] if settings.get("max_iters") else 0
         found = [f"sample from it: gpt2 sample {path}", f"its curves: gpt2 report {path}"]
-        return [*found, f"train it for longer: {resume} --max_iters={more} --lr_decay_iters=auto"] if more else found
+        return (
+            [*found, f"train it for longer: {resume} {_longer(settings, report)}"] if settings and report else found
+        )
     return [f"go on with it: {resume}", f"sample from it: gpt2 sample {path}"]
+
+
+def _longer(settings: dict[str, Any], report: RunReport) -> str:
+    """Return the flags with which a finished run trains for longer."""
+    end = next((r for r in reversed(report.records) if r["event"] == "end"), {})
+    ended_by, tokens = end.get("because", ""), report.tokens or 0
+    return to_train_longer(TrainConfig(**settings), ended_by, report.train_tokens, report.step, tokens)
 
 
 def _dataset(path: Path) -> Shown:
