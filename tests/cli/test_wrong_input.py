@@ -68,6 +68,30 @@ def test_each_mistake_gives_one_line_and_loses_nothing(world: Path, gpt2_command
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", "--dataset=d", "--out_dir="], "--out_dir"),
+        (["train", "--dataset=d", "--data_dir", ""], "--data_dir"),
+        (["train", ""], "RECIPE"),
+        (["prepare", "mine.txt", "-o", ""], "-o"),
+        (["prepare", "mine.txt", "--out="], "--out"),
+        (["prepare", "mine.txt", ""], "SOURCES"),
+        (["export", "hf", "r", ""], "OUT"),
+        (["sample", ""], "MODEL"),
+        (["eval", "loss", "r", ""], "DATASET"),
+        (["eval", "hellaswag", "r", "--data="], "--data"),
+        (["list", "runs", ""], "FOLDERS"),
+        (["tokenizer", "encode", "x", "--tokenizer="], "--tokenizer"),
+        (["sweep", "--dataset=d", "-o", ""], "-o"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(world: Path, words: list[str], name: str, gpt2_command) -> None:
+    before = contents(world)
+    assert gpt2_command(*words) == (2, "", f"gpt2: {name} is empty; give a path or a name\n")
+    assert contents(world) == before
+
+
 def test_every_spelling_of_a_flag_means_the_same(world: Path, gpt2_command) -> None:
     common = words_of("train TINY --dataset=d --overwrite --out_dir=s")
     configs = []

@@ -88,6 +88,13 @@ def test_paths_and_numpy_numbers_are_accepted() -> None:
     assert (config.out_dir, type(config.learning_rate)) == ("x", float)
 
 
+@pytest.mark.parametrize("name", ["out_dir", "data_dir", "init_from"])
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is empty; give a path"):
+        TrainConfig(**{name: ""})
+    assert TrainConfig(dataset="", hellaswag_data="").dataset == ""
+
+
 def test_the_sizes_are_those_of_the_model() -> None:
     assert get_args(HINTS["model"]) == tuple(PRESETS)
 

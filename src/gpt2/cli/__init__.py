@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TextIO, get_args
 
 import cyclopts
-from cyclopts.argument import Argument, ArgumentCollection
+from cyclopts.argument import Argument, ArgumentCollection, Token
 
 from gpt2 import __version__
 from gpt2.cli.bench_data import bench_data
@@ -56,7 +56,7 @@ from gpt2.errors import (
     first_line,
 )
 from gpt2.runlog.console import note
-from gpt2.training.setting import OUTPUT, PATH, Bounds
+from gpt2.training.setting import OUTPUT, PATH, Bounds, expanded
 
 MIN_COLUMNS, MAX_DIGITS = 20, 4
 """Least width of a terminal that is believed, and the largest number of its digits."""
@@ -178,21 +178,23 @@ def read_values(arguments: ArgumentCollection) -> None:
     """Give every value its meaning, and check the numbers.
 
     As a path, `-` is standard input or output, and a `~` at the start is a home folder; as a text, both stay. Raises
-    UserError for a number that is not within its bounds, and for a fraction where a whole number is needed.
+    UserError for an empty path, for a number that is not within its bounds, and for a fraction where a whole number
+    is needed.
     """
     for argument in arguments:
-        argument.tokens = [token.evolve(value=_meant(argument, token.value)) for token in argument.tokens]
+        argument.tokens = [token.evolve(value=_meant(argument, token)) for token in argument.tokens]
         _check_number(argument)
 
 
-def _meant(argument: Argument, value: str) -> str:
-    """Return what a value of an argument stands for."""
+def _meant(argument: Argument, token: Token) -> str:
+    """Return what a value of an argument stands for. Raises UserError for an empty path."""
     kinds = _kinds(argument.field_info.annotation)
-    if value in (DASH, "-"):
-        if OUTPUT in kinds:
-            return "/dev/stdout"
-        return "/dev/stdin" if PATH in kinds else "-"
-    return os.path.expanduser(value) if PATH in kinds or OUTPUT in kinds else value  # noqa: PTH111
+    value = "-" if token.value == DASH else token.value
+    if PATH not in kinds and OUTPUT not in kinds:
+        return value
+    if value == "-":
+        return "/dev/stdout" if OUTPUT in kinds else "/dev/stdin"
+    return expanded(token.keyword or argument.name, value, argument.field_info.default)
 
 
 def _kinds(hint: object) -> list[object]:

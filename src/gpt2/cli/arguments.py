@@ -57,6 +57,8 @@ NprocArg = Annotated[
         "them instead."
     ),
 ]
+OUT = Parameter(name=["--out", "-o"])
+"""Names of the option for the file or folder that a command writes."""
 OutArg = Annotated[Path, OUTPUT, Parameter(help="Folder or file to write. It must not exist yet.")]
 OverwriteFlag = Annotated[bool, Parameter(help="Replace the output that already exists.")]
 FieldArg = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, TokenizerArg
+from gpt2.cli.arguments import OUT, DeviceArg, DTypeArg, JsonFlag, ModelArg, NprocArg, TokenizerArg
 from gpt2.cli.launch import command_line, is_launched, is_main_process, launch
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
@@ -36,7 +36,7 @@ class Options:
     batch_tokens: Annotated[int | None, CONTEXT] = None
     """Number of tokens in a batch. Default: 512 on a CPU, 32768 on other devices."""
     tokenizer: TokenizerArg = None
-    out: Annotated[Path | None, OUTPUT] = None
+    out: Annotated[Path | None, OUTPUT, OUT] = None
     """Write the model's choice in each task to this file, one JSON object per line."""
     write_bin: Annotated[Path | None, OUTPUT] = None
     """Write the tasks to this file in llm.c's format, which holds GPT-2's tokens, and evaluate nothing. No MODEL is

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from gpt2.cli.arguments import OUT
 from gpt2.runlog.console import note
 from gpt2.training.setting import OUTPUT
 
 
 def plot(
     *runs: Annotated[Path, Parameter(required=True)],
-    out: Annotated[Path, OUTPUT, Parameter(name=["--out", "-o"])] = Path("plot.png"),
+    out: Annotated[Path, OUTPUT, OUT] = Path("plot.png"),
     x: Literal["steps", "tokens", "flops", "time"] = "steps",
     smooth: float | None = None,
     dark: Annotated[bool, Parameter(negative=())] = False,

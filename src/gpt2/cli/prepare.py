@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg, FromArg, OverwriteFlag
+from gpt2.cli.arguments import OUT, FieldArg, FromArg, OverwriteFlag
 from gpt2.cli.launch import LONGEST_NUMBER
 from gpt2.errors import UserError
 from gpt2.runlog.console import WorkConsole, note
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Options:
     """The options of `gpt2 prepare`."""
 
-    out: Annotated[Path | None, OUTPUT] = None
+    out: Annotated[Path | None, OUTPUT, OUT] = None
     """Folder of the dataset to write. Default: data/ and the name of the corpus or of the first source."""
     tokenizer: Annotated[str | None, PATH] = None
     """`char`, `byte`, `gpt2` (OpenAI's 50,257 tokens), `bpe` (trained on this text), or an existing tokenizer: the

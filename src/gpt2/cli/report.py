@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gpt2.cli.arguments import OUT
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -17,7 +18,7 @@ from gpt2.training.setting import OUTPUT, PORT
 
 def report(
     *runs: Annotated[Path, Parameter(required=True)],
-    out: Annotated[Path, OUTPUT, Parameter(name=["--out", "-o"])] = Path("report.html"),
+    out: Annotated[Path, OUTPUT, OUT] = Path("report.html"),
     serve: Annotated[bool, Parameter(negative=())] = False,
     port: Annotated[int, PORT] = 0,
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,

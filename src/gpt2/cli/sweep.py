@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import JsonFlag, RecipeArg, SettingsArg
+from gpt2.cli.arguments import OUT, JsonFlag, RecipeArg, SettingsArg
 from gpt2.errors import EXIT_STOPPED
 from gpt2.runlog.console import note
 from gpt2.training.config import TrainConfig
@@ -20,7 +20,7 @@ def sweep(
     /,
     *,
     grid: Annotated[tuple[str, ...], RUN, Parameter(negative=())] = (),
-    out: Annotated[Path, RUN, OUTPUT],
+    out: Annotated[Path, RUN, OUTPUT, OUT],
     seeds: Annotated[int, RUN, within(1, 1000)] = 1,
     halving: Annotated[int, RUN, HALVING] = 0,
     json_: JsonFlag = False,

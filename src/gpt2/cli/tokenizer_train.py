@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2.cli.arguments import FieldArg, FromArg, JsonFlag, OverwriteFlag
+from gpt2.cli.arguments import OUT, FieldArg, FromArg, JsonFlag, OverwriteFlag
 from gpt2.cli.results import results_stream
 from gpt2.errors import UserError
 from gpt2.runlog.console import note
@@ -23,7 +23,7 @@ def tokenizer_train(
     *sources: Annotated[str, PATH, Parameter(required=True)],
     vocab_size: Annotated[int, within(257, 10**7)] = 4096,
     special_tokens: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
-    out: Annotated[Path, OUTPUT] = Path(FILE),
+    out: Annotated[Path, OUTPUT, OUT] = Path(FILE),
     field: FieldArg = "text",
     max_characters: Annotated[int, within(1, 10**15)] = 1_000_000_000,
     from_: FromArg = None,

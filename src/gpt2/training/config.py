@@ -1,6 +1,5 @@
 """Every setting of a training run. The text under a setting is its `--help`."""
 
-import os
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
@@ -34,6 +33,7 @@ from gpt2.training.setting import (
     check_schedule,
     check_step,
     converted,
+    expanded,
     within,
 )
 
@@ -336,4 +336,4 @@ assert get_args(HINTS["lr_schedule"]) == SCHEDULES, "the schedules of optim/sche
 def checked(name: str, value: Any) -> Any:
     """Return `value` as the type of the setting `name`, a path with its home folder. Raises UserError."""
     value = converted(name, value, HINTS[name])
-    return os.path.expanduser(value) if name in PATHS else value  # noqa: PTH111
+    return expanded(name, value, TrainConfig.__dataclass_fields__[name].default) if name in PATHS else value

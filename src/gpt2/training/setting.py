@@ -94,6 +94,13 @@ PORT = Bounds(lambda value: 0 <= value <= 65535, "be 0 to 65535")
 """Bounds of a port."""
 
 
+def expanded(name: str, path: str, default: object) -> str:
+    """Return a path with the home folder in place of a `~`. Raises UserError for an empty one that is no default."""
+    if not path and default != "":  # pathlib would take it for the current folder
+        raise UserError(f"{name} is empty; give a path or a name")
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
 def converted(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint` of the setting `name`.
 
