@@ -53,6 +53,13 @@ WRONG = [
     ("train TINY --dataset=d --device=abacus", "abacus"),
     ("train TINY --dataset=d --out_dir=a_file/run", "a_file/run"),
     ("train TINY --dataset=d --out_dir=r", "already holds a run"),
+    (
+        "train TINY --dataset=d --out_dir=d",
+        "out_dir=d is the folder of the dataset; give the run a folder of its own",
+    ),
+    ("train TINY --dataset=d --out_dir=./d/ --init_from=auto", "is the folder of the dataset"),
+    ("train TINY --dataset=d/train.bin --out_dir=empty/../d --overwrite", "is the folder of the dataset"),
+    ("train TINY --dataset=d/*.bin --out_dir=d", "is the folder of the dataset"),
     ("train TINY --dataset=d --init_from=resume --out_dir=empty", "no checkpoint to resume"),
     ("train --init_from=resume --out_dir=corrupt", "is damaged"),
     (

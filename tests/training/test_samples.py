@@ -44,3 +44,14 @@ def test_the_prompt_is_read_once(tiny, tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_greatest_seed_has_a_next_one(tiny, tmp_path: Path) -> None:
     train(tiny(max_iters=0, sample_interval=1, sample_start="a", num_samples=2, sample_tokens=3, seed=2**63 - 1))
     assert (tmp_path / "run" / "samples" / "step_0000000.txt").read_text().count(LINE) == 1
+
+
+def test_the_default_prompt_of_a_vocabulary_without_newline_is_empty(tiny, tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_text("to be or not to be " * 100)
+    data = gpt2.prepare(tmp_path / "line.txt", out=tmp_path / "line", tokenizer="char")
+    train(tiny(dataset=str(data), max_iters=2, sample_interval=2, sample_tokens=15))
+    model, tokenizer = gpt2.load(str(tmp_path / "run"))
+    expected = gpt2.generate(model, tokenizer, "", max_new_tokens=15)
+    assert (tmp_path / "run" / "samples" / "step_0000002.txt").read_text() == expected + "\n"
+    with pytest.raises(gpt2.UserError, match=r"the prompt 'a\\n' cannot be encoded"):
+        train(tiny(dataset=str(data), out_dir=str(tmp_path / "other"), sample_interval=1, sample_start="a\n"))

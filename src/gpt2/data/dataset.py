@@ -50,6 +50,12 @@ class Dataset:
             )
         return tokens
 
+    def require_elsewhere(self, out_dir: Path) -> None:
+        """Raise UserError where the folder of a run is the folder of this dataset."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        if out_dir.exists() and out_dir.samefile(folder):
+            raise UserError(f"out_dir={out_dir} is the folder of the dataset; give the run a folder of its own")
+
     def require_tokenizer(self, tokenizer: Tokenizer, whose: str, model: str = "") -> None:
         """Raise UserError unless all ids of this dataset stand for the same tokens in `tokenizer`.
 

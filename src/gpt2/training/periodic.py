@@ -12,8 +12,10 @@ from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.evaluation.choices import choose
 from gpt2.evaluation.loss import Progress, evaluate_loss, no_progress
-from gpt2.generation.text import decode_with, request_for
+from gpt2.generation.text import decode_with, encode_prompt, read_prompt, request_for
+from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import evaluations_since
+from gpt2.training.config import TrainConfig
 from gpt2.training.run import Run
 from gpt2.training.session import Session
 
@@ -168,6 +170,23 @@ class Sampling:
         session.log.sample(step, text, seconds=round(run.ledger.mark("sampling"), 5))
         session.console.note(f"--- sample at step {step}\n{text.strip()}\n---")
         run.ledger.mark("records")
+
+
+def sample_prompts(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the prompts of the samples, or none where samples are off.
+
+    A character tokenizer may have no newline; the default prompt, a newline, is then an empty one. Raises UserError
+    for a prompt that the tokenizer cannot encode.
+    """
+    prompts = tuple(map(read_prompt, config.prompts)) if config.sample_interval else ()
+    try:
+        for prompt in prompts:
+            encode_prompt(tokenizer, prompt)
+    except UserError:
+        if config.sample_start == TrainConfig.sample_start:
+            return ("",)
+        raise
+    return prompts
 
 
 def sample_texts(run: Run, check: Callable[[], None] = lambda: None) -> str:

@@ -20,13 +20,13 @@ from gpt2.evaluation.choices import Task, check_fits
 from gpt2.evaluation.hellaswag import read_tasks, validation_file
 from gpt2.formats.run_folder import read_description
 from gpt2.formats.source import is_plain
-from gpt2.generation.text import encode_prompt, read_prompt
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
 from gpt2.training.budget import last_step, log_late_decay, shared
 from gpt2.training.compile import checkpoint_activations, choose_kernels, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
+from gpt2.training.periodic import sample_prompts
 from gpt2.training.resume import checkpoint_to_resume, log_changed_machine, log_changed_settings
 from gpt2.training.run import Run
 from gpt2.training.session import require_trackers
@@ -124,6 +124,8 @@ def set_up_data(given: TrainConfig, log: Log) -> Data:
     """Step 2: find the checkpoint to resume, and open the dataset, which is prepared if it must be."""
     restored = checkpoint_to_resume(given, Path(given.out_dir), log)
     dataset = open_dataset(given.dataset, given.data_dir, log)
+    if restored is None and not given.eval_only:
+        dataset.require_elsewhere(Path(given.out_dir))
     splits = dataset.split("train", given.block_size), dataset.split("val", given.block_size)
     return Data(dataset, *splits, restored)
 
@@ -134,7 +136,7 @@ def set_up_model(
     """Step 3: fill in the settings' defaults, check that they fit each other and the data, and make the model."""
     resolved = shared(_resolved(given, machine, data, world, log), world, log)
     _require_end_of_text(resolved, data.dataset)
-    prompts = _prompts(resolved, data.dataset.tokenizer)
+    prompts = sample_prompts(resolved, data.dataset.tokenizer)
     if not resolved.eval_only:
         require_trackers(resolved)
     model, source = make_model(given, resolved, data.dataset, data.restored, log, own)
@@ -311,14 +313,6 @@ def muon_settings(config: TrainConfig, world: World) -> dict[str, Any]:
         "dtype": torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
         "processes": world.size if is_shared else 1,
     }
-
-
-def _prompts(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Return the prompts of the samples, or none where samples are off. Raises UserError."""
-    prompts = tuple(map(read_prompt, config.prompts)) if config.sample_interval else ()
-    for prompt in prompts:
-        encode_prompt(tokenizer, prompt)
-    return prompts
 
 
 def _hellaswag_tasks(config: TrainConfig, tokenizer: Tokenizer, model: GPT, log: Log) -> list[Task]:
