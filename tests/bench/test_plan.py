@@ -128,6 +128,19 @@ def test_max_epochs_limits_the_planned_tokens(tiny) -> None:
     assert found.epochs == pytest.approx(2, rel=0.01)
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_epochs"])
+def test_the_defaults_of_a_plan_follow_from_the_limit_that_ends_the_run(tiny, limit: str) -> None:
+    """65 steps with an evaluation every 3 steps, at the start and at the end."""
+    epoch = len(open_dataset(tiny().dataset).splits["train"])
+    tokens = 65.5 * tiny().tokens_per_step
+    budget = {"max_tokens": int(tokens)} if limit == "max_tokens" else {"max_epochs": tokens / epoch}
+    events: list[str] = []
+    config = tiny(max_iters=10**6, eval_interval=None, eval_iters=None, **budget)
+    train(config, callback=lambda event, step, values: events.append(event))
+    work = planned(config).work
+    assert (work.steps, work.evaluations, events.count("eval")) == (65, 23, 23)
+
+
 def test_the_workload_is_what_a_run_does(tiny) -> None:
     """The records of a run are counted."""
     config = tiny(max_iters=25, eval_interval=10, checkpoint_interval=4, sample_interval=6, sample_tokens=5)

@@ -213,11 +213,15 @@ def test_a_gpu_recomputes_activations_only_where_they_do_not_fit() -> None:
         ({"max_iters": 1000, "lr_decay_iters": 2000}, True),
         ({"max_iters": 2000, "lr_decay_iters": 2000}, False),
         ({"max_iters": 1000}, False),
+        ({"max_iters": 10**6, "max_tokens": 1000 * 12 * 1024, "lr_decay_iters": 2000}, True),
+        ({"max_iters": 10**6, "max_tokens": 2000 * 12 * 1024, "lr_decay_iters": 2000}, False),
         ({"max_iters": 1000, "lr_decay_iters": 2000, "decay_lr": False}, False),
         ({"max_iters": 1000, "lr_decay_iters": 2000, "lr_schedule": "constant"}, False),
     ],
 )
 def test_a_run_that_ends_before_its_schedule_is_told(settings: dict, is_told: bool) -> None:
     lines: list[str] = []
-    log_late_decay(TrainConfig(**settings).resolved(), lines.append)
+    config = TrainConfig(**settings)
+    last = last_step(config, 1, TrainState(), lambda line: None)
+    log_late_decay(config.resolved(last), last, lines.append)
     assert [("step 2000" in line and "--lr_decay_iters=auto" in line) for line in lines] == [True] * is_told

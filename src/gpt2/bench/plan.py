@@ -124,14 +124,14 @@ def plan(config: TrainConfig, hardware: Hardware, log: Log) -> Plan:
     Nothing is computed on the device. log: receives lines about what is not known yet. Raises UserError where nothing
     fits, with the flags that help.
     """
-    config = config.resolved()
     dataset = find_dataset(config.dataset, config.data_dir) if config.dataset else None
-    shape = _shape(config, dataset, log)
     data = _data(config, dataset)
     epoch = len(dataset.split("train", config.block_size)) if dataset else sys.maxsize
     if config.max_epochs and dataset is None:
         log("the dataset is not prepared yet, so the length of an epoch is unknown: planning with max_iters")
     steps = last_step(config, epoch, TrainState(), log)
+    config = config.resolved(steps)
+    shape = _shape(config, dataset, log)
     sizes = _batch_sizes(config, hardware.processes)
     chosen = next((p for size in sizes if (p := _plan_with(size, config, shape, hardware, data, steps)).fits), None)
     if chosen is not None:

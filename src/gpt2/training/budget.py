@@ -150,9 +150,12 @@ def _square_bytes(config: TrainConfig, shape: GPTConfig, kind: str) -> int:
     return pairs * (masks + (0 if config.flash else 4 * shape.n_head * kept))
 
 
-def log_late_decay(config: TrainConfig, log: Log) -> None:
-    """Log where a run ends before its learning rate has decayed, as after `--max_iters` alone in a recipe."""
-    if config.decay_lr and config.lr_schedule != "constant" and config.decay_end > config.max_iters > 0:
+def log_late_decay(config: TrainConfig, last: int, log: Log) -> None:
+    """Log where a run ends, at the step `last`, before its learning rate has decayed.
+
+    This happens after `--max_iters` alone in a recipe.
+    """
+    if config.decay_lr and config.lr_schedule != "constant" and config.decay_end > last > 0:
         log(
             f"the learning rate decays until step {config.decay_end} (lr_decay_iters), and the run ends before that; "
             "--lr_decay_iters=auto lets both end together"

@@ -293,12 +293,17 @@ class TrainConfig:
         """The optimizer step at which the learning rate reaches min_lr."""
         return self.lr_decay_iters if isinstance(self.lr_decay_iters, int) else self.max_iters
 
-    def resolved(self) -> Self:
-        """Return the same configuration with every default that depends on another setting filled in."""
+    def resolved(self, last_step: int | None = None) -> Self:
+        """Return the same configuration with every default that depends on another setting filled in.
+
+        last_step: the optimizer step at which the run ends, where that is not max_iters.
+        """
         from gpt2.model import PRESETS  # imported here so that --help does not wait for PyTorch
 
         sizes = PRESETS[self.model]
-        interval = max(1, min(2000, self.max_iters // 20)) if self.eval_interval is None else self.eval_interval
+        last = self.max_iters if last_step is None else last_step
+        decay_end = self.lr_decay_iters if isinstance(self.lr_decay_iters, int) else last
+        interval = max(1, min(2000, last // 20)) if self.eval_interval is None else self.eval_interval
         # An evaluation computes two splits forward; a step computes forward and backward, three times as much.
         iters = max(1, min(20 * self.accumulation, 3 * self.accumulation * interval // 20, 200))
         return replace(
@@ -309,8 +314,8 @@ class TrainConfig:
             n_head=self.n_head or sizes["n_head"],
             n_embd=self.n_embd or sizes["n_embd"],
             gelu="tanh" if self.gelu == "auto" else self.gelu,
-            lr_decay_iters=self.decay_end,
-            warmup_iters=min(2000, self.decay_end // 20) if self.warmup_iters is None else self.warmup_iters,
+            lr_decay_iters=decay_end,
+            warmup_iters=min(2000, decay_end // 20) if self.warmup_iters is None else self.warmup_iters,
             min_lr=self.learning_rate / 10 if self.min_lr is None else self.min_lr,
         )
 

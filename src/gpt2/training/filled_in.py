@@ -58,7 +58,7 @@ def filled_in(config: TrainConfig) -> FilledIn:
 def _values(config: TrainConfig) -> dict[str, Any]:
     """Return the settings with the defaults that follow from other settings."""
     last = last_step(replace(config, max_epochs=0.0), 0, TrainState(), lambda line: None)
-    filled = replace(replace(config, max_iters=last).resolved(), max_iters=config.max_iters).as_dict()
+    filled = config.resolved(last).as_dict()
     unknown = set(OF_THE_MODEL if names_a_model(config.init_from) else ())
     unknown |= set(OF_THE_LAST_STEP if config.max_epochs else ())
     given = config.as_dict()

@@ -152,8 +152,6 @@ def set_up_model(
         f"batch_size {config.batch_size} × block_size {config.block_size}"
         + (f", shared by {world.size} processes" if world.size > 1 else "")
     )
-    if data.restored is None:
-        log_late_decay(config, log)
     size, tokens = accounting.num_params(model.config), len(data.train_tokens)
     log(f"model {size:,} parameters · dataset {data.dataset.path}, {tokens:,} training tokens")
     tokenizer, own_layers = run_tokenizer(data.dataset, data.restored, source), own is not None and not is_plain(own)
@@ -234,17 +232,17 @@ def make_run(
 def _resolved(given: TrainConfig, machine: Machine, data: Data, world: World, log: Log) -> TrainConfig:
     """Return the settings with defaults, device and dtype filled in.
 
-    The defaults follow from the step at which the run ends, so that the learning rate decays until then; max_iters
-    itself stays as it was given.
+    The defaults follow from the step at which the run ends, so that the learning rate decays until then.
     """
     log = log if data.restored is None else _silent  # a resumed run logs what is left of its budgets later
     last = last_step(given, len(data.train_tokens), TrainState(), log)
     chosen: dict[str, Any] = {
         "device": given.device if world.size > 1 else str(machine.device),
         "dtype": machine.dtype,
-        "max_iters": given.max_iters,
     }
-    return replace(replace(given, max_iters=last).resolved(), **chosen)
+    resolved = replace(given.resolved(last), **chosen)
+    log_late_decay(resolved, last, log)
+    return resolved
 
 
 def _gradient_sync(config: TrainConfig, where: torch.device, loss_of: nn.Module, world: World) -> GradientSync:
