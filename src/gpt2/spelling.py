@@ -51,10 +51,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that differs from `name` by the fewest typing errors; None if all differ by many.
 
     Upper and lower case, and dashes and underscores, count as equal. One error per five characters is allowed, and at
-    least one.
+    least one in a name of more than one character.
     """
     typed = _plain(name)
-    allowed = max(1, len(typed) // 5)
+    allowed = max(1, len(typed) // 5) if len(typed) > 1 else 0
     near = [candidate for candidate in known if abs(len(candidate) - len(name)) <= allowed]
     distances = {candidate: distance(typed, _plain(candidate)) for candidate in near}
     best = min(distances, key=lambda candidate: distances[candidate], default=None)

@@ -12,6 +12,7 @@ from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError
+from gpt2.formats.run_folder import saved_steps
 from gpt2.formats.tokenizer_files import read_meta
 from gpt2.json_file import JsonObject, read_object
 from gpt2.spelling import counted, did_you_mean
@@ -138,6 +139,8 @@ def files_of(folder: Path, described: Iterable[str] | None) -> list[Path]:
         raise UserError(f"{folder} is incomplete: its preparation was interrupted; run the same gpt2 prepare again")
     else:
         files = _shards(folder)
+    if not files and saved_steps(folder):
+        raise UserError(f"{folder} is a run and no dataset; name the dataset that it was trained on, or another one")
     if not files:
         raise UserError(
             f"{folder} holds no dataset: neither dataset.json, nor files like train.bin, x_val_000000.bin or .npy; "

@@ -117,6 +117,8 @@ def _open(name: str) -> Source:
             return read(path)
     if huggingface.is_hub_name(name) and (not path.exists() or name in huggingface.OFFICIAL):
         return huggingface.open_hub(name)
+    if (path / "dataset.json").is_file():
+        raise UserError(f"{name} is a dataset and no model; name a model that was trained on it")
     if path.exists():
         raise UserError(f"{name} is no model: no {KINDS}")
     raise UserError(f"no model {name!r}: {did_you_mean(name, huggingface.OFFICIAL, f'no such {KINDS}')}")

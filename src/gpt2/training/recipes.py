@@ -76,6 +76,11 @@ def load_recipe(recipe: str) -> dict[str, Any]:
             raise UserError(f"{recipe} is no recipe but {instead}")
         hint = did_you_mean(recipe, names(), f"built-in recipes: {', '.join(names())}")
         raise UserError(f"no recipe {recipe!r}: neither a file nor a built-in name; {hint}")
+    if path.suffix not in ("", ".toml", ".py"):
+        raise UserError(
+            f"{recipe} is no recipe, which is a .toml file or a .py file of nanoGPT; a text becomes a dataset with "
+            f"gpt2 prepare {shlex.quote(recipe)}"
+        )
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read(MAX_CHARACTERS + 1)
     if path.suffix == ".py":
