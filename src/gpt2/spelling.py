@@ -18,9 +18,9 @@ def counted(count: int, noun: str) -> str:
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return the question `did you mean …?` with the known name, or else the path, that `name` probably stands for.
 
-    Returns `otherwise` where nothing has a similar name.
+    Returns `otherwise` where nothing else has a similar name.
     """
-    close = nearest(name, known) or near_path(name)
+    close = nearest(name, (other for other in known if other != name)) or near_path(name)
     return f"did you mean {close}?" if close else otherwise
 
 

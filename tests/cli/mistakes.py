@@ -41,6 +41,7 @@ WRONG = [
     ("eval loss r d x -", "2 arguments are too many: 'x' '-'; quote a text that has spaces, and see gpt2 eval loss"),
     ("list runs nowhere", "there is no folder nowhere"),
     ("show nowhere", "neither a recipe"),
+    ("show empty", "gpt2 list shows what there is"),
     ("compare r", "name two or more"),
     ("compare r empty", "holds no log.jsonl"),
     ("prune empty --yes", "holds no checkpoints"),

@@ -225,3 +225,17 @@ def test_a_run_that_ends_before_its_schedule_is_told(settings: dict, is_told: bo
     last = last_step(config, 1, TrainState(), lambda line: None)
     log_late_decay(config.resolved(last), last, lines.append)
     assert [("step 2000" in line and "--lr_decay_iters=auto" in line) for line in lines] == [True] * is_told
+
+
+def test_a_learning_rate_that_rises_is_told(tiny, tmp_path: Path, capfd) -> None:
+    """A resumed run keeps min_lr, a tenth of its first peak, which a smaller peak may be below."""
+    told = "because min_lr=0.001 is above learning_rate=0.0001; --min_lr=1e-05 lets it fall"
+    train(tiny(max_iters=4))
+    assert "rises" not in capfd.readouterr().err
+    again = {"learning_rate": 1e-4, "max_iters": 8, "lr_decay_iters": "auto"}
+    train(gpt2.resume_config(tmp_path / "run", **again))
+    assert told in capfd.readouterr().err
+    assert [r["lr"] for r in read_log(tmp_path / "run") if r["event"] == "train"][-1] > 1e-4
+    for change in ({"min_lr": 1e-5}, {"decay_lr": False}, {"lr_schedule": "constant"}):
+        train(gpt2.resume_config(tmp_path / "run", **{**again, "max_iters": 9} | change))
+        assert "rises" not in capfd.readouterr().err

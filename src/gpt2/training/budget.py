@@ -162,6 +162,19 @@ def log_late_decay(config: TrainConfig, last: int, log: Log) -> None:
         )
 
 
+def log_rising_rate(config: TrainConfig, log: Log) -> None:
+    """Log where the learning rate rises to min_lr instead of falling to it.
+
+    This happens after a small `--learning_rate` alone, for a recipe with min_lr or a resumed run.
+    """
+    rate, end = config.learning_rate, config.min_lr or 0.0
+    if config.decay_lr and config.lr_schedule != "constant" and end > rate:
+        log(
+            f"the learning rate rises after the warmup, because min_lr={end:g} is above learning_rate={rate:g}; "
+            f"--min_lr={rate / 10:g} lets it fall"
+        )
+
+
 def _require(what: str, needed: int, device: torch.device) -> None:
     free = free_memory(device)
     if needed > free:

@@ -23,7 +23,7 @@ from gpt2.formats.source import is_plain
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
-from gpt2.training.budget import last_step, log_late_decay, shared
+from gpt2.training.budget import last_step, log_late_decay, log_rising_rate, shared
 from gpt2.training.compile import checkpoint_activations, choose_kernels, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import sample_prompts
@@ -234,14 +234,15 @@ def _resolved(given: TrainConfig, machine: Machine, data: Data, world: World, lo
 
     The defaults follow from the step at which the run ends, so that the learning rate decays until then.
     """
-    log = log if data.restored is None else _silent  # a resumed run logs what is left of its budgets later
-    last = last_step(given, len(data.train_tokens), TrainState(), log)
+    log_if_new = log if data.restored is None else _silent  # a resumed run logs what is left of its budgets later
+    last = last_step(given, len(data.train_tokens), TrainState(), log_if_new)
     chosen: dict[str, Any] = {
         "device": given.device if world.size > 1 else str(machine.device),
         "dtype": machine.dtype,
     }
     resolved = replace(given.resolved(last), **chosen)
-    log_late_decay(resolved, last, log)
+    log_late_decay(resolved, last, log_if_new)
+    log_rising_rate(resolved, log)
     return resolved
 
 
