@@ -40,6 +40,24 @@ def test_a_run_that_went_through_nanogpts_format_goes_on_bit_for_bit(tiny, tmp_p
     assert final_weights(Path("back")) == final_weights(Path("straight"))
 
 
+def test_an_imported_run_keeps_the_momentum_of_muon(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="straight", max_iters=10, lr_decay_iters=20, optimizer="muon"))
+    import_run(open_model("straight/checkpoints/step_0000010"), Path("back"), quiet)
+    for out_dir in ("straight", "back"):
+        train(resume_config(out_dir, max_iters=20, device="cpu"))
+    assert final_weights(Path("back")) == final_weights(Path("straight"))
+
+
+def test_nanogpt_gets_no_optimizer_state_of_a_run_with_muon(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(out_dir="r", max_iters=4, optimizer="muon"))
+    notes: list[str] = []
+    export(open_model("r"), "nanogpt", Path("ckpt"), notes.append)
+    assert any("AdamW, whose state is not known for all parameters" in line for line in notes)
+    assert torch.load("ckpt/ckpt.pt", weights_only=True)["optimizer"]["state"] == {}
+
+
 def test_an_imported_run_keeps_what_the_file_knows(tiny, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(tiny(out_dir="r", max_iters=4, learning_rate=3e-3, weight_decay=0.2))

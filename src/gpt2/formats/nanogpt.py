@@ -163,9 +163,16 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
 
 
 def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Log) -> dict[str, Any]:
-    """Return AdamW's state dict as nanoGPT's optimizer loads it; its state is empty where none is known."""
+    """Return AdamW's state dict as nanoGPT's optimizer loads it; its state is empty where none is known.
+
+    It is also empty for a run that trained its matrices with Muon, whose state is not AdamW's.
+    """
     named = progress.optimizer_state(note)
     order = optimizer_order(config)
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    if named and any(f"{name}/{key}" not in named for name, _ in order for key in keys):
+        note("nanoGPT trains with AdamW, whose state is not known for all parameters: it starts with an empty state")
+        named = {}
     matrices = sum(len(shape) >= 2 for _, shape in order)
     known = HYPERPARAMETERS | progress.settings
     settings = {"lr": known["learning_rate"], "betas": (known["beta1"], known["beta2"]), "eps": 1e-8}
@@ -175,6 +182,5 @@ def _numbered_optimizer(config: GPTConfig, progress: Progress, note: Log) -> dic
          "differentiable": False, "fused": None, "decoupled_weight_decay": True, "params": list(numbers)}
         for numbers, decay in decays
     ]  # fmt: skip
-    keys = ("step", "exp_avg", "exp_avg_sq")
     state = {i: {key: named[f"{name}/{key}"] for key in keys} for i, (name, _) in enumerate(order)} if named else {}
     return {"state": state, "param_groups": groups}

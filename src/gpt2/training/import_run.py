@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2 import checkpoint
+from gpt2.distributed.world import ALONE
 from gpt2.errors import Log, UserError
 from gpt2.files import check_free, publish, write_text
 from gpt2.formats.open import build
@@ -13,6 +14,7 @@ from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
 from gpt2.training.recipes import dump_toml
+from gpt2.training.setup import muon_settings
 from gpt2.training.weights import MODEL_SETTINGS
 
 ENVIRONMENT = ("out_dir", "init_from", "overwrite", "device", "backend", "wandb_log", "eval_only")
@@ -42,7 +44,9 @@ def import_run(source: Source, out_dir: Path, log: Log) -> Path:
     except UserError as error:
         log(f"the settings of the training contradict each other ({error}): the run gets the default settings")
         config = TrainConfig(**shape, out_dir=str(out_dir), dataset=known.get("dataset", "")).resolved()
-    optimizers = make_optimizers(model, config.learning_rate, (config.beta1, config.beta2), config.weight_decay)
+    muon = muon_settings(config, ALONE) if config.optimizer == "muon" else None
+    betas = config.beta1, config.beta2
+    optimizers = make_optimizers(model, config.learning_rate, betas, config.weight_decay, muon=muon)
     load_named_state(optimizers, progress.optimizer_state(log))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
