@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.reporting.figures import report_on
+from gpt2.reporting.page import page
 from gpt2.runlog.records import LogWriter
 from gpt2.training.recipes import dump_toml
 
@@ -55,6 +57,13 @@ def test_the_table_has_a_column_for_each_run_and_marks_the_best(runs: list[Path]
     assert rows["val loss at 3k tokens"] == ["2.5000", "2.2500 *"]
     assert rows["tokens/s"] == ["50", "80 *"]
     assert rows["batch_size"] == ["100", "200"]
+
+
+def test_a_run_without_settings_differs_from_no_other(runs: list[Path], gpt2_command) -> None:
+    (runs[1] / "config.toml").unlink()
+    assert json.loads(gpt2_command("compare", *runs, "--json")[1])["settings"] == {}
+    html = page([report_on(run) for run in runs], {})
+    assert "The settings of these runs are not known." in html
 
 
 def test_losses_of_different_datasets_have_no_best(runs: list[Path], gpt2_command) -> None:

@@ -106,11 +106,14 @@ def _time(reports: Sequence[RunReport]) -> str:
 
 
 def differing(reports: Sequence[RunReport]) -> dict[str, list[str]]:
-    """Return the settings that are not the same in all runs, each with the value that every run has."""
+    """Return the settings that are not the same in all runs, each with the value that every run has.
+
+    A run whose settings are not known, as of a log of another program, differs from no other.
+    """
     found = {}
     for name in dict.fromkeys(name for r in reports for name in r.settings if name not in NOT_COMPARED):
         values = [setting(r.settings[name]) if name in r.settings else "–" for r in reports]
-        if len(set(values)) > 1:
+        if len({value for value, r in zip(values, reports, strict=True) if r.settings}) > 1:
             found[name] = values
     return found
 
@@ -121,6 +124,8 @@ def _differences(reports: Sequence[RunReport]) -> str:
         f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
         for name, values in differing(reports).items()
     ]
+    if sum(bool(r.settings) for r in reports) < 2:
+        return "<h2>Settings that differ</h2><p class=none>The settings of these runs are not known.</p>"
     if not rows:
         return "<h2>Settings that differ</h2><p class=none>All settings are the same.</p>"
     return f"<h2>Settings that differ</h2>{table(['setting', *(r.name for r in reports)], rows)}"
