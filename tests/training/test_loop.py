@@ -150,6 +150,16 @@ def test_a_run_is_not_overwritten_unasked(tiny, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+def test_eval_only_of_a_new_model_says_how_to_evaluate_the_run_that_is_there(tiny, tmp_path: Path, capfd) -> None:
+    trained = train(tiny()).val_loss
+    capfd.readouterr()
+    fresh = train(tiny(eval_only=True)).val_loss
+    told = f"random weights; --init_from=resume evaluates the run in {tmp_path / 'run'}"
+    assert told in capfd.readouterr().err
+    assert train(tiny(eval_only=True, init_from="resume")).val_loss == trained != fresh
+    assert told not in capfd.readouterr().err
+
+
 def test_eval_only_writes_nothing(tiny, tmp_path: Path) -> None:
     result = train(tiny(eval_only=True, eval_iters=0))
     assert result.val_loss == pytest.approx(torch.log(torch.tensor(22.0)).item(), abs=0.7)

@@ -25,6 +25,8 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
     if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, log)
     if config.eval_only:
+        if has_checkpoints and config.init_from == "scratch":
+            log(f"evaluating a new model with random weights; --init_from=resume evaluates the run in {out_dir}")
         return None
     if has_checkpoints and not config.overwrite:
         raise UserError(
