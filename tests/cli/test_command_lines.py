@@ -89,7 +89,11 @@ def test_a_prompt_file_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train --interactive", "Unknown option: --interactive."),
+        ("train --interactive", "Unknown option: --interactive. gpt2 train --help lists the options."),
+        ("help train", "Give gpt2 --help, or gpt2 COMMAND --help."),
+        ("export hf r", "gpt2 export needs OUT, which is missing; see gpt2 export --help"),
+        ("eval loss r", "gpt2 eval loss needs DATASET, which is missing; see gpt2 eval loss --help"),
+        ("sweep --dataset=d", "gpt2 sweep needs --out, which is missing; see gpt2 sweep --help"),
         ("train --batch-sise=3", "Did you mean --batch_size?"),
         ("sample m --temprature 1", "Did you mean --temperature?"),
         ("evaluate", "Available commands: demo, list, "),
