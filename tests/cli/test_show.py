@@ -87,6 +87,14 @@ def test_a_run_shows_where_it_stands_and_the_next_command(tiny, gpt2_command) ->
     assert f"it has no checkpoint; start again: gpt2 train {run}/config.toml --overwrite" in out
 
 
+def test_commands_quote_a_folder_with_a_space(tiny, dataset: Path, tmp_path: Path, gpt2_command) -> None:
+    run = train(tiny(out_dir=str(tmp_path / "my run"))).out_dir
+    out = gpt2_command("show", run)[1]
+    assert out.count(f"'{run}'") == 3
+    shutil.copytree(dataset, tmp_path / "my data")
+    assert f"gpt2 train --dataset='{tmp_path / 'my data'}'" in gpt2_command("show", tmp_path / "my data")[1]
+
+
 def test_a_dataset_is_found_by_path_and_by_name_and_a_recipe_comes_first(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command
 ) -> None:

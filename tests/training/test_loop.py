@@ -13,6 +13,7 @@ from torch._functorch import config as partitioner
 import gpt2
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.dataset import open_dataset
+from gpt2.distributed.world import World
 from gpt2.errors import TrainingFailed, UserError
 from gpt2.formats.run_folder import saved_steps
 from gpt2.runlog.records import read_log
@@ -310,3 +311,11 @@ def test_losses_that_are_no_numbers_are_logged_as_json(tiny, tmp_path: Path) -> 
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=refuse) for line in lines]
     assert None in [r["loss"] for r in records if r["event"] == "skip"]
+
+
+@pytest.mark.parametrize(
+    ("world", "flag"), [(World(), ""), (World(size=2, local_size=2), " --nproc=2"), (World(size=4, local_size=2), "")]
+)
+def test_the_command_to_resume_starts_the_processes_of_one_machine_again(tiny, world: World, flag: str) -> None:
+    run = replace(set_up(tiny(out_dir="my run"), lambda line: None), world=world)
+    assert run.resume_command == f"gpt2 train --init_from=resume --out_dir='my run'{flag}"

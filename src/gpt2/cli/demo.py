@@ -1,5 +1,6 @@
 """`gpt2 demo`."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,4 +80,4 @@ def show(out_dir: Path, result: "TrainResult", sample_tokens: int) -> None:
         print(f"--- {prompt}\n{prompt}{text}")
     first = next(r["val_loss"] for r in read_log(out_dir) if r["event"] == "eval")
     print(f"---\nvalidation loss {first:.4f} before, {result.val_loss:.4f} after {result.step} optimizer steps")
-    print(f"the curves are in {plot}; more text: gpt2 sample {out_dir} --start=class")
+    print(f"the curves are in {plot}; more text: gpt2 sample {shlex.quote(str(out_dir))} --start=class")

@@ -1,6 +1,7 @@
 """`gpt2 sweep`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -58,5 +59,5 @@ def sweep(
         return EXIT_STOPPED
     print(json.dumps(rows(asked, found)) if json_ else described(asked, found))
     if picture := draw(asked, found):
-        note(f"the curves are in {picture}; one page: gpt2 report {out}/*/")
+        note(f"the curves are in {picture}; one page: gpt2 report {shlex.quote(str(out))}/*/")
     return 0

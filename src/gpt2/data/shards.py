@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shlex
 import stat
 import warnings
 from collections.abc import Sequence
@@ -118,7 +119,8 @@ def open_shard(path: Path) -> Shard:
         return _llmc(path, size, np.frombuffer(start[:12], dtype="<i4").tolist())
     if _is_text(start):
         raise UserError(
-            f"{path} is text, and a dataset holds token ids; prepare it: gpt2 prepare {path} --out=FOLDER"
+            f"{path} is text, and a dataset holds token ids; prepare it: gpt2 prepare {shlex.quote(str(path))} "
+            "--out=FOLDER"
         )
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes ({size}), so it is truncated or not uint16 tokens")

@@ -125,7 +125,7 @@ class Loop:
             self.run.world.main_only(self.session.restore_folder)
             raise UserError(
                 f"{self.run.out_dir} was deleted or moved away during the run; step {self.run.state.step} and the "
-                f"log are saved in a new folder of that name: go on with {self.session.resume_command}"
+                f"log are saved in a new folder of that name: go on with {self.run.resume_command}"
             )
         return result
 
@@ -220,7 +220,7 @@ class Loop:
                 f"{counted(run.config.early_stopping_patience, 'evaluation')} since"
             )
         if is_stopped:
-            console.note(f"stopped at step {state.step} and saved; go on with {self.session.resume_command}")
+            console.note(f"stopped at step {state.step} and saved; go on with {self.run.resume_command}")
         else:
             console.note(f"finished at step {state.step}")
             self.note_what_next(ending)
@@ -234,7 +234,7 @@ class Loop:
             self.session.console.note(f"next: gpt2 sample {out} · gpt2 report {out} · gpt2 plot {out} -o curves.png")
             tokens = len(run.batches.tokens)
             flags = to_train_longer(run.config, ending, tokens, run.state.step, run.state.tokens)
-            self.session.console.note(f"to train on: {self.session.resume_command} {flags}")
+            self.session.console.note(f"to train on: {self.run.resume_command} {flags}")
 
     def rescued(self, error: BaseException) -> UserError:
         """Save the last complete step after an error, where that is possible; return the error to raise instead."""

@@ -55,11 +55,7 @@ def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_ma
         if is_same_reason(error, problem):
             return "; nothing after the last checkpoint is saved"
         return f"; step {step} could not be saved ({first_line(error)})"
-    advice = (
-        ""
-        if isinstance(problem, SkippedSteps)
-        else f": go on with gpt2 train --init_from=resume --out_dir={run.out_dir}"
-    )
+    advice = "" if isinstance(problem, SkippedSteps) else f": go on with {run.resume_command}"
     return f"; step {step} is saved{advice}"
 
 

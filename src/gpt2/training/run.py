@@ -1,5 +1,6 @@
 """A run: everything that training works with, complete when constructed."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +62,12 @@ class Run:
     is_consistent: bool = True
     """Whether weights, optimizer state and step count belong together; an exception while they change leaves False,
     and they must not be saved."""
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this run, with as many processes where all of them are on this machine."""
+        if self.own_layers:
+            return f"gpt2.train(gpt2.resume_config('{self.out_dir}'), model=…)"
+        is_here = 1 < self.world.size == self.world.local_size
+        nproc = f" --nproc={self.world.size}" if is_here else ""
+        return f"gpt2 train --init_from=resume --out_dir={shlex.quote(str(self.out_dir))}{nproc}"

@@ -1,7 +1,6 @@
 """A training session: the run folder, made ready and locked, with log, console, saver and signals of a process."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -60,13 +59,6 @@ class Session:
             self.console.working(what, done, total)
 
         return show
-
-    @property
-    def resume_command(self) -> str:
-        """The command that continues this run."""
-        if self.run.own_layers:
-            return f"gpt2.train(gpt2.resume_config('{self.run.out_dir}'), model=…)"
-        return f"gpt2 train --init_from=resume --out_dir={shlex.quote(str(self.run.out_dir))}"
 
 
 @contextmanager

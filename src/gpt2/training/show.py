@@ -1,5 +1,6 @@
 """Finds what a name stands for (a recipe, a run or a dataset), and describes it with what to do next."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,12 @@ def show(name: str, data_dir: str) -> Shown:
 
 def _recipe(name: str, data_dir: str) -> Shown:
     settings = recipes.load_recipe(name)
-    words = name if settings.get("dataset") else f"{name} --dataset=DATASET"
+    words = shlex.quote(name) + ("" if settings.get("dataset") else " --dataset=DATASET")
     lines = [f"train it: gpt2 train {words}", f"will it fit, and how long will it take: gpt2 plan {words}"]
     if name in recipes.names():
         lines.insert(0, recipes.entry_of(name).about)
         if (folder := Path(data_dir) / name).is_dir() and is_dataset(folder):
-            lines.append(f"the dataset of this name: gpt2 show {folder}")
+            lines.append(f"the dataset of this name: gpt2 show {shlex.quote(str(folder))}")
     return Shown("recipe", name, tuple(lines), filled_in(TrainConfig(**settings)))
 
 
@@ -99,25 +100,26 @@ def _snapshots(path: Path) -> list[str]:
     """Return a line about the snapshots of a run, and the command that shows them, if there are any."""
     if not (steps := snapshot_steps(path)):
         return []
-    return [f"snapshots: {len(steps)}, of steps {steps[0]} to {steps[-1]}; see how it learned: gpt2 serve {path}"]
+    command = f"gpt2 serve {shlex.quote(str(path))}"
+    return [f"snapshots: {len(steps)}, of steps {steps[0]} to {steps[-1]}; see how it learned: {command}"]
 
 
 def _next_for_run(path: Path, state: str, settings: dict[str, Any], report: RunReport | None = None) -> list[str]:
     """Return the commands that a run can be used with in its state."""
+    run = shlex.quote(str(path))
     if state in ("running", "starting"):
         left = f", about {duration(report.remaining)} to go" if report is not None and report.remaining else ""
-        return [f"it trains{left}; watch it: gpt2 report {path} --serve"]
+        return [f"it trains{left}; watch it: gpt2 report {run} --serve"]
     if not saved_steps(path):
-        return (
-            [f"it has no checkpoint; start again: gpt2 train {path / 'config.toml'} --overwrite"] if settings else []
-        )
-    resume = f"gpt2 train --init_from=resume --out_dir={path}"
-    if state == "finished":
-        found = [f"sample from it: gpt2 sample {path}", f"its curves: gpt2 report {path}"]
-        return (
-            [*found, f"train it for longer: {resume} {_longer(settings, report)}"] if settings and report else found
-        )
-    return [f"go on with it: {resume}", f"sample from it: gpt2 sample {path}"]
+        recipe = shlex.quote(str(path / "config.toml"))
+        return [f"it has no checkpoint; start again: gpt2 train {recipe} --overwrite"] if settings else []
+    resume = f"gpt2 train --init_from=resume --out_dir={run}"
+    if state != "finished":
+        return [f"go on with it: {resume}", f"sample from it: gpt2 sample {run}"]
+    lines = [f"sample from it: gpt2 sample {run}", f"its curves: gpt2 report {run}"]
+    if settings and report:
+        lines.append(f"train it for longer: {resume} {_longer(settings, report)}")
+    return lines
 
 
 def _longer(settings: dict[str, Any], report: RunReport) -> str:
@@ -128,10 +130,10 @@ def _longer(settings: dict[str, Any], report: RunReport) -> str:
 
 
 def _dataset(path: Path) -> Shown:
-    entry = describe_dataset(path, path.name)
+    entry, folder = describe_dataset(path, path.name), shlex.quote(str(path))
     if entry.problem:
         return Shown("dataset", str(path), (entry.problem,), dataset=entry)
     lines = [f"{name} tokens: {count:,}" for name, count in (("train", entry.train), ("val", entry.val)) if count]
     lines.append(f"tokenizer: {entry.tokenizer}, {entry.vocab_size:,} ids" if entry.vocab_size else "")
-    lines += [f"what is in it: gpt2 inspect {path}", f"train on it: gpt2 train --dataset={path}"]
+    lines += [f"what is in it: gpt2 inspect {folder}", f"train on it: gpt2 train --dataset={folder}"]
     return Shown("dataset", str(path), tuple(line for line in lines if line), dataset=entry)

@@ -122,6 +122,6 @@ class StepRecords:
             look = f"gpt2 train {config} --init_from={shlex.quote(str(run.out_dir))} --out_dir=replay"
             raise SkippedSteps(
                 f"{MAX_SKIPPED} steps in a row were skipped, from step {first + 1} on; go on from the last "
-                f"checkpoint with {session.resume_command} and a lower --learning_rate, or look at that batch with "
+                f"checkpoint with {run.resume_command} and a lower --learning_rate, or look at that batch with "
                 f"{look} --overfit_step={first + run.state.skipped_batches}"
             )
