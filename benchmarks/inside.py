@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-import gpt2
 from gpt2.accounting import num_params
+from gpt2.bench.sample import open_network
+from gpt2.errors import UserError
 from gpt2.inside.attention import traced_weights
 from gpt2.inside.forward import trace
 from gpt2.inside.patching import patch
@@ -67,7 +68,7 @@ def views(model: GPT, idx: torch.Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="any model, as for gpt2 lens")
+    parser.add_argument("model", help="any model, as for gpt2 lens, or random:SIZE, as for gpt2 bench sample")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, default=256, help="number of tokens of the text")
     parser.add_argument("--positions", type=int, default=32, help="number of patched positions, at its end")
@@ -75,7 +76,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    model, _ = gpt2.load(arguments.model)
+    try:
+        model = open_network(arguments.model, torch.device("cpu"), "float32", "none")
+    except UserError as error:
+        parser.error(str(error))
     config, T = model.config, arguments.tokens
     torch.manual_seed(0)
     idx = torch.randint(config.vocab_size, (T,))
