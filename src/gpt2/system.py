@@ -3,7 +3,9 @@
 Windows has other calls than Linux and macOS. They are tested only in imitation, so README recommends WSL 2 there.
 """
 
+import contextlib
 import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -59,6 +61,23 @@ def copy_owner(about: os.stat_result, path: Path) -> None:
     """Give a file the owner that `about` describes. Raises PermissionError where that is not allowed."""
     if sys.platform != "win32":
         os.chown(path, about.st_uid, about.st_gid)
+
+
+def zeros(n_bytes: int) -> mmap.mmap:
+    """Return zeros that begin at a page, and of which the system provides each page when it is first used.
+
+    Linux would otherwise provide 2 MiB at a time, as it does for NumPy's arrays. Raises MemoryError.
+    """
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, n_bytes)
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{error.strerror}: {n_bytes / 1e9:,.1f} GB") from None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # this system has no large pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
 def peak_memory() -> int:

@@ -1,5 +1,6 @@
 """Opening a model to decode with takes the memory of the converted model and little more."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from gpt2.api import export
 from gpt2.formats.open import build, open_model
+from gpt2.generation.kv_cache import KVMemory
 from gpt2.generation.weights import Quantize, for_decoding, read_for_decoding
 from gpt2.model import GPT, GPTConfig
 
@@ -52,3 +54,18 @@ def test_memory_holds_a_model_once(folder: Path, dtype: str, quantize: Quantize)
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     grown, stored = map(int, done.stdout.split())
     assert grown < stored + 40e6  # the largest matrix has 9 MB in float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc has the memory in use")
+def test_a_slot_takes_the_memory_of_its_text() -> None:
+    def used() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    config = GPTConfig(block_size=8192, vocab_size=10, n_layer=2, n_head=4, n_embd=128)
+    before, memory = used(), KVMemory(config, 8, torch.device("cpu"), torch.float32)
+    size = 2 * memory.k.nbytes
+    assert size == 2 * 2 * 8 * 8192 * 128 * 4
+    for tensor in (memory.k, memory.v):
+        tensor[:, :, :, :100] = 1.0
+        assert tensor.data_ptr() % 64 == 0 and not tensor[:, :, :, 100].any()
+    assert used() - before < 0.1 * size  # a text of 100 positions of 8,192

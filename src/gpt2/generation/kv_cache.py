@@ -2,14 +2,11 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2 import system
 from gpt2.model import GPTConfig
-
-ALIGNMENT = 64
-"""Bytes of a cache line."""
 
 
 class KVMemory:
@@ -53,16 +50,14 @@ class KVMemory:
 
 
 def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return zeros. On a CPU their memory is provided when it is first used; `torch.zeros` would use it at once.
+    """Return zeros. On a CPU, each part of their memory is provided when it is first used.
 
-    They begin at a multiple of 64 bytes, because libraries may round differently for another alignment.
+    So a slot takes as much memory as its text needs. The zeros begin at a page, because libraries may round
+    differently for another alignment.
     """
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    n_bytes = math.prod(shape) * dtype.itemsize
-    buffer = np.zeros(n_bytes + ALIGNMENT, np.uint8)
-    begin = -buffer.ctypes.data % ALIGNMENT
-    return torch.from_numpy(buffer[begin : begin + n_bytes]).view(dtype).view(shape)
+    return torch.frombuffer(system.zeros(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 class KVCache:

@@ -17,12 +17,13 @@ from gpt2.accounting import num_params
 from gpt2.device import DTYPES, large_tensors_apart
 from gpt2.formats.open import build, check_shapes
 from gpt2.formats.source import Source
-from gpt2.generation.kv_cache import ALIGNMENT
 from gpt2.model import GPT
 
 Quantize = Literal["none", "int8"]
 QUANTIZED_ROWS = 1024
 """Number of rows of which float32 copies exist at a time while a matrix is quantized."""
+ALIGNMENT = 64
+"""Bytes of a cache line."""
 LARGE_PAGE, MADV_COLLAPSE = 2**21, 25
 """Bytes of a large page, and the number of the request for them, see madvise(2)."""
 
