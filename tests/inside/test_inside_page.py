@@ -31,6 +31,7 @@ def test_the_page_on_the_inside_prints_what_it_shows(
         PAGE,
         skipped={"OMP_WAIT_POLICY=PASSIVE python benchmarks/inside.py": "takes minutes"},
         instead={
+            "gpt2 lens out-mine FILE:scene.txt --compare": "gpt2 lens out-mine FILE:scene.txt --compare out-mine",
             "gpt2 lens gpt2": "gpt2 lens out-mine 'The capital of France is' --json",
             "gpt2 prepare shakespeare": "gpt2 prepare input.txt --tokenizer=bpe --vocab_size=260 --out=data/bpe",
             "gpt2 train own_text --dataset=mine": f"{{line}} {small} --block_size=32 --max_iters=2 --warmup_iters=0 "
