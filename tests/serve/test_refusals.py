@@ -19,6 +19,7 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "x"}]
 REFUSED = [
     (COMPLETIONS, {"promt": "x"}, "promt", "did you mean 'prompt'?"),
+    ("/inside/page", {"text": "ab", "compare_step": 3}, "compare_step", "needs compare"),
     (COMPLETIONS, {"something": 1}, "something", "unknown field"),
     (COMPLETIONS, {"prompt": [1, "a"]}, "prompt", "wrong type or value"),
     (COMPLETIONS, {"prompt": []}, "prompt", "empty list"),

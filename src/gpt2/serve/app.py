@@ -161,6 +161,8 @@ class Api:
     async def make_page(self, request: Request) -> Response:
         """Answer /inside/page."""
         body, compared = parse(PageBody, await read_body(request)), None
+        if body.compare is None and body.compare_step is not None:
+            raise ApiError(400, "compare_step needs compare, the model of that run", param="compare_step")
         reader = self.readers[self._named(body.model).name]
         if body.compare is not None:
             other = self.readers[self._named(body.compare, "compare").name]

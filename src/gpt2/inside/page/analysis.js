@@ -61,9 +61,8 @@ export function showAnalysis(packed, container) {
 
 // The loss of the text at each step of the run. The other views are about one of them, whatever is chosen here.
 function timeView(data, container, selection) {
-  const { curve } = data, own = nearest(curve.steps, data.step);
-  container.append(make("p", { class: "none" }, `The other views are those of step ${curve.steps[own].toLocaleString("en")}.`));
-  const { follow } = curveView(curve, container, { chosen: own, moved() {} });
+  container.append(make("p", { class: "none" }, `The other views are those of step ${data.step.toLocaleString("en")}.`));
+  const { follow } = curveView(data.curve, container, { chosen: nearest(data.curve.steps, data.step), moved() {} });
   selection.listen((token) => follow(token, quoted(tokenAt(data, token))));
 }
 
