@@ -38,7 +38,9 @@ def remark(combination: Combination, found: Sequence[Combination]) -> str:
         return f"failed: {combination.problem}"
     if rung == len(best.rungs):
         here, top = combination.rungs[-1], best.rungs[-1]
-        return BEST * (len(found) > 1) if combination is best else ALIKE if is_within_noise(here, top) else ""
+        if combination is best:
+            return BEST if len(found) > 1 else ""
+        return ALIKE if is_within_noise(here, top) else ""
     went_on = [c.rungs[rung - 1] for c in found if len(c.rungs) > rung and not c.problem]
     is_close = any(is_within_noise(combination.rungs[-1], other) for other in went_on)
     close = ", not distinguishable there from one that went on" if is_close else ""
@@ -90,7 +92,9 @@ def conclusions(sweep: Sweep, found: Sequence[Combination]) -> list[str]:
         return ["All combinations failed."]
     flags = " ".join(f"--{name}={shown(value)}" for name, value in best.values.items())
     if len(found) == 1:
-        seeds = "one seed" if best.spread is None else f"{len(best.losses)} seeds, with a spread of {best.spread:.4f}"
+        if best.spread is None:
+            return [f"The validation loss of {flags} is {best.mean:.4f}, with one seed."]
+        seeds = f"{len(best.losses)} seeds, with a spread of {best.spread:.4f}"
         return [f"The mean validation loss of {flags} is {best.mean:.4f} over {seeds}. The spread is max − min."]
     lines = [f"The lowest mean validation loss is {best.mean:.4f}, of {flags}."]
     if len(sweep.seeds) == 1:

@@ -38,7 +38,7 @@ class Input:
 
 
 TOKEN_BYTES = 2
-"""Bytes of a token of GPT-2 in a prepared dataset."""
+"""Bytes of a token in a prepared corpus, whose vocabularies have at most 65,536 ids."""
 
 
 @dataclass(frozen=True)
