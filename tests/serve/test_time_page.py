@@ -134,6 +134,11 @@ def test_a_model_is_compared_with_an_earlier_step_of_its_run(
     again.locator("#view-Read .whose", has_text="Result of tiny and tiny, step 8").wait_for()
     again.get_by_label("Model").select_option("other")
     assert again.locator("#compare option").all_inner_texts() == ["no other model", "tiny"]
+    again.locator("#compare").select_option("tiny")  # the same weights, so that neither expects a token more
+    again.get_by_role("button", name="Read", exact=True).click()
+    again.locator("#view-Read .whose", has_text="Result of other and tiny").wait_for()
+    legend = again.locator("#view-Read .legend", has_text="expects it more").inner_text()
+    assert "other expects it more (0 of " in legend and "tiny expects it more (0)" in legend
 
 
 def test_a_result_follows_its_slider_after_another_text_was_refused(

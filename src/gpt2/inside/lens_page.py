@@ -16,7 +16,16 @@ from gpt2.runlog.curves import printable
 from gpt2.spelling import counted
 
 MODULES = (
-    *("shared", "read", "compare", "curve", "attention", "logit_lens", "attribution", "patching", "analysis", "main"),
+    "shared",
+    "read",
+    "compare",
+    "curve",
+    "attention",
+    "logit_lens",
+    "attribution",
+    "patching",
+    "analysis",
+    "main",
 )
 """ES modules of the page, each after those that it imports."""
 

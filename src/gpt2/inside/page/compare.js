@@ -24,7 +24,7 @@ function differences(both, container, selection) {
   const gain = (token) => nats(second, token) - nats(first, token);
   const row = tokenRow(first, selection, "The difference of each token; arrow keys choose a token", {
     look: (token) => (isKnown(token)
-      ? { level: gain(token) < 0 ? "minus" : "plus", label: `${quoted(tokenAt(first, token))}, ${signed(gain(token))} nats for ${names[0]}` }
+      ? { level: gain(token) < 0 ? "minus" : gain(token) > 0 ? "plus" : "", label: `${quoted(tokenAt(first, token))}, ${signed(gain(token))} nats for ${names[0]}` }
       : { level: "", label: quoted(tokenAt(first, token)) }),
   });
   const most = Math.max(1e-3, ...Array.from({ length: first.ids.length - 1 }, (_, t) => Math.abs(gain(t + 1))));
@@ -34,10 +34,11 @@ function differences(both, container, selection) {
   }
   const said = make("p", { class: "readout", role: "status" });
   const tokens = Array.from({ length: first.ids.length - 1 }, (_, t) => t + 1), better = tokens.filter((token) => gain(token) > 0).length;
+  const worse = tokens.filter((token) => gain(token) < 0).length;
   container.append(make("h2", {}, "Difference per token"),
     make("ul", { class: "legend swatches" },
       make("li", {}, make("i", { class: "plus" }), `${names[0]} expects it more (${better} of ${tokens.length})`),
-      make("li", {}, make("i", { class: "minus" }), `${names[1]} expects it more (${tokens.length - better})`),
+      make("li", {}, make("i", { class: "minus" }), `${names[1]} expects it more (${worse})`),
       make("li", {}, `the strongest colour is ${figure(most, 2)} nats`)),
     row.element, said);
   selection.listen((token) => {
