@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpt2.errors import FileSystemWarning
+from gpt2.errors import MachineWarning
 from gpt2.files import locked, publish, write_text
 from gpt2.tensor_file import write_tensors
 from gpt2.training.loop import train
@@ -28,7 +28,7 @@ def refuse(number: int) -> Any:
 def test_without_locks_a_folder_counts_as_free(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(number))
     with (
-        pytest.warns(FileSystemWarning, match=f"the file system of {tmp_path} has no locks"),
+        pytest.warns(MachineWarning, match=f"the file system of {tmp_path} has no locks"),
         locked(tmp_path / "l") as got,
     ):
         assert got
@@ -52,7 +52,7 @@ def test_what_cannot_be_flushed_is_written_all_the_same(
     import torch
 
     monkeypatch.setattr(os, "fsync", refuse(number))
-    with pytest.warns(FileSystemWarning, match="cannot be flushed to this disk"):
+    with pytest.warns(MachineWarning, match="cannot be flushed to this disk"):
         write_text(tmp_path / "file.txt", "content")
         with publish(tmp_path / "folder", folder=True) as temporary:
             (temporary / "inside").write_text("inside")
@@ -74,7 +74,7 @@ def test_a_run_says_each_thing_once(tiny, tmp_path: Path, monkeypatch: pytest.Mo
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         assert train(tiny(max_iters=6, eval_interval=2)).step == 6
-    texts = [str(w.message) for w in caught if w.category is FileSystemWarning]
+    texts = [str(w.message) for w in caught if w.category is MachineWarning]
     assert len(texts) == len(set(texts))
     assert any("has no locks" in text for text in texts)
 

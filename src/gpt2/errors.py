@@ -40,8 +40,8 @@ class TrainingFailed(UserError):
     status = 1
 
 
-class FileSystemWarning(UserWarning):
-    """The file system lacks an operation; the work goes on without what that operation guarantees."""
+class MachineWarning(UserWarning):
+    """This machine or its file system cannot do something; the work goes on without it, and the text says how."""
 
 
 class WriteError(UserError, OSError):

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2 import system
-from gpt2.errors import SPACE_ERRORS, FileSystemWarning, UserError, WriteError
+from gpt2.errors import SPACE_ERRORS, MachineWarning, UserError, WriteError
 from gpt2.streams import copy_into, is_stream
 
 MANIFEST = "manifest.json"
@@ -45,7 +45,7 @@ def flush(fd: int) -> None:
 
 def _warn(text: str) -> None:
     """Warn of what the file system does not guarantee, once per process for each text."""
-    warnings.warn(text, FileSystemWarning, stacklevel=1)
+    warnings.warn(text, MachineWarning, stacklevel=1)
 
 
 def _flush_path(path: Path) -> None:

@@ -50,7 +50,7 @@ from gpt2.errors import (
     EXIT_BAD_INPUT,
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
-    FileSystemWarning,
+    MachineWarning,
     ReportedElsewhere,
     UserError,
     first_line,
@@ -278,7 +278,7 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning of this program as a line for the user, and any other warning as Python does."""
-    is_ours = category is FileSystemWarning
+    is_ours = category is MachineWarning
     note(str(message) if is_ours else warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
