@@ -24,15 +24,14 @@ def test_a_replay_reads_new_inputs_and_knows_each_shape(monkeypatch: pytest.Monk
 
         def __init__(self, graphs: Graphs, rows: int, end: int) -> None:
             self.inputs = graphs.last[:rows], graphs.positions[:rows], end
-            self.logits = sums(*self.inputs)
+            self.logits = graphs.logits[:rows]
 
         def replay(self) -> None:
             self.logits.copy_(sums(*self.inputs))
 
-    def capture(graphs: Graphs, rows: int, end: int) -> tuple[Again, Tensor]:
+    def capture(graphs: Graphs, rows: int, end: int) -> None:
         captured.append((rows, end))
-        graph = Again(graphs, rows, end)
-        return graph, graph.logits
+        graphs.graphs[rows, end] = Again(graphs, rows, end)
 
     monkeypatch.setattr(Graphs, "_capture", capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
