@@ -72,9 +72,14 @@ def test_under_autocast_it_is_as_near_as_its_format(in_parts, dtype: torch.dtype
         assert (mine - theirs).norm() < 1e-2 * theirs.norm()
 
 
-def test_where_every_target_is_ignored_the_loss_is_no_number() -> None:
+def test_where_every_target_is_ignored_loss_and_gradients_are_0() -> None:
+    """A micro-batch without answers adds nothing to the step."""
     x, w, _ = inputs()
-    assert chunked_cross_entropy(x, w, torch.full((N,), -1)).isnan()
+    loss = chunked_cross_entropy(x, w, torch.full((N,), -1))
+    loss.backward()
+    assert loss == 0
+    assert not x.grad.any()
+    assert not w.grad.any()
 
 
 def test_float16_holds_the_gradient_of_a_frequent_token() -> None:

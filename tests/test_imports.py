@@ -19,6 +19,7 @@ LAYERS = [
         "gpus",
         "special_tokens",
         "tokenizers",
+        "answers",
         "chunked_loss",
         "documents",
         "distributed",

@@ -32,6 +32,7 @@ def evaluate(
     split: Literal["train", "val"] = "val",
     tokens: int | None = None,
     stride: int | None = None,
+    loss_after: str = "",
     batch_size: int = 16,
     data_dir: str = "data",
     device: str = "auto",
@@ -41,7 +42,7 @@ def evaluate(
 
     model: a GPT, or any MODEL by path or name. dataset: a prepared folder, token files or a corpus. tokens: number of
     predictions, by default all. stride: number of tokens by which a window moves on, by default the context length.
-    Raises UserError.
+    loss_after: count only the tokens after this special token, up to and including the next one. Raises UserError.
     """
     for name, value in (("tokens", tokens), ("stride", stride), ("batch_size", batch_size)):
         if value is not None or name == "batch_size":
@@ -52,6 +53,7 @@ def evaluate(
         split=split,
         tokens=tokens,
         stride=stride,
+        loss_after=loss_after,
         batch_size=batch_size,
         data_dir=path_text("data_dir", data_dir),
         device=str(device),

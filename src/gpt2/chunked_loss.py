@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpt2.answers import IGNORED
 from gpt2.documents import document_mask
 from gpt2.model import GPT, Mask
 
-IGNORED = -1
-"""Target of a position that has no loss."""
 MAX_CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Number of logits in a chunk, by the kind of device; on a CPU they take 128 MiB in float32."""
 MAX_CHUNKS = 16
@@ -48,8 +47,8 @@ class TrainingLoss(nn.Module):
 def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, pad_vocab: int = 1) -> Tensor:
     """Return the mean cross-entropy in nats of the logits `x @ weight.T`, a scalar in float32 at least.
 
-    x: (N, C), hidden states. weight: (V, C). targets: int64 (N,), where -1 is ignored. pad_vocab: round V up to a
-    multiple of this in the matrix products, for speed.
+    x: (N, C), hidden states. weight: (V, C). targets: int64 (N,), where -1 is ignored; where all are, the loss is 0.
+    pad_vocab: round V up to a multiple of this in the matrix products, for speed.
 
     Under autocast the matrix products are in its dtype, and sums, exponentials and the gradient of the weight in
     float32. The gradients are computed in the forward pass, while a chunk of the logits exists (Hsu et al. 2024,
@@ -82,7 +81,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size = len(weight)
         w = F.pad(weight.to(dtype), (0, 0, 0, width - vocab_size))
         counted = (targets != IGNORED)[:, None]  # (N, 1)
-        share = 1 / counted.sum(dtype=exact)  # of one position in the mean
+        share = 1 / counted.sum(dtype=exact).clamp(min=1)  # of one position in the mean
         scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
         total = torch.zeros((), dtype=exact, device=x.device)
         dw = torch.zeros(width, w.size(1), dtype=exact, device=x.device)

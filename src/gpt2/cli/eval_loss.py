@@ -32,6 +32,7 @@ def eval_loss(
     split: SplitArg = "val",
     tokens: Annotated[int | None, within(1, 10**18)] = None,
     stride: Annotated[int | None, CONTEXT] = None,
+    loss_after: str = "",
     batch_size: Annotated[int, SEQUENCES] = 16,
     plot: Annotated[Path | None, OUTPUT] = None,
     data_dir: DataDirArg = "data",
@@ -53,6 +54,9 @@ def eval_loss(
     stride
         Number of tokens by which a window of the model's context moves on. Default: the context length; a smaller
         stride gives every token more context and takes longer.
+    loss_after
+        Count only answers: the tokens after this special token, such as <|assistant|>, up to and including the next
+        special token. Default: all tokens.
     batch_size
         Number of windows in a batch.
     plot
@@ -69,9 +73,8 @@ def eval_loss(
     if plot is not None:
         check_name(plot)
     where = {"data_dir": data_dir, "device": device, "dtype": dtype, "quantize": quantize}
-    found = measure_split(
-        model, dataset, split=split, tokens=tokens, stride=stride, batch_size=batch_size, **where, log=note
-    )
+    what = {"split": split, "tokens": tokens, "stride": stride, "loss_after": loss_after}
+    found = measure_split(model, dataset, **what, batch_size=batch_size, **where, log=note)
     show(found, plot, json_)
     return None
 

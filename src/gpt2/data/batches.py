@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2.answers import IGNORED, Answers
 from gpt2.data.shards import Tokens
 from gpt2.errors import UserError
 
@@ -24,7 +25,9 @@ class MicroBatch(NamedTuple):
     x: Tensor
     """Inputs, int64 (B, T)."""
     y: Tensor
-    """Targets, int64 (B, T): each position's next token."""
+    """Targets, int64 (B, T): each position's next token, or -1 where it has no loss."""
+    weight: float = 1.0
+    """Number of its targets that have a loss, in relation to the mean over the micro-batches of the step."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Batches:
     """Sequences begin at a document where one begins nearby; see `align`."""
     overfit_step: int | None = None
     """Every optimizer step has the batch of this one."""
+    answers: Answers | None = None
+    """Only the tokens of answers have a loss; None for all tokens."""
 
     def micro_batches(self, step: int, rank: int, world_size: int, device: torch.device) -> Iterator[MicroBatch]:
         """Yield the micro-batches of the zero-based optimizer step `step` that process `rank` computes, on `device`.
@@ -56,9 +61,22 @@ class Batches:
         assert self.accumulation % world_size == 0, "every process has the same number of micro-batches"
         share = self.accumulation // world_size
         starts = np.split(self.starts(step), self.accumulation)
+        weights = self._weights(starts)
         for number in range(rank * share, (rank + 1) * share):
-            x, y = gather(self.tokens, starts[number], self.block_size, device)
-            yield MicroBatch(number, x, y)
+            x, y = gather(self.tokens, starts[number], self.block_size, device, self.answers)
+            yield MicroBatch(number, x, y, weights[number])
+
+    def _weights(self, starts: Sequence[np.ndarray]) -> list[float]:
+        """Return weights of the micro-batches of a step, with which the mean of their losses is that of all targets.
+
+        Every process counts the targets of all, so that none has to wait for the others.
+        """
+        if self.answers is None:
+            return [1.0] * len(starts)
+        host = torch.device("cpu")
+        targets = [gather(self.tokens, some, self.block_size, host, self.answers)[1] for some in starts]
+        counts = [int((y != IGNORED).sum()) for y in targets]
+        return [count * len(counts) / max(1, sum(counts)) for count in counts]
 
     def starts(self, step: int) -> np.ndarray:
         """Return the offsets of all sequences of an optimizer step, micro-batch by micro-batch: int64 (count,)."""
@@ -194,10 +212,18 @@ def evaluation_starts(tokens: Tokens, block_size: int, count: int) -> np.ndarray
 
 
 def gather(
-    tokens: Tokens, starts: Sequence[int] | np.ndarray, block_size: int, device: torch.device
+    tokens: Tokens,
+    starts: Sequence[int] | np.ndarray,
+    block_size: int,
+    device: torch.device,
+    answers: Answers | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Read the sequences that begin at `starts`: inputs and, one token ahead, targets, int64 (B, block_size) each."""
-    sequences = np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64)
-    batch = torch.from_numpy(sequences)
+    """Read the sequences that begin at `starts`: inputs and, one token ahead, targets, int64 (B, block_size) each.
+
+    With `answers`, the targets outside of them are -1.
+    """
+    sequences = torch.from_numpy(np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64))
+    x, y = sequences[:, :-1], sequences[:, 1:]
+    batch = torch.stack([x, y if answers is None else answers.only(x, y)])
     batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-    return batch[:, :-1], batch[:, 1:]
+    return batch[0], batch[1]

@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from gpt2.answers import IGNORED, Answers
 from gpt2.data.batches import evaluation_starts, gather
 from gpt2.data.shards import Tokens
 from gpt2.device import autocast, exact_float32
 from gpt2.distributed.sharding import compute_device
 from gpt2.distributed.world import ALONE, World
 from gpt2.documents import document_mask
+from gpt2.errors import UserError
 from gpt2.evaluation.scoring import token_losses
 from gpt2.model import GPT
 from gpt2.tokenizers import Tokenizer
@@ -114,17 +116,20 @@ def measure(
     batch_size: int,
     dtype: str,
     eot_token: int | None = None,
+    answers: Answers | None = None,
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> Loss:
     """Return the losses of the predictions in `windows` of `block_size` tokens, `batch_size` windows at a time.
 
     `dtype` is that of matrix products. With an `eot_token`, which begins each document, attention stays inside a
-    document. The processes of a `world` share the batches, and all of them return the same losses, whatever their
-    number. Sums are float64. The model keeps its mode (train or eval).
+    document. With `answers`, only their tokens count. The processes of a `world` share the batches, and all of them
+    return the same losses, whatever their number. Sums are float64. The model keeps its mode (train or eval). Raises
+    UserError where no token counts.
     """
     device = compute_device(next(model.parameters()))
     sums: list[tuple[int, np.ndarray]] = []
+    counts = np.zeros(block_size, dtype=np.int64)
     ids = np.zeros(model.config.vocab_size, dtype=np.int64)
     windows_at_a_time = world.size * batch_size
     with evaluating(model):
@@ -133,17 +138,24 @@ def measure(
             i = first + world.rank * batch_size
             is_new = i < len(windows)  # without a batch left, repeat one: a sharded model needs every process
             batch = windows[i : i + batch_size] if is_new else windows[:batch_size]
-            x, y = gather(tokens, [window.start for window in batch], block_size, device)
+            x, y = gather(tokens, [window.start for window in batch], block_size, device, answers)
             with autocast(device, dtype):
                 losses = token_losses(model, x, y, document_mask(x, eot_token))
             if is_new:  # on the CPU, because Apple's GPUs have no float64
-                counted = torch.arange(block_size) >= torch.tensor([[w.skip] for w in batch])
+                y = y.cpu()
+                counted = (torch.arange(block_size) >= torch.tensor([[w.skip] for w in batch])) & (y != IGNORED)
                 sums.append((i, (losses.cpu().double() * counted).sum(0).numpy()))
-                ids += np.bincount(y.cpu()[counted].numpy(), minlength=len(ids))
+                counts += counted.sum(0).numpy()
+                ids += np.bincount(y[counted].numpy(), minlength=len(ids))
             progress(min(first + windows_at_a_time, len(windows)), len(windows))
     by_window = sorted(itertools.chain.from_iterable(world.gather(sums)), key=lambda pair: pair[0])
-    counts = np.bincount([window.skip for window in windows], minlength=block_size).cumsum()
-    return Loss(np.sum([nats for _, nats in by_window], axis=0), counts, np.sum(world.gather(ids), axis=0))
+    counts, ids = np.sum(world.gather(counts), axis=0), np.sum(world.gather(ids), axis=0)
+    if not counts.any():
+        raise UserError(
+            "no measured token follows the special token of loss_after; prepare text that contains it with "
+            "--parse_special, measure more of the split, or leave --loss_after out"
+        )
+    return Loss(np.sum([nats for _, nats in by_window], axis=0), counts, ids)
 
 
 def evaluate_loss(
@@ -155,6 +167,7 @@ def evaluate_loss(
     batches: int,
     dtype: str,
     eot_token: int | None = None,
+    answers: Answers | None = None,
     world: World = ALONE,
     progress: Progress = no_progress,
 ) -> float:
@@ -163,5 +176,5 @@ def evaluate_loss(
     With 0 batches, the windows cover all tokens. The other arguments are those of `measure`.
     """
     windows = blocks(tokens, block_size, batches * batch_size)
-    options = {"dtype": dtype, "eot_token": eot_token, "world": world, "progress": progress}
+    options = {"dtype": dtype, "eot_token": eot_token, "answers": answers, "world": world, "progress": progress}
     return measure(model, tokens, windows, block_size=block_size, batch_size=batch_size, **options).mean

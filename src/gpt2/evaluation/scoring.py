@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2.answers import IGNORED
 from gpt2.model import GPT
 
 CHUNK = 1024
@@ -13,14 +14,14 @@ CHUNK = 1024
 def token_losses(model: GPT, idx: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the cross-entropy of every target in nats, (B, T), in float32 or, for a float64 model, in float64.
 
-    idx, targets and mask have the shapes and dtypes of `GPT.forward`.
+    idx, targets and mask have the shapes and dtypes of `GPT.forward`. The loss of a target -1 is 0.
     """
     x = model.hidden(idx, mask).flatten(0, 1)
     losses = []
     for h, t in zip(x.split(CHUNK), targets.flatten().split(CHUNK), strict=True):
         logits = model.head(h)
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(F.cross_entropy(exact, t, reduction="none"))
+        losses.append(F.cross_entropy(exact, t, reduction="none", ignore_index=IGNORED))
     return torch.cat(losses).view(targets.shape)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2.answers import Answers
 from gpt2.data.dataset import Dataset, open_dataset
 from gpt2.device import pick_device, pick_dtype
 from gpt2.distributed.world import joined
@@ -30,7 +31,7 @@ class SplitLoss:
     split: str
     """Name of the split."""
     tokens: int
-    """Number of predicted tokens."""
+    """Number of predictions that count."""
     loss: float
     """Mean cross-entropy in nats per token."""
     bits_per_byte: float | None
@@ -67,6 +68,7 @@ def measure_split(
     split: str = "val",
     tokens: int | None = None,
     stride: int | None = None,
+    loss_after: str = "",
     batch_size: int = 16,
     data_dir: str = "data",
     device: str = "auto",
@@ -77,10 +79,11 @@ def measure_split(
     """Measure the loss of a model over the first `tokens` predictions of a split, or all of them.
 
     `model` is a GPT, or the path or name of any MODEL. `stride` is the number of tokens by which a window of the
-    model's context moves on, by default the context length. quantize: store the matrices as int8, as for decoding.
+    model's context moves on, by default the context length. loss_after: count only the tokens of answers, which begin
+    after this special token and end with the next one. quantize: store the matrices as int8, as for decoding.
     `log` receives what the user should know about the dataset. The processes of torchrun share the work, and all
     except the main one return None. Raises UserError if there is no such model or dataset, if they do not fit
-    together, and for a stride above the context length.
+    together, for a stride above the context length, and where the split has no answers.
     """
     with joined(pick_device(device), "auto", DIST_TIMEOUT) as world:
         source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, log))
@@ -92,14 +95,15 @@ def measure_split(
         options = {"block_size": block_size, "batch_size": batch_size, "dtype": pick_dtype(dtype, where)}
         network = (model if isinstance(model, GPT) else build(source)).to(where)
         network = for_decoding(network, quantize=quantize)
-        result = measure(network, ids, windows, **options, world=world)
+        answers = Answers.after(loss_after, data.tokenizer.special) if loss_after else None
+        result = measure(network, ids, windows, **options, answers=answers, world=world)
         if not world.is_main:
             return None
     return SplitLoss(
         model=source.origin,
         dataset=data.path,
         split=split,
-        tokens=length - 1,
+        tokens=int(result.counts.sum()),
         loss=result.mean,
         bits_per_byte=result.bits_per_byte(data.tokenizer),
         stride=stride or block_size,

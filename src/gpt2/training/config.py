@@ -85,6 +85,9 @@ class TrainConfig:
     align_documents: Annotated[bool, DATA] = False
     """Move the start of each random window forward to the next end-of-text token, if one is within block_size tokens.
     Needs data_order=random."""
+    loss_after: Annotated[str, DATA] = ""
+    """Train and evaluate only on answers: the tokens after this special token, such as <|assistant|>, up to and
+    including the next special token. Default: all tokens."""
     batch_size: Annotated[int, DATA, SEQUENCES] = 12
     """Number of sequences in a micro-batch."""
     block_size: Annotated[int, DATA, CONTEXT] = 1024

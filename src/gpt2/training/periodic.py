@@ -102,6 +102,7 @@ def estimate_losses(run: Run, progress: Progress = no_progress) -> dict[str, flo
             batches=run.config.eval_iters or 0,
             dtype=run.config.dtype,
             eot_token=run.tokenizer.eot if run.config.document_mask else None,
+            answers=run.batches.answers,
             world=run.world,
             progress=progress,
         )

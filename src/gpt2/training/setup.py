@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gpt2 import accounting, checkpoint, device
+from gpt2.answers import Answers
 from gpt2.checkpoint import TrainState
 from gpt2.chunked_loss import TrainingLoss
 from gpt2.data.batches import Batches
@@ -279,6 +280,7 @@ def _batches(config: TrainConfig, data: Data) -> Batches:
         eot_token=data.dataset.tokenizer.eot,
         align_documents=config.align_documents,
         overfit_step=config.overfit_step,
+        answers=Answers.after(config.loss_after, data.dataset.tokenizer.special) if config.loss_after else None,
     )
 
 

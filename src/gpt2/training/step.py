@@ -19,7 +19,7 @@ class StepResult:
     """The figures of an optimizer step. The tensors are scalars still on the device, so that nothing waits for it."""
 
     loss: Tensor
-    """Mean loss in nats over all tokens of the step, before the update."""
+    """Mean loss in nats over all tokens of the step that have one, before the update."""
     grad_norm: Tensor
     """Norm of the gradient before clipping."""
     lr: float
@@ -44,7 +44,7 @@ def train_step(run: Run) -> StepResult:
             torch.manual_seed(dropout_seed(config.seed, step, batch.number))
         with gradients.micro_batch(is_last=len(losses) == count - 1):
             with torch.autocast(run.device.type, DTYPES[config.dtype], enabled=config.dtype != "float32"):
-                loss = gradients.loss_of(batch.x, batch.y)
+                loss = gradients.loss_of(batch.x, batch.y) * batch.weight
             marks.append(("forward", run.clock()))
             run.scaler.scale(loss / run.batches.accumulation).backward()
         marks.append(("backward", run.clock()))
