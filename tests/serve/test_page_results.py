@@ -171,6 +171,18 @@ def test_what_is_said_is_taken_back_when_it_is_no_longer_true(two: Running, brow
     tab.close()
 
 
+def test_nothing_can_be_saved_or_copied_before_the_views_are_there(two: Running, opened: Open) -> None:
+    tab, waiting = opened(two.address), []
+    tab.route("**/v1/models", lambda route: waiting.append(route))
+    with tab.expect_request("**/v1/models"):
+        tab.reload()
+    for name in ("Save", "Copy link"):
+        assert tab.get_by_role("button", name=name).is_disabled()
+    waiting.pop().continue_()
+    tab.get_by_role("button", name="Save").click()
+    tab.locator("main > .status", has_text="Nothing is shown yet").wait_for()
+
+
 def test_a_seed_that_is_none_is_refused(two: Running, opened: Open) -> None:
     tab = opened(two.address)
     seed, about = tab.get_by_label("Seed"), tab.locator("#about-seed")

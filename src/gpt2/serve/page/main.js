@@ -16,8 +16,8 @@ async function start() {
   const main = document.getElementById("page"), status = statusLine();
   const models = make("select", { id: "model", onchange: () => { modelChanged(); changed(); } });
   const name = make("h1", {}, "gpt2"), field = make("p", { class: "field" }, make("label", { for: "model" }, "Model"), models);
-  const save = make("button", { type: "button", onclick: saveView }, "Save as a file");
-  const copy = make("button", { type: "button", onclick: copyLink }, "Copy link");
+  const save = make("button", { type: "button", disabled: true, onclick: saveView }, "Save as a file");
+  const copy = make("button", { type: "button", disabled: true, onclick: copyLink }, "Copy link");
   main.append(make("header", { class: "top" }, name, field, make("div", { class: "buttons" }, copy, save)), status.element);
   let found;
   try {
@@ -35,6 +35,7 @@ async function start() {
   for (const { text } of readers) text.addEventListener("input", () => giveText(text.value));
   const isServed = (id) => found.some((model) => model.id === id);
   let timer = null, isRestoring = false;
+  for (const button of [save, copy]) button.disabled = false; // the views that they are about are there now
 
   function modelChanged() {
     const model = page.model();
