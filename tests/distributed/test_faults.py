@@ -3,16 +3,19 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults import every, ranks, settings, start, wait_for_checkpoint, weights
-from processes import remaining
+from processes import environment, remaining
 
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
+from gpt2.training.recipes import dump_toml
 
 RESTARTING = {
     "gpt2": ("gpt2", "train", "--nproc=2", "--max_restarts=1"),
@@ -73,10 +76,37 @@ def test_a_process_that_dies_is_named_and_ends_the_others(rank: int, run, undist
     assert time.monotonic() - began < 10
     assert process.returncode == 1
     assert f"gpt2: process {rank} (pid {victim}) was killed by SIGKILL, so the others were ended too" in err
+    assert "gloo" not in err
     assert not remaining(tmp_path / "run")
     process = start(run(init_from="resume"))
     assert process.wait(200) == 0
     assert weights(tmp_path / "run") == undisturbed
+
+
+def test_an_exception_in_a_process_without_a_log_is_printed(run, tmp_path: Path) -> None:
+    """The main process writes the log, and can only say that it lost the other one."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nimport gpt2\nfrom gpt2.training.recipes import load_recipe\n"
+        "def fail(event, step, values):\n    if os.environ['RANK'] == '1' and step >= 20: raise ValueError('what')\n"
+        f"config = gpt2.TrainConfig(**load_recipe({str(tmp_path / 'recipe.toml')!r}))\n"
+        "try:\n    gpt2.train(config, callback=fail)\n"
+        "except gpt2.UserError as error:\n    raise SystemExit(error) from None\n"
+    )
+    (tmp_path / "recipe.toml").write_text(dump_toml(run().as_dict()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script)],
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    told = "training failed after step 20 with ValueError: what (the traceback is above, of process 1)"
+    assert told in err and re.search(r"in fail\n.*\n.*\nValueError: what\n", err), err
+    end = read_log(tmp_path / "run")[-1]
+    assert end["error"].startswith("process 0 lost the connection to another process after step 20")
+    assert not remaining(tmp_path)
 
 
 @every
@@ -104,7 +134,7 @@ def test_a_process_that_hangs_is_named_with_its_step(
     os.kill(ranks(tmp_path / "run")[hangs], signal.SIGSTOP)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert f"gpt2: process {waits} came no further for 3 s (dist_timeout=3); " in err
+    assert f"gpt2: process {waits} made no progress for 3 s (dist_timeout=3); " in err
     if keeps_the_store:
         assert "the main process or its torchrun, which knows about the others, does not answer" in err
     else:

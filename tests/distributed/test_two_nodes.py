@@ -112,10 +112,9 @@ def test_a_machine_that_dies_comes_back_and_the_run_goes_on(
         running = {node: node.start(config) for node in nodes}
     for node, process in running.items():
         assert process.wait(200) == 0, (tmp_path / f"{node.here}.txt").read_text()
-    assert [r["event"] for r in read_log(tmp_path / "run") if r["event"] in ("start", "resume", "end")] == [
-        "start",
-        "resume",
-        "end",
-    ]
+    marks = [r for r in read_log(tmp_path / "run") if r["event"] in ("start", "resume", "end")]
+    if dies == "first":  # the main process is on the second, and lives to write an end
+        assert marks.pop(1)["error"].startswith("process 0 lost the connection to another process")
+    assert [r["event"] for r in marks] == ["start", "resume", "end"]
     assert weights(tmp_path / "run") == weights(tmp_path / "alone")
     assert not remaining(config.out_dir)

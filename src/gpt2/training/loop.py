@@ -241,7 +241,7 @@ class Loop:
         session, run, state = self.session, self.run, self.run.state
         release(session.reserve)
         session.log.listener = None  # it may be what raised the error
-        problem = as_user_error(error, state.step)
+        problem = as_user_error(error, state.step, run.world)
         with suppress(Exception):  # the device may have failed, and with it the losses of the last steps
             self.records.write()
         outcome = ""
@@ -249,6 +249,8 @@ class Loop:
             last_made = state.step - self.records.skipped  # the steps after it changed nothing
             outcome = save_last_step(run, session.saver, session.snapshot, last_made, problem)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
+        if details and not run.world.is_main:  # which writes no log
+            note(details["traceback"].rstrip())
         about = {"stopped": True, "because": "error", "error": str(problem), **details}
         session.log.write("end", state.step, tokens=state.tokens, **about)
         if session.log.lost:

@@ -6,16 +6,26 @@ from collections.abc import Callable
 
 from gpt2 import checkpoint, device
 from gpt2.checkpoint import Snapshot
+from gpt2.distributed.world import World
 from gpt2.errors import TrainingFailed, UserError, first_line
 from gpt2.training.run import Run
 from gpt2.training.saver import Saver
+
+CONNECTION_LOST = ("/gloo/transport/", "ncclRemoteError")
+"""Parts of PyTorch's errors by gloo and NCCL about a process on the other end of a connection."""
 
 
 class SkippedSteps(UserError):
     """Raised when too many steps in a row were skipped. Its message says how the run can go on."""
 
 
-def as_user_error(error: BaseException, step: int) -> UserError:
+class ConnectionLost(UserError):
+    """Raised when another process cannot be reached any more. If that one knows why it ends, it reports it itself."""
+
+    status = 1
+
+
+def as_user_error(error: BaseException, step: int, world: World) -> UserError:
     """Return the UserError to raise for an exception after `step` optimizer steps: itself, if it is one."""
     if isinstance(error, UserError):
         return error
@@ -23,9 +33,15 @@ def as_user_error(error: BaseException, step: int) -> UserError:
         return UserError(device.OUT_OF_MEMORY)
     if isinstance(error, OSError):
         return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
+    if isinstance(error, RuntimeError) and any(part in str(error) for part in CONNECTION_LOST):
+        return ConnectionLost(
+            f"process {world.rank} lost the connection to another process after step {step}; that one has ended, or "
+            "its machine or network has failed"
+        )
+    where = "in log.jsonl" if world.is_main else f"above, of process {world.rank}"
     return TrainingFailed(
-        f"training failed after step {step} with {type(error).__name__}: {first_line(error)} (the traceback is in "
-        "log.jsonl)"
+        f"training failed after step {step} with {type(error).__name__}: {first_line(error)} (the traceback is "
+        f"{where})"
     )
 
 
