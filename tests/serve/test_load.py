@@ -141,6 +141,16 @@ def test_half_requests_and_idle_connections_are_closed(monkeypatch: pytest.Monke
             assert connection.recv(4096) == b""
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_an_offer_of_another_protocol_is_answered_and_not_logged(
+    protocol: str, tiny: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": protocol, "HTTP2-Settings": "AAMAAABk"}
+    answer = httpx.post(f"{tiny.address}/v1/completions", json={"max_tokens": 2}, headers=offer)
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 2
+    assert not caplog.records
+
+
 def test_there_is_a_limit_of_connections() -> None:
     with running(connections=5) as one:
         connections = [connect(one) for _ in range(5)]

@@ -69,6 +69,13 @@ class Connection(H11Protocol):
         elif "request" not in self.limits:
             self._cut_after(HEAD_SECONDS, "request")
 
+    def _should_upgrade(self) -> bool:
+        """Return False: a client that offers HTTP/2, as Java's does each time, gets HTTP/1.1.
+
+        uvicorn would do the same, and log advice about WebSockets, which this server does not have.
+        """
+        return False
+
     def pause_writing(self) -> None:
         """Start the time limit for a client to read what was sent."""
         super().pause_writing()
