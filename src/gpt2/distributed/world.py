@@ -19,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gpt2.errors import ReportedElsewhere, UserError
+from gpt2.errors import ReportedElsewhere, UserError, first_line
 
 T = TypeVar("T")
 
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which PyTorch's launcher tells a process where the others are."""
 ANSWER_SECONDS = 10
 """Seconds for which a process that is about to end asks about the others."""
 
@@ -172,7 +174,7 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
     if backend == "nccl":
         backend = "cpu:gloo,cuda:nccl"  # small messages, and what is offloaded to the CPU, are in its memory
     timeout = timedelta(seconds=2 * timeout_seconds)  # the watchdog ends the process earlier and says more
-    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store, rank, size = _meet(timeout)
     store = unused_namespace(store, rank, size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     watchdog = Watchdog(store, rank, size, timeout_seconds)
@@ -183,6 +185,22 @@ def joined(device: torch.device, backend: str, timeout_seconds: float) -> Iterat
         watchdog.done.set()
         watchdog.join()
         dist.destroy_process_group()
+
+
+def _meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """Return the store of the main process, where all processes meet, and this one's rank and their number.
+
+    Raises UserError where they do not meet within the time.
+    """
+    try:
+        return next(dist.rendezvous("env://", timeout=timeout))
+    except (ValueError, RuntimeError) as error:
+        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in MEETING)
+        raise UserError(
+            f"this process does not meet the others ({first_line(error).rstrip('.')}), with {given} in the "
+            "environment; start all of them with torchrun or --nproc, which set these variables, or unset RANK to "
+            "train in one process"
+        ) from None
 
 
 def unused_namespace(store: dist.Store, rank: int, size: int) -> dist.Store:
