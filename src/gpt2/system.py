@@ -90,6 +90,25 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def allow_open_files(count: int) -> int:
+    """Let this process have `count` files open, or as many as the system allows; return how many it may have.
+
+    Windows has no such limit.
+    """
+    if sys.platform == "win32":
+        return count
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft == unlimited or soft >= count:
+        return count
+    wanted = count if hard == unlimited else min(count, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # macOS has one more limit, that of its kernel
+        return soft
+    return wanted
+
+
 def free_memory() -> int:
     """Return the number of bytes that can be allocated on this machine; on macOS, the size of its memory."""
     if sys.platform == "win32":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -31,8 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def command(*arguments: str, stderr: Any = subprocess.PIPE) -> Iterator[subprocess.Popen]:
-    """Run `gpt2 serve` on any free port until the end of the block."""
+def command(
+    *arguments: str, stderr: Any = subprocess.PIPE, files: tuple[int, int] | None = None
+) -> Iterator[subprocess.Popen]:
+    """Run `gpt2 serve` on any free port until the end of the block. files: its soft and hard limit of open files."""
     words = [sys.executable, "-m", "gpt2", "serve", "--port=0", "--device=cpu", *arguments]
     process = subprocess.Popen(
         words,
@@ -40,6 +43,7 @@ def command(*arguments: str, stderr: Any = subprocess.PIPE) -> Iterator[subproce
         stdin=subprocess.DEVNULL,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, files)),
     )
     try:
         yield process
@@ -117,6 +121,21 @@ def test_a_log_that_cannot_be_written_ends_nothing(folder: Path) -> None:
         assert answer.json()["usage"]["completion_tokens"] == 16
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("files", [(256, 256), (256, 4096)])
+def test_a_limit_of_open_files_does_not_fill_the_log(files: tuple[int, int], folder: Path) -> None:
+    """asyncio logs thousands of lines per second where it cannot accept connections."""
+    with command(str(folder), files=files) as process:
+        where = address(process)
+        port = int(where.rpartition(":")[2])
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+        time.sleep(0.5)
+        for connection in connections:
+            connection.close()
+        assert httpx.get(f"{where}/health", timeout=20).status_code == 200
+        process.terminate()
+        assert process.communicate(timeout=20)[1] == ""
 
 
 @pytest.mark.parametrize(

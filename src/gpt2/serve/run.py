@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2.errors import UserError
+from gpt2.system import allow_open_files
 
 HEAD_BYTES = 32 << 10
 """Maximum size of the headers of a request."""
@@ -28,7 +29,13 @@ WRITE_SECONDS = 60.0
 IDLE_SECONDS = 5
 """Seconds that a connection stays open for a further request."""
 MOST_CONNECTIONS = 900
-"""Number of connections open at a time; a further one is closed at once. Systems often allow 1,024 descriptors."""
+"""Number of connections open at a time; a further one is closed at once."""
+AT_ONCE = 16
+"""Number of connections that asyncio accepts at once; up to three times as many are open before one can be closed."""
+OTHER_FILES = 100
+"""Number of files that the process may need besides connections."""
+WAITING = 1024
+"""Number of connections that may wait to be accepted."""
 
 
 class Connection(H11Protocol):
@@ -119,16 +126,21 @@ class Server(uvicorn.Server):
         connections: int = MOST_CONNECTIONS,
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """fail: ends all requests with an error. connections: the number of them that may be open at a time. headers:
-        those that all answers have, also to requests that are not valid HTTP.
+        """fail: ends all requests with an error. connections: the number of them that may be open at a time, or fewer
+        where the system allows fewer files. headers: those that all answers have, also to requests that are not valid
+        HTTP.
         """
+        others = (
+            3 * AT_ONCE + OTHER_FILES
+        )  # without a file for a connection, asyncio logs thousands of lines a second
+        connections = max(1, min(connections, allow_open_files(connections + others) - others))
         super().__init__(
             uvicorn.Config(
                 app,
                 http=functools.partial(Connection, connections),  # type: ignore[arg-type]
                 ws="none",
                 loop="asyncio",
-                backlog=connections,  # the number that is accepted before the first of them is closed
+                backlog=AT_ONCE,
                 headers=list(headers),
                 log_config=None,
                 access_log=False,
@@ -139,6 +151,12 @@ class Server(uvicorn.Server):
             )
         )
         self.grace, self.fail = grace, fail
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(WAITING)  # asyncio lets only as many wait as it accepts at once
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new requests, and wait for those that run."""
@@ -167,7 +185,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises UserError where the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=WAITING)
     except (OSError, OverflowError, UnicodeError) as error:
         why = str(error.strerror if isinstance(error, OSError) else error).partition(" (while attempting")[0]
         raise UserError(f"port {port} of {host} cannot be served: {why}; choose another, or 0 for any free") from None
