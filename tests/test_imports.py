@@ -19,6 +19,7 @@ LAYERS = [
         "gpus",
         "special_tokens",
         "tokenizers",
+        "chat",
         "answers",
         "chunked_loss",
         "documents",

@@ -53,6 +53,10 @@ class Options:
     parse_special: bool | None = None
     """Turn the text of a special token, such as <|user|>, into that token. Default: only for a tokenizer that has
     other special tokens than <|endoftext|>."""
+    chat: bool = False
+    """The rows are conversations: a list of messages in `--field`, by default `messages`, each with a role (system,
+    user, assistant) and a content. Each speaker begins with a special token, such as <|user|>, which the tokenizer
+    (gpt2, bpe or an existing BPE) gets if it lacks it."""
     part: str | None = None
     """I/N: prepare only partition I of N partitions of the files, for example on one of N machines. `--join` puts the
     partitions together."""
@@ -121,6 +125,7 @@ def tokenise(sources: tuple[str, ...], folder: Path, options: Options) -> None:
             field=options.field,
             separator=unescaped(options.separator),
             parse_special=options.parse_special,
+            chat=options.chat,
             part=parsed_part(options.part),
             workers=options.workers or os.cpu_count() or 1,
             given=options.from_,
@@ -149,7 +154,7 @@ def parsed_part(text: str | None) -> tuple[int, int]:
 
 def chosen_tokenizer(name: str | None) -> "str | Tokenizer | None":
     """Return the name of a tokenizer to make, or the existing tokenizer that `name` stands for. Raises UserError."""
-    from gpt2.data.prepare import TOKENIZERS
+    from gpt2.data.tokenizer_choice import TOKENIZERS
 
     if name is None or name in TOKENIZERS:
         return name

@@ -7,18 +7,20 @@ files (`writers`). A journal (`staging`) records the progress. The memory in use
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from gpt2.chat import MARKERS, with_speakers
 from gpt2.data.corpora import Corpus, Input
 from gpt2.data.inputs import default_name, find_inputs
 from gpt2.data.sources import CHUNK, MAX_CHUNK, Reading, has_rows
 from gpt2.data.staging import Staging, digest, staging
 from gpt2.data.text import LocatedPiece, Mark, Split, Text
 from gpt2.data.tokenise import Job, tokenise
+from gpt2.data.tokenizer_choice import TOKENIZERS, for_chat, special_tokens, tokenizer_choice
 from gpt2.data.writers import FORMATS, Layout
 from gpt2.errors import UserError
 from gpt2.special_tokens import END_OF_TEXT
@@ -35,13 +37,11 @@ from gpt2.tokenizers import (
     train_bpe,
 )
 
-DEFAULT_VOCAB_SIZE = 4096
 DEFAULT_VAL_FRACTION = 0.1
 LONG_DOCUMENT = 1000
 """Average number of characters of a few documents from which on each of them gives its end for validation."""
 READING = 2
 """Version of how text is divided into pieces, which a journal counts."""
-TOKENIZERS = ("char", "byte", "gpt2", "bpe")
 
 
 def prepare(
@@ -58,6 +58,7 @@ def prepare(
     field: str = "text",
     separator: str | None = None,
     parse_special: bool | None = None,
+    chat: bool = False,
     part: tuple[int, int] = (1, 1),
     workers: int = 1,
     given: Path | None = None,
@@ -79,6 +80,9 @@ def prepare(
     parse_special: whether the text of a special token, such as `<|user|>`, becomes that token. By default only for a
     tokenizer that has other special tokens than `<|endoftext|>`, so that text from the web cannot contain any.
 
+    chat: the rows hold conversations, as lists of messages in `field` (by default `messages`). They become text by
+    `chat.conversation`, and the tokenizer, a BPE, gets the special tokens of the speakers.
+
     part: `(i, n)` prepares the i-th of n partitions of the files, for `data.join`. workers: number of processes that
     encode, on which the result does not depend. given: a local copy of a corpus that would be downloaded.
     A call after a kill continues the work. `note` receives lines about the work; `progress` receives the number of
@@ -88,10 +92,12 @@ def prepare(
     asked = {"name": name, "shard_size": shard_size, "separator": separator}
     asked |= {"val_fraction": val_fraction, "val_tokens": val_tokens}
     settings = _settings(default_name(sources[0]), corpus, format, asked)
-    kind, vocab_size = _tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
+    kind, vocab_size = tokenizer_choice(tokenizer, vocab_size, corpus, sources[0])
+    if chat:
+        kind, field, parse_special = for_chat(kind, field, parse_special, inputs)
     _check(settings, format, kind, inputs, part, workers)
     if kind == "bpe":  # before the time that reading takes
-        require_bpe(vocab_size)
+        require_bpe(vocab_size, MARKERS if chat else ())
     if field != "text" and not any(has_rows(Path(i.name)) for i in inputs):
         raise UserError(f"--field={field} is for files of rows (.jsonl, .json, .csv, .tsv, .parquet); omit it")
     recipe: dict[str, Any] = {
@@ -101,12 +107,15 @@ def prepare(
     }
     if parse_special is not None:
         recipe["parse_special"] = parse_special
-    parse_special = bool(_special_tokens(kind) - {END_OF_TEXT}) if parse_special is None else parse_special
+    if chat:
+        recipe["chat"] = True
+    markers = special_tokens(kind) | ({*MARKERS} if chat else set())
+    parse_special = bool(markers - {END_OF_TEXT}) if parse_special is None else parse_special
     local_recipe = {"paths": [(i.name, i.version) for i in inputs], "part": part, "reading": READING}
     with staging(Path(out), recipe | local_recipe, overwrite) as area:
         if not area.is_complete:
             heading, is_large = (corpus.heading, corpus.is_large) if corpus else (None, False)
-            reading = _reading(kind, field, settings.get("separator"), parse_special)
+            reading = _reading(kind, field, settings.get("separator"), markers if parse_special else (), chat)
             text = Text(inputs, area.folder, reading, heading, part)
             survey = _survey(text, settings, kind == "char", is_large, progress)
             encoder = _make_tokenizer(kind, vocab_size, area, text, survey, progress)
@@ -129,28 +138,9 @@ def _settings(name: str, corpus: Corpus | None, format: str, asked: dict[str, An
     return settings | given
 
 
-def _tokenizer_choice(
-    tokenizer: str | Tokenizer | None, vocab_size: int | None, corpus: Corpus | None, source: str | Path
-) -> tuple[str | Tokenizer, int]:
-    """Return the tokenizer or its kind, and the size of a vocabulary to be trained. Raises UserError."""
-    kind = tokenizer or (corpus.tokenizer if corpus else "gpt2")
-    if vocab_size is not None and kind != "bpe":
-        raise UserError(f"vocab_size={vocab_size} is for a tokenizer to be trained; add --tokenizer=bpe, or omit it")
-    if corpus and corpus.is_large and kind in ("char", "bpe"):
-        raise UserError(f"{source} is read only once, too rarely to make a {kind} tokenizer; name an existing one")
-    if vocab_size is None:
-        vocab_size = (corpus.vocab_size if corpus else None) or DEFAULT_VOCAB_SIZE
-    return kind, vocab_size
-
-
-def _special_tokens(kind: str | Tokenizer) -> set[str]:
-    """Return the texts of the special tokens of a tokenizer, or of one of a kind that is made from the text."""
-    if isinstance(kind, str):
-        return set() if kind == "char" else {END_OF_TEXT}
-    return set(kind.special.ids)
-
-
-def _reading(kind: str | Tokenizer, field: str, separator: str | None, parse_special: bool) -> Reading:
+def _reading(
+    kind: str | Tokenizer, field: str, separator: str | None, markers: Collection[str], is_chat: bool
+) -> Reading:
     """Return how the text is read for a tokenizer. For a BPE, possible cuts are known for GPT-2's pattern only."""
     is_other = isinstance(kind, BPETokenizer) and kind.pattern != GPT2_PATTERN
     end = None if isinstance(kind, str) else kind.special.named(kind.eot)
@@ -158,9 +148,10 @@ def _reading(kind: str | Tokenizer, field: str, separator: str | None, parse_spe
         field,
         separator,
         end or END_OF_TEXT,
-        markers=tuple(_special_tokens(kind)) if parse_special else (),
+        markers=tuple(markers),
         chunk=MAX_CHUNK if is_other else CHUNK,
         anywhere=(kind if isinstance(kind, str) else kind.kind) in ("char", "byte"),
+        is_chat=is_chat,
     )
 
 
@@ -307,7 +298,9 @@ def _make_tokenizer(
             return gpt2_tokenizer()
     if "tokenizer" not in area.journal:
         assigned = itertools.chain.from_iterable(survey.split(located) for located, _ in _watched(text, progress))
-        trained = train_bpe((piece.text for name, piece in assigned if name != "val"), vocab_size)
+        texts = (piece.text for name, piece in assigned if name != "val")
+        is_chat = text.reading.is_chat
+        trained = with_speakers(train_bpe(texts, vocab_size, MARKERS)) if is_chat else train_bpe(texts, vocab_size)
         area.record(tokenizer=trained.to_json())
     return from_json(area.journal["tokenizer"])
 

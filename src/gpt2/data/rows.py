@@ -5,7 +5,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +19,19 @@ MAX_JSON = 1 << 28
 MAX_ABSENT = 1000
 """Number of rows without the field after which a file that has not had it at all is refused."""
 _ABSENT = object()
+ToText = Callable[[Any, str], str]
+"""Makes a text of a field's value, which is none, such as a list of messages. The other argument is its location, for
+errors; raises UserError."""
 
 
-def read_rows(stream: Any, raw: IO[bytes], file: Path, kind: str, field: str) -> Iterator[tuple[str | None, int]]:
+def read_rows(
+    stream: Any, raw: IO[bytes], file: Path, kind: str, field: str, to_text: ToText | None = None
+) -> Iterator[tuple[str | None, int]]:
     """Yield the text in `field` of each row and the number of bytes read from `raw` so far.
 
     The text is None where a row has none. `kind` is the suffix without that of a compression, and `stream` the
-    uncompressed content with `peek`. Raises UserError, also where no row has text in `field`.
+    uncompressed content with `peek`. to_text: for a field that holds no text. Raises UserError, also where no row has
+    text in `field`.
     """
     if stream.peek(3).startswith(codecs.BOM_UTF8):
         stream.read(3)
@@ -36,14 +42,18 @@ def read_rows(stream: Any, raw: IO[bytes], file: Path, kind: str, field: str) ->
             rows = _json(stream, raw, file)
         case _:
             rows = _json_lines(iter(lambda: stream.readline(MAX_LINE), b""), raw, file)
-    return _texts(rows, field)
+    return _texts(rows, field, to_text)
 
 
-def _texts(rows: Iterator[tuple[Any, str, int]], field: str) -> Iterator[tuple[str | None, int]]:
+def _texts(
+    rows: Iterator[tuple[Any, str, int]], field: str, to_text: ToText | None
+) -> Iterator[tuple[str | None, int]]:
     """Yield the text of each row, which is given as its value, its location and the bytes read. Raises UserError."""
     reason, is_found, absent = "", False, 0
     for row, where, read in rows:
         value = row if isinstance(row, str) else _value(row, field, where)
+        if to_text is not None and value is not None and value is not _ABSENT:
+            value = to_text(value, where)
         if isinstance(value, str):
             if not value.isascii():
                 _check_unicode(value, field, where)
@@ -149,8 +159,11 @@ def _csv(
         raise UserError(f"{file} is not UTF-8 text (after line {reader.line_num}); convert it or omit it") from None
 
 
-def read_parquet(file: Path, field: str) -> Iterator[tuple[str | None, int]]:
-    """Yield the texts of a table, None where a row has none, and an estimate of the number of bytes read so far."""
+def read_parquet(file: Path, field: str, to_text: ToText | None = None) -> Iterator[tuple[str | None, int]]:
+    """Yield the texts of a table, None where a row has none, and an estimate of the number of bytes read so far.
+
+    to_text: for a column that holds no text. Raises UserError.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -160,7 +173,7 @@ def read_parquet(file: Path, field: str) -> Iterator[tuple[str | None, int]]:
             if not _has_column(table.schema_arrow, field):
                 found = ", ".join(table.schema_arrow.names[:8])
                 raise UserError(f"{file}: no column {field!r} (it has {found}); name another with --field")
-            yield from _texts(_parquet_rows(table, file, field, size), field)
+            yield from _texts(_parquet_rows(table, file, field, size), field, to_text)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)}); fetch it again") from None
 

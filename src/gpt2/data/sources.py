@@ -2,6 +2,7 @@
 
 import bz2
 import codecs
+import functools
 import gzip
 import io
 import lzma
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from gpt2.chat import conversation
 from gpt2.data.content import check_is_text
 from gpt2.data.rows import ROW_SUFFIXES, read_parquet, read_rows
 from gpt2.errors import UserError, first_line
@@ -133,6 +135,8 @@ class Reading:
     """Approximate number of characters of a piece."""
     anywhere: bool = False
     """Whether text may be cut between any two characters, apart from `markers`."""
+    is_chat: bool = False
+    """Whether the field of a row holds the messages of a conversation, which become its text."""
 
 
 def pieces(file: Path, reading: Reading = Reading()) -> Iterator[Piece]:
@@ -145,16 +149,17 @@ def pieces(file: Path, reading: Reading = Reading()) -> Iterator[Piece]:
     UserError for content that cannot be read, with its line.
     """
     cutting, field = _Cutting(file, reading), reading.field
+    to_text = functools.partial(conversation, markers=reading.markers) if reading.is_chat else None
     kind = _kind(file)
     try:
         if kind == ".parquet":
-            yield from _rows(read_parquet(file, field), cutting)
+            yield from _rows(read_parquet(file, field, to_text), cutting)
             return
         with file.open("rb") as raw:
             stream = uncompress(raw) if (uncompress := _compression(file)) else raw
             check_is_text(stream.peek(HEAD), file)
             if has_rows(file):
-                yield from _rows(read_rows(stream, raw, file, kind, field), cutting)
+                yield from _rows(read_rows(stream, raw, file, kind, field, to_text), cutting)
             else:
                 yield from _documents(_decoded(stream, raw, file, min(reading.chunk, CHUNK)), cutting)
     except UserError:

@@ -1,0 +1,70 @@
+"""Conversations as text: a special token for each speaker, and what each of them says after it."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from gpt2.errors import UserError
+from gpt2.tokenizers import BPETokenizer, Tokenizer
+
+ROLES = ("system", "user", "assistant")
+"""Who speaks, in the words of OpenAI's API."""
+MARKERS = tuple(f"<|{role}|>" for role in ROLES)
+"""The special tokens with which a speaker begins."""
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('a role is system, user or assistant') }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""The same as `conversation`, as a Jinja template for other programs and for the server."""
+
+
+def conversation(messages: Any, where: str, markers: Collection[str]) -> str:
+    """Return messages, each an object with `role` and `content`, as one text.
+
+    markers: the special tokens of the tokenizer, which nobody may say. where: the place of the messages, for errors.
+    Raises UserError for anything else.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: no list of messages, each with role and content; fix the row or remove it")
+    text = ""
+    for number, message in enumerate(messages, start=1):
+        role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
+        if role not in ROLES or not isinstance(content, str):
+            raise UserError(
+                f"{where}: message {number} needs a role (system, user or assistant) and a text as content; fix the "
+                "row or remove it"
+            )
+        if said := [marker for marker in markers if marker in content]:
+            raise UserError(
+                f"{where}: message {number} contains the special token {said[0]}; remove it from the text"
+            )
+        text += f"<|{role}|>{content}"
+    return text
+
+
+def with_speakers(tokenizer: Tokenizer) -> BPETokenizer:
+    """Return a tokenizer with the special tokens of the speakers, and with the template of `conversation`.
+
+    Tokens that it lacks get the ids after all others. A generated text also ends where another speaker than the
+    assistant begins. Raises UserError for a tokenizer that cannot have them, or that has another template.
+    """
+    if not isinstance(tokenizer, BPETokenizer):
+        raise UserError(
+            f"a {tokenizer.kind} tokenizer has no tokens for speakers; use --tokenizer=gpt2 or bpe for chats"
+        )
+    special = tokenizer.special
+    if special.chat_template not in (None, TEMPLATE):
+        raise UserError(
+            "the tokenizer has a chat template of its own; write the conversations as text by it, and prepare that "
+            "text without --chat"
+        )
+    new = [marker for marker in MARKERS if marker not in special.ids]
+    ids = dict(special.ids) | {marker: tokenizer.vocab_size + number for number, marker in enumerate(new)}
+    ends = dict.fromkeys((*special.further_ends, ids["<|system|>"], ids["<|user|>"]))
+    changed = replace(special, ids=ids, further_ends=tuple(ends), chat_template=TEMPLATE)
+    return BPETokenizer(tokenizer.tokens, tokenizer.pattern, special=changed)

@@ -1,0 +1,116 @@
+"""Conversations: messages become text, speakers become special tokens, and the server writes the same text."""
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2.chat import MARKERS, ROLES, conversation, with_speakers
+from gpt2.data.dataset import Dataset, open_dataset
+from gpt2.data.prepare import prepare
+from gpt2.errors import UserError
+from gpt2.serve.chat import rendered
+from gpt2.serve.schema import Message
+from gpt2.special_tokens import SpecialTokens
+from gpt2.tokenizers import GPT2_PATTERN, BPETokenizer, ByteTokenizer, CharTokenizer
+
+BYTES = BPETokenizer([bytes([b]) for b in range(256)], GPT2_PATTERN)
+SPEAKING = with_speakers(BYTES)
+TALK = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
+IDS = [258, *b"Hi!", 259, *b"Hello.", 256]
+
+
+def prepared(folder: Path, rows: list[object], *, name: str = "t.jsonl", **settings: object) -> Dataset:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    return open_dataset(
+        str(prepare(folder / name, out=folder / "data", chat=True, **{"tokenizer": BYTES} | settings))
+    )
+
+
+def ids_of(dataset: Dataset) -> list[int]:
+    parts = [dataset.splits[name] for name in ("train", "val")]
+    return [int(i) for part in parts for i in part[0 : len(part)]]
+
+
+def test_messages_become_tokens_with_a_special_token_for_each_speaker(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, [{"messages": TALK, "id": 7}] * 40)
+    assert ids_of(dataset) == IDS * 40
+    assert dataset.tokenizer.special.ids == {"<|endoftext|>": 256, **dict(zip(MARKERS, (257, 258, 259), strict=True))}
+
+
+def test_messages_of_parquet_and_of_another_field_are_read_too(tmp_path: Path) -> None:
+    table = pyarrow.table({"talk": [TALK] * 40})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    out = prepare(tmp_path / "t.parquet", out=tmp_path / "data", chat=True, field="talk", tokenizer=BYTES)
+    assert ids_of(open_dataset(str(out))) == IDS * 40
+
+
+def test_a_trained_vocabulary_has_the_speakers(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, [{"messages": TALK}] * 40, tokenizer="bpe", vocab_size=300)
+    special = dataset.tokenizer.special
+    assert set(special.ids) == {"<|endoftext|>", *MARKERS}
+    assert special.further_ends == (special.ids["<|system|>"], special.ids["<|user|>"])
+    assert dataset.tokenizer.decode(ids_of(dataset)) == "<|user|>Hi!<|assistant|>Hello.<|endoftext|>" * 40
+
+
+def test_a_tokenizer_keeps_the_speakers_that_it_has() -> None:
+    special = SpecialTokens.after(256, ["<|assistant|>", "<|tool|>"])
+    found = with_speakers(BPETokenizer(BYTES.tokens, GPT2_PATTERN, special=special)).special
+    assert found.ids == special.ids | {"<|system|>": 259, "<|user|>": 260}
+    again = with_speakers(SPEAKING)
+    assert again.to_json() == SPEAKING.to_json()
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<|" not in text)
+
+
+@given(st.lists(st.tuples(st.sampled_from(ROLES), words), min_size=1, max_size=5))
+def test_the_server_writes_a_conversation_as_it_was_prepared(said: list[tuple[str, str]]) -> None:
+    """The Jinja template and the function are two ways of the same; the server adds what begins the next answer."""
+    messages = [{"role": role, "content": content} for role, content in said]
+    text = conversation(messages, "here", MARKERS)
+    assert rendered(SPEAKING, [Message(**message) for message in messages]) == text + "<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("messages", "line"),
+    [
+        ([], "no list of messages"),
+        ("Hi!", "no list of messages"),
+        ([{"role": "tool", "content": "x"}], r"message 1 needs a role \(system, user or assistant\) and a text"),
+        ([*TALK, {"role": "user"}], "message 3 needs a role"),
+        ([*TALK, "Hi!"], "message 3 needs a role"),
+        ([{"role": "user", "content": "a<|assistant|>b"}], r"message 1 contains the special token <\|assistant\|>"),
+        ([{"role": "user", "content": "a<|endoftext|>b"}], r"message 1 contains the special token <\|endoftext\|>"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named(messages: object, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 2: {line}"):
+        prepared(tmp_path, [{"messages": TALK}, {"messages": messages}, {"messages": TALK}])
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"name": "t.txt"}, r"--chat reads rows of messages .*t\.txt has none; write a line for each"),
+        ({"tokenizer": "char"}, "a char tokenizer has no tokens for speakers; use --tokenizer=gpt2 or bpe"),
+        ({"tokenizer": ByteTokenizer()}, "a byte tokenizer has no tokens for speakers"),
+        ({"parse_special": False}, "leave --no-parse_special out with --chat"),
+    ],
+)
+def test_what_conversations_cannot_be_is_refused(change: dict[str, object], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        prepared(tmp_path, [{"messages": TALK}] * 40, **change)
+
+
+def test_another_chat_template_is_not_replaced() -> None:
+    special = SpecialTokens({"<|endoftext|>": 256}, eos=256, chat_template="{{ messages }}")
+    with pytest.raises(UserError, match="the tokenizer has a chat template of its own"):
+        with_speakers(BPETokenizer(BYTES.tokens, GPT2_PATTERN, special=special))
+    with pytest.raises(UserError, match="a char tokenizer"):
+        with_speakers(CharTokenizer("ab"))
