@@ -147,3 +147,43 @@ def test_a_split_is_measured_as_the_run_measures_it(chat: Make, chats: str, tmp_
     assert found.loss == pytest.approx(result.val_loss, rel=0.02)  # its last window is not moved back
     everything = gpt2.evaluate(tmp_path / "run", chats, dtype="float32")
     assert found.tokens < everything.tokens / 2
+
+
+@pytest.fixture
+def base(tiny: Make, tmp_path: Path) -> Callable[..., Path]:
+    """Trains a model whose tokenizer has the bytes and end-of-text of `CHAT`, and no speakers."""
+
+    def trained(**changes: object) -> Path:
+        (tmp_path / "t.txt").write_text("some words of a text\n" * 200)
+        tokenizer = BPETokenizer(CHAT.tokens, GPT2_PATTERN)
+        prepare(tmp_path / "t.txt", out=tmp_path / "plain", note=silent, tokenizer=tokenizer)
+        out = tmp_path / "base"
+        train(tiny(dataset=str(tmp_path / "plain"), out_dir=str(out), block_size=32, **changes), quiet=True)
+        return out
+
+    return trained
+
+
+@pytest.mark.parametrize("vocab_size", [257, 300])
+def test_a_model_gets_the_special_tokens_that_it_lacks(
+    chat: Make, base: Callable[..., Path], vocab_size: int
+) -> None:
+    """Ids after them, which only fill up the vocabulary, stay."""
+    out = base(vocab_size=vocab_size)
+    lines: list[str] = []
+    shape = {"n_layer": None, "n_head": None, "n_embd": None}
+    run = set_up(chat(init_from=str(out), **shape), lines.append)
+    assert any(line.startswith("adding embeddings for <|user|>, <|assistant|>, which") for line in lines)
+    found, given = run.model.transformer.wte.weight, gpt2.load(out)[0].transformer.wte.weight
+    assert len(found) == run.model.config.vocab_size == run.config.vocab_size == max(259, vocab_size)
+    assert torch.equal(found[:257], given[:257])
+    assert torch.equal(found[259:], given[259:])
+    torch.testing.assert_close(found[257:259], given[:257].mean(dim=0).expand(2, -1))
+    assert run.tokenizer.special.ids == SPECIAL.ids
+    train_step(run)
+
+
+def test_the_optimizer_state_of_fewer_tokens_is_refused(chat: Make, base: Callable[..., Path]) -> None:
+    shape = {"n_layer": None, "n_head": None, "n_embd": None}
+    with pytest.raises(UserError, match="lacks the new tokens; leave --resume_optimizer out"):
+        set_up(chat(init_from=str(base()), resume_optimizer=True, **shape), silent)

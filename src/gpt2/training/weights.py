@@ -1,9 +1,11 @@
 """The network that a run begins with: initialized from the seed, or with the weights of a model or checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
@@ -12,7 +14,7 @@ from gpt2.formats.run_folder import read_description
 from gpt2.formats.safetensors_file import read_tensors
 from gpt2.formats.source import Source, checked_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import Tokenizer, from_json
+from gpt2.tokenizers import Tokenizer, from_json, has_ids_of
 from gpt2.training.budget import require_memory
 from gpt2.training.config import TrainConfig
 
@@ -112,9 +114,13 @@ def _pretrained_model(
 ) -> tuple[GPT, Source]:
     """Return the model that init_from names, cropped to block_size, and its opened file."""
     source = open_model(config.init_from)
-    if source.known_tokenizer:
-        dataset.require_tokenizer(source.known_tokenizer, source.origin, config.init_from)
-    dataset.require_vocabulary(source.config.vocab_size, source.origin)
+    known, special = source.known_tokenizer, dataset.tokenizer.special
+    new = [text for text, i in special.ids.items() if known is not None and i >= known.vocab_size]
+    adds_tokens = known is not None and bool(new) and has_ids_of(dataset.tokenizer, known)
+    if not adds_tokens:
+        if known:
+            dataset.require_tokenizer(known, source.origin, config.init_from)
+        dataset.require_vocabulary(source.config.vocab_size, source.origin)
     fixed = ("vocab_size", "n_layer", "n_head", "n_embd")
     _require_shape(asked, {name: getattr(source.config, name) for name in fixed}, source.origin)
     for line in source.notes:
@@ -123,30 +129,53 @@ def _pretrained_model(
         log(f"computing the {asked['gelu']} GELU, where {source.origin} has the {source.config.gelu} one")
         runtime = runtime | {"gelu": asked["gelu"]}
     model = build(source, **runtime)
+    if adds_tokens:
+        _add_tokens(model, dataset.tokenizer.vocab_size - len(new), len(new))
+        log(f"adding embeddings for {', '.join(new)}, which {source.origin} lacks: each begins as the others' mean")
     if config.block_size != (positions := model.config.block_size):
         model.crop_block_size(config.block_size)
         log(f"keeping the first block_size={config.block_size} of the model's {positions} positions")
     return model, source
 
 
+def _add_tokens(model: GPT, known: int, new: int) -> None:
+    """Give the ids after the first `known` ones to `new` tokens. Their embeddings are the mean of the known ones.
+
+    So a new token takes little probability from the others (Hewitt 2021, "Initializing New Word Embeddings for
+    Pretrained Language Models"). Further ids, which only fill up the vocabulary, stay.
+    """
+    embedding = model.transformer.wte
+    rows = embedding.weight.detach()
+    mean = rows[:known].mean(dim=0, keepdim=True)
+    embedding.weight = nn.Parameter(torch.cat([rows[:known], mean.expand(new, -1), rows[known + new :]]))
+    embedding.num_embeddings = len(embedding.weight)
+    model.config = replace(model.config, vocab_size=len(embedding.weight))
+
+
 def run_tokenizer(dataset: Dataset, restored: Path | None, source: Source | None) -> Tokenizer:
     """Return the tokenizer of the resumed checkpoint, or of the model that a run starts from, or of the dataset.
 
-    A model's tokenizer can have more special tokens than the dataset's, which its exports then keep.
+    A model's tokenizer can have more special tokens than the dataset's, which its exports then keep. Where the
+    dataset's has more, the model gets them.
     """
     if restored is not None:
         return from_json(read_description(restored)["tokenizer"])
-    return (source.known_tokenizer if source else None) or dataset.tokenizer
+    known = source.known_tokenizer if source else None
+    return known if known is not None and has_ids_of(known, dataset.tokenizer) else dataset.tokenizer
 
 
 def optimizer_state(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
     """Return the optimizer state that came with a model, by the names of `named_state`.
 
-    Raises UserError where the model has none, or another optimizer's.
+    Raises UserError where the model has none, or another optimizer's, or that of fewer tokens.
     """
     if source is None or source.progress.optimizer is None:
         raise UserError(f"init_from={config.init_from} has no optimizer state; leave --resume_optimizer out")
     tensors = source.progress.optimizer()
+    if (rows := tensors.get("transformer.wte.weight/exp_avg")) is not None and len(rows) < (config.vocab_size or 0):
+        raise UserError(
+            f"the optimizer state of init_from={config.init_from} lacks the new tokens; leave --resume_optimizer out"
+        )
     if any(name.endswith("/momentum") for name in tensors) != (config.optimizer == "muon"):
         raise UserError(
             f"optimizer={config.optimizer} cannot continue with the state of another optimizer, which init_from="
