@@ -12,6 +12,7 @@ ROLES = ("system", "user", "assistant")
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 """The special tokens with which a speaker begins."""
 TEMPLATE = (
+    "{{ bos_token }}"
     "{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
     "{{ raise_exception('a role is system, user or assistant') }}"
@@ -20,7 +21,8 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-"""The same as `conversation`, as a Jinja template for other programs and for the server."""
+"""The same as `conversation`, as a Jinja template for other programs and for the server. It begins with end-of-text,
+which stands before a document in the training text, too."""
 
 
 def conversation(messages: Any, where: str, markers: Collection[str]) -> str:

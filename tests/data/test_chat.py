@@ -71,10 +71,11 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(la
 
 @given(st.lists(st.tuples(st.sampled_from(ROLES), words), min_size=1, max_size=5))
 def test_the_server_writes_a_conversation_as_it_was_prepared(said: list[tuple[str, str]]) -> None:
-    """The Jinja template and the function are two ways of the same; the server adds what begins the next answer."""
+    """The Jinja template and the function are two ways of the same; the server adds what stands before a
+    document and what begins the next answer."""
     messages = [{"role": role, "content": content} for role, content in said]
     text = conversation(messages, "here", MARKERS)
-    assert rendered(SPEAKING, [Message(**message) for message in messages]) == text + "<|assistant|>"
+    assert rendered(SPEAKING, [Message(**message) for message in messages]) == f"<|endoftext|>{text}<|assistant|>"
 
 
 @pytest.mark.parametrize(
