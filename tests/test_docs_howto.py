@@ -20,7 +20,10 @@ SMALL_PYTHON = (
     "device='cpu'"
 )
 GERMAN = "Die Sonne scheint über die Dächer. Der Käse liegt auf dem Tisch, und Äpfel fallen vom Baum.\n\n"
-CHAT = "<|user|>How are you?<|assistant|>I am well, and you?\n\n"
+CHAT = (
+    '{"messages": [{"role": "user", "content": "How are you?"}, '
+    '{"role": "assistant", "content": "I am well, and you?"}]}\n'
+)
 PROGRAMS = 7  # columns of the tables of docs/comparison.md that compare programs
 LLMC_LOG = "s:0 tel:11.0214\ns:0 trl:10.9874 lr:0.000001 norm:15.34\ns:1 trl:10.8000 lr:0.000002 norm:14.10\n"
 
@@ -32,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpt2_command: Callable
     Path("texts").mkdir()
     Path("texts/deutsch.txt").write_text(GERMAN * 200, encoding="utf-8")
     Path("notes.txt").write_text("some words of a text\n" * 100)
-    Path("chats.txt").write_text(CHAT * 100)
+    Path("chats.jsonl").write_text(CHAT * 100)
     log = Path("path/to/llm.c/log124M/main.log")
     log.parent.mkdir(parents=True)
     log.write_text(LLMC_LOG)
@@ -58,7 +61,6 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
         skipped={"gpt2 doctor": "measures the machine; tests/doctor runs it"},
         instead={
             "gpt2 tokenizer train texts/": "{line} --vocab_size=300",
-            "gpt2 tokenizer train chats.txt": "{line} --vocab_size=270",
             "gpt2 train own_text": small,
             "gpt2 train own_text --dataset=mine --out_dir=out-two": f"{small} --nproc=1",
             "gpt2 train own_text --dataset=mine --out_dir=out-stop": f"{small} --eval_interval=1",
@@ -73,6 +75,7 @@ def test_the_recipes_run(home: Path, gpt2_command: Callable) -> None:
             "gpt2 prepare notes.txt --tokenizer=gpt2": "gpt2 prepare notes.txt --tokenizer=hub {rest}",
             "gpt2 train --init_from=gpt2": f"gpt2 train --init_from=hub {{rest}} --block_size=32 {QUICK}",
             "gpt2 sample out-mine": "{line} --max_new_tokens=3",
+            "gpt2 sample out-chat": "{line} --max_new_tokens=3",
         },
         in_python={
             'model="d6", block_size=256, max_iters=1000': SMALL_PYTHON,

@@ -179,6 +179,8 @@ def test_a_model_gets_the_special_tokens_that_it_lacks(
     assert torch.equal(found[:257], given[:257])
     assert torch.equal(found[259:], given[259:])
     torch.testing.assert_close(found[257:259], given[:257].mean(dim=0).expand(2, -1))
+    probabilities = run.model(torch.randint(257, (4, 32)))[0].softmax(dim=-1)
+    assert probabilities[..., 257:259].max() < 1 / 257
     assert run.tokenizer.special.ids == SPECIAL.ids
     train_step(run)
 

@@ -141,8 +141,8 @@ def _pretrained_model(
 def _add_tokens(model: GPT, known: int, new: int) -> None:
     """Give the ids after the first `known` ones to `new` tokens. Their embeddings are the mean of the known ones.
 
-    So a new token takes little probability from the others (Hewitt 2021, "Initializing New Word Embeddings for
-    Pretrained Language Models"). Further ids, which only fill up the vocabulary, stay.
+    So a new token's logit is the mean of theirs, and its probability at most 1 / known (Hewitt 2021, "Initializing
+    New Word Embeddings for Pretrained Language Models"). Further ids, which only fill up the vocabulary, stay.
     """
     embedding = model.transformer.wte
     rows = embedding.weight.detach()
