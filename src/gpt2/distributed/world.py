@@ -103,13 +103,13 @@ class World:
 
     def main_first(self, work: Callable[[], T]) -> T:
         """Return the result of `work`, which the main process does before the others, which then find its files."""
-        results: list[T] = []
-        for is_main_turn in (True, False):
-            if is_main_turn == self.is_main:
-                self.agreed(lambda: results.append(work()))
-            elif self.size > 1:
-                self.agreed(lambda: None)
-        return results[0]
+        if self.is_main:
+            result = self.agreed(work)
+            self.agreed(lambda: None)
+        else:
+            self.agreed(lambda: None)
+            result = self.agreed(work)
+        return result
 
 
 class Watchdog(threading.Thread):

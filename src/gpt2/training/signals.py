@@ -36,13 +36,6 @@ class Stop:
         """Number of steps from one question between steps to the next, and those that remain until the next."""
         self.asked_at = time.perf_counter()
 
-    def asked_in_any_process(self) -> bool:
-        """Ask all processes whether the run must stop. This communicates: all of them must call it, or none."""
-        began = time.perf_counter()
-        self.is_agreed |= self.world.any(self.is_asked)
-        self.seconds += time.perf_counter() - began
-        return self.is_agreed
-
     @property
     def is_asked(self) -> bool:
         """Return whether this process knows a reason to stop."""
@@ -70,7 +63,10 @@ class Stop:
 
     def check_all_processes(self) -> None:
         """Raise Stopped if the run must stop. This communicates: all processes must call it, or none."""
-        if self.asked_in_any_process():
+        began = time.perf_counter()
+        self.is_agreed |= self.world.any(self.is_asked)
+        self.seconds += time.perf_counter() - began
+        if self.is_agreed:
             raise Stopped
 
 

@@ -37,10 +37,8 @@ class SpikeWatch:
 
     def is_spike(self, loss: float) -> bool:
         """Return whether this loss is a spike; if not, the next losses are compared with it too."""
-        deviations, recent = self.run.config.rollback_on_spike, self.run.state.recent_losses
-        if not deviations:
-            return False
-        if is_spike(recent, loss, deviations):
+        recent = self.run.state.recent_losses
+        if is_spike(recent, loss, self.run.config.rollback_on_spike):
             return True
         recent.append(loss)
         del recent[:-MAX_LOSSES]
@@ -54,7 +52,7 @@ class SpikeWatch:
         help.
         """
         run, state = self.run, self.run.state
-        folder = run.world.gather(run.world.main_only(self._last_scheduled))[0]
+        folder = run.world.gather(run.world.main_only(self._last_scheduled))[0]  # what the main process found
         what = f"step {step} · the loss is {loss:.4f} after a mean of {statistics.fmean(state.recent_losses):.4f}"
         if folder is None:
             self.console.note(f"{what}: there is no checkpoint yet to go back to")
