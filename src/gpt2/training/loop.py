@@ -140,6 +140,8 @@ class Loop:
             try:
                 for task in self.periodic:
                     if task.due(ending):
+                        self.run.ledger.mark()
+                        self.session.stop.check_all_processes()
                         reason = task.run()
                         ending = ending or reason
                 is_stopped = ending is None and self.session.stop.asked_between_steps()

@@ -37,10 +37,11 @@ class Periodic(Protocol):
         ...
 
     def run(self) -> str | None:
-        """Do the task. Return why the run has to end now, or None. Raises Stopped where a signal interrupts it.
+        """Do the task, in all processes together. Return why the run has to end now, or None.
 
-        A task that takes long calls `session.stop.check_all_processes()` now and then, and `run.ledger.mark(phase)`
-        after it, to which its time is then attributed. All processes do it together.
+        The loop has asked before whether a signal came. A task that takes long calls
+        `session.stop.check_all_processes()` now and then, which raises Stopped where one came meanwhile. A task ends
+        with `run.ledger.mark(phase)`, to which its time is attributed.
         """
         ...
 
@@ -68,8 +69,6 @@ class Evaluation:
 
     def run(self) -> str | None:
         session, run, state, config = self.session, self.session.run, self.session.run.state, self.session.run.config
-        run.ledger.mark()
-        session.stop.check_all_processes()
         self.losses = estimate_losses(run, session.progress("evaluating"))
         train_loss, val_loss = self.losses["train_loss"], self.losses["val_loss"]
         is_best = math.isfinite(val_loss) and (state.best_val_loss is None or val_loss < state.best_val_loss)
@@ -128,8 +127,6 @@ class HellaSwag:
 
     def run(self) -> None:
         session, run = self.session, self.session.run
-        run.ledger.mark()
-        session.stop.check_all_processes()
         show = session.progress("HellaSwag")
         try:
             result = choose(
@@ -161,8 +158,6 @@ class Sampling:
 
     def run(self) -> None:
         session, run, step = self.session, self.session.run, self.session.run.state.step
-        run.ledger.mark()
-        session.stop.check_all_processes()
         try:
             text = sample_texts(run, session.stop.check_all_processes)
         except UserError as error:

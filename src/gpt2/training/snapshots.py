@@ -39,8 +39,6 @@ class Snapshots:
     def run(self) -> None:
         """Write the snapshot of the current step; all processes together. A resumed run writes the same one again."""
         session, run = self.session, self.session.run
-        run.ledger.mark()
-        session.stop.check_all_processes()
         run.world.beat("a snapshot")
         step, began = run.state.step, time.perf_counter()
         path = snapshot_file(run.out_dir, step)
