@@ -58,7 +58,7 @@ def _flush_path(path: Path) -> None:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, a folder with its content, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -132,7 +132,7 @@ def publish(target: Path, folder: bool = False, needed: int | None = None) -> It
             yield temporary
             _put(temporary, resolved)
         finally:
-            _remove(temporary)
+            remove(temporary)
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def _clear(resolved: Path, temporary: Path, folder: bool) -> None:
         raise _os_error(errno.ENOTEMPTY, resolved)
     if not folder and temporary.is_dir() and not temporary.is_symlink():
         raise UserError(f"the folder {temporary} is in the way of {resolved.name}; move it, or delete it")
-    _remove(temporary)
+    remove(temporary)
 
 
 def _os_error(number: int, path: Path) -> OSError:

@@ -13,7 +13,7 @@ from typing import Any
 from gpt2.data.text import Mark
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
-from gpt2.files import locked, write_bytes, write_text, writing
+from gpt2.files import locked, remove, write_bytes, write_text, writing
 from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.json_file import JsonObject, read_object
 from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json
@@ -46,9 +46,7 @@ class Staging:
         if self.is_complete and not (self.out / DESCRIPTION).exists():  # of another recipe, killed during the move
             for name in _files_of(self.folder / DESCRIPTION):
                 (self.out / name).unlink(missing_ok=True)
-        for path in self.folder.iterdir():
-            if path.name != LOCK:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        _empty(self.folder)
         return {"identity": self.identity}
 
     def _has_all(self, journal: JsonObject) -> bool:
@@ -179,10 +177,15 @@ def staging(out: Path, recipe: dict[str, Any], overwrite: bool) -> Iterator[Stag
         _remove(folder)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a staging area; on Windows its lock stays as long as it is held."""
+def _empty(folder: Path) -> None:
+    """Remove everything in a staging area except its lock."""
     for path in folder.iterdir():
         if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a staging area; on Windows its lock stays as long as it is held."""
+    _empty(folder)
     with suppress(PermissionError):
         shutil.rmtree(folder)

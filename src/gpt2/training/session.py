@@ -1,20 +1,21 @@
 """A training session: the run folder, made ready and locked, with log, console, saver and signals of a process."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt2 import checkpoint
 from gpt2.errors import Log, UserError
-from gpt2.files import locked, write_text
+from gpt2.files import locked, remove, write_text
 from gpt2.reporting.trainer import LOCK
 from gpt2.runlog.console import RunConsole
 from gpt2.runlog.other_logs import BUILD_NANOGPT, LLMC, OtherLogWriter
 from gpt2.runlog.records import Listener, LogWriter
-from gpt2.runlog.trackers import TensorBoardTracker, Trackers, TrackioTracker, WandbTracker, require
+from gpt2.runlog.trackers import TensorBoardTracker, Tracker, Trackers, TrackioTracker, WandbTracker, require
 from gpt2.training.config import TrainConfig
 from gpt2.training.ownership import CONFIG, files_of_run, leftovers
 from gpt2.training.recipes import dump_toml
@@ -22,6 +23,16 @@ from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 from gpt2.training.signals import Stop, stop_on_signals
 
+TRACKERS: dict[str, Callable[[TrainConfig, Path], Tracker]] = {
+    "wandb_log": lambda config, out_dir: WandbTracker(*_named(config, out_dir)),
+    "trackio_log": lambda config, out_dir: TrackioTracker(*_named(config, out_dir)),
+    "tensorboard_log": lambda config, out_dir: TensorBoardTracker(out_dir / "tensorboard"),
+    "llmc_log": lambda config, out_dir: OtherLogWriter(out_dir / "llmc", LLMC),
+    "build_nanogpt_log": lambda config, out_dir: OtherLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT),
+}
+"""What makes the tracker of a run, by the setting that switches it on."""
+TRACKER_MODULES = {"wandb_log": "wandb", "trackio_log": "trackio", "tensorboard_log": "torch.utils.tensorboard"}
+"""The modules that trackers need, by setting."""
 RESERVED_DESCRIPTORS = 16
 """Number of file descriptors that are reserved for a last checkpoint, in case the process runs out of them."""
 
@@ -100,17 +111,15 @@ def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
     if not is_new:
         starts_over = config.overwrite and run.saved_step is None
         for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
     write_config(run)
-    switches = ("wandb_log", "trackio_log", "tensorboard_log", "llmc_log", "build_nanogpt_log")
-    if not any(getattr(config, name) for name in switches):
+    switched_on = {setting: make for setting, make in TRACKERS.items() if getattr(config, setting)}
+    if not switched_on:
         return None
     trackers = Trackers(log)
     stack.callback(trackers.close)
-    _open_trackers(config, out_dir, trackers)
+    for setting, make in switched_on.items():
+        trackers.open(setting, partial(make, config, out_dir))
     return trackers
 
 
@@ -152,21 +161,6 @@ def write_config(run: Run) -> None:
     write_text(run.out_dir / CONFIG, dump_toml(settings))
 
 
-def _open_trackers(config: TrainConfig, out_dir: Path, trackers: Trackers) -> None:
-    """Open the trackers that are switched on."""
-    about = config.wandb_project, config.wandb_run_name or str(out_dir), config.as_dict()
-    if config.wandb_log:
-        trackers.open("wandb_log", lambda: WandbTracker(*about))
-    if config.trackio_log:
-        trackers.open("trackio_log", lambda: TrackioTracker(*about))
-    if config.tensorboard_log:
-        trackers.open("tensorboard_log", lambda: TensorBoardTracker(out_dir / "tensorboard"))
-    if config.llmc_log:
-        trackers.open("llmc_log", lambda: OtherLogWriter(out_dir / "llmc", LLMC))
-    if config.build_nanogpt_log:
-        trackers.open("build_nanogpt_log", lambda: OtherLogWriter(out_dir / "build-nanogpt", BUILD_NANOGPT))
-
-
 @contextmanager
 def reserved_descriptors() -> Iterator[list[int]]:
     """Open some file descriptors and return them in a list, which `release` closes when they are needed."""
@@ -183,11 +177,13 @@ def release(reserve: list[int]) -> None:
         os.close(reserve.pop())
 
 
+def _named(config: TrainConfig, out_dir: Path) -> tuple[str, str, dict[str, Any]]:
+    """Return the project, the name and the settings of a run, as online trackers take them."""
+    return config.wandb_project, config.wandb_run_name or str(out_dir), config.as_dict()
+
+
 def require_trackers(config: TrainConfig) -> None:
     """Raise UserError where a tracker's package is missing."""
-    if config.wandb_log:
-        require("wandb", "wandb_log")
-    if config.trackio_log:
-        require("trackio", "trackio_log")
-    if config.tensorboard_log:
-        require("torch.utils.tensorboard", "tensorboard_log")
+    for setting, module in TRACKER_MODULES.items():
+        if getattr(config, setting):
+            require(module, setting)
