@@ -26,7 +26,7 @@ CHARS = CharTokenizer("abcde")
 
 def saved(out_dir: Path, steps: list[int]) -> GPT:
     """A run folder with checkpoints; returns the model of the last."""
-    return trained(steps, lambda *taken: checkpoint.write(checkpoint.snapshot(out_dir, *taken, CHARS, {})))[0]
+    return trained(steps, lambda *taken: checkpoint.write(checkpoint.take(out_dir, *taken, CHARS, {})))[0]
 
 
 def trained(steps: list[int], each: Callable[..., None] | None = None) -> tuple[GPT, torch.optim.Optimizer]:
@@ -158,7 +158,7 @@ def test_whatever_a_save_was_doing_when_its_process_died_the_last_whole_checkpoi
     monkeypatch.setattr(tensor_file, "PIECE", 400)  # so that many writes make a file
     model, optimizer = trained([0])
     before, after = (
-        checkpoint.snapshot(tmp_path, checkpoint.TrainState(step, best_step=step), model, [optimizer], CHARS, {})
+        checkpoint.take(tmp_path, checkpoint.TrainState(step, best_step=step), model, [optimizer], CHARS, {})
         for step in (1, 2)
     )
     seen, point = [], 0

@@ -124,7 +124,7 @@ def test_a_run_can_be_read_while_it_prunes(tiny, tmp_path: Path) -> None:
         while not done.is_set():
             step += 1
             state = checkpoint.TrainState(step)
-            checkpoint.write(checkpoint.snapshot(run, state, model, [], tokenizer, {"train": {}, "dataset": {}}))
+            checkpoint.write(checkpoint.take(run, state, model, [], tokenizer, {"train": {}, "dataset": {}}))
             checkpoint.prune(run, 1, ())
 
     trainer = threading.Thread(target=train_on)

@@ -70,8 +70,8 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A snapshot is what a checkpoint will hold, as far as this process has it."""
+class Checkpoint:
+    """A checkpoint in memory, as far as this process has it."""
 
     folder: Path
     weights: dict[str, TensorShard]
@@ -84,15 +84,15 @@ class Snapshot:
     """Content of `state.json`."""
 
 
-def snapshot(
+def take(
     out_dir: Path,
     state: TrainState,
     model: GPT,
     optimizers: Sequence[torch.optim.Optimizer],
     tokenizer: Tokenizer,
     about: dict[str, Any],
-) -> Snapshot:
-    """Return the snapshot of `state.step`. Its tensors share the memory of the run's and change with them.
+) -> Checkpoint:
+    """Return the checkpoint of `state.step`. Its tensors share the memory of the run's and change with them.
 
     about: more entries of `state.json`: the configuration, the dataset and the machine.
     """
@@ -103,7 +103,7 @@ def snapshot(
         **about,
         "tokenizer": tokenizer.to_json(),
     }
-    return Snapshot(
+    return Checkpoint(
         folder_of(out_dir, state.step),
         shards_of(model),
         {name: shard_of(tensor) for name, tensor in named_state(optimizers).items()},
@@ -112,34 +112,28 @@ def snapshot(
     )
 
 
-def write(taken: Snapshot, world: World = ALONE) -> None:
+def write(taken: Checkpoint, world: World = ALONE) -> None:
     """Write a checkpoint; every process of the `world` writes its shards into the same files, on one file system.
 
     The files do not depend on the number of processes. Raises UserError, in all processes, where they cannot be
     written; earlier checkpoints stay intact.
     """
     files = {
-        "model.safetensors": (taken.weights, taken.metadata),
-        "optimizer.safetensors": (taken.optimizer_state, None),
+        "model.safetensors": _planned(taken.weights, taken.metadata, world),
+        "optimizer.safetensors": _planned(taken.optimizer_state, None, world),
     }
-    held = world.gather([specs_of(tensors) for tensors, _ in files.values()])  # by every process
-    layouts, shards = {}, {}
-    for number, (name, (tensors, metadata)) in enumerate(files.items()):
-        layouts[name] = Layout({key: spec for specs in held for key, spec in specs[number].items()}, metadata)
-        earlier = {key for specs in held[: world.rank] for key in specs[number]}  # written by a lower rank if full
-        shards[name] = {k: t for k, t in tensors.items() if not t.is_copy and not (k in earlier and t.is_full)}
-    needed = sum(layout.size for layout in layouts.values()) + len(taken.description.encode())
+    needed = sum(layout.size for layout, _ in files.values()) + len(taken.description.encode())
 
     def begin() -> None:
         temporary = stack.enter_context(publish(taken.folder, folder=True))
         if free_bytes(taken.folder.parent) < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for name, layout in layouts.items():
+        for name, (layout, _) in files.items():
             layout.create(temporary / name)
 
     def write_shards() -> None:
-        for name, layout in layouts.items():
-            layout.write(temporary_of(taken.folder) / name, shards[name])
+        for name, (layout, shards) in files.items():
+            layout.write(temporary_of(taken.folder) / name, shards)
 
     def seal() -> None:
         temporary = temporary_of(taken.folder)
@@ -151,6 +145,20 @@ def write(taken: Snapshot, world: World = ALONE) -> None:
         world.main_only(lambda: _on_disk(begin, taken.folder, needed))
         world.agreed(lambda: _on_disk(write_shards, taken.folder, needed))
         world.main_only(lambda: _on_disk(seal, taken.folder, needed))
+
+
+def _planned(
+    tensors: dict[str, TensorShard], metadata: dict[str, str] | None, world: World
+) -> tuple[Layout, dict[str, TensorShard]]:
+    """Return the layout of a file of the tensors of all processes, and the shards that this process writes into it.
+
+    A full tensor that several processes hold is written by the one with the lowest rank.
+    """
+    held = world.gather(specs_of(tensors))  # by every process
+    layout = Layout({name: spec for specs in held for name, spec in specs.items()}, metadata)
+    earlier = {name for specs in held[: world.rank] for name in specs}
+    own = {k: t for k, t in tensors.items() if not t.is_copy and not (t.is_full and k in earlier)}
+    return layout, own
 
 
 def _on_disk(work: Callable[[], None], folder: Path, needed: int) -> None:

@@ -34,7 +34,7 @@ def save(tmp_path: Path) -> Callable[..., None]:
         with torch.no_grad():
             model.transformer.wte.weight[0, 0] = step
         about = {"train": {"max_iters": step}}
-        checkpoint.write(checkpoint.snapshot(tmp_path, state, model, optimizers, characters(33), about))
+        checkpoint.write(checkpoint.take(tmp_path, state, model, optimizers, characters(33), about))
         checkpoint.tidy(tmp_path, state, keep, pytest.fail)
 
     return make

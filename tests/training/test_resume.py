@@ -275,7 +275,7 @@ def test_what_goes_wrong_beside_the_training_ends_it_at_the_next_step(
 ) -> None:
     write, save = checkpoint.write, Saver.save
 
-    def full(taken: checkpoint.Snapshot, world: object = None) -> None:
+    def full(taken: checkpoint.Checkpoint, world: object = None) -> None:
         if taken.folder.name == "step_0000006":
             raise UserError("no room")
         write(taken)

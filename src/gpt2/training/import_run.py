@@ -51,15 +51,15 @@ def import_run(source: Source, out_dir: Path, log: Log) -> Path:
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
     settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
-    snapshot = checkpoint.snapshot(out_dir, state, model, optimizers, tokenizer, about)
-    needed = sum(shard.values.nbytes for shard in (*snapshot.weights.values(), *snapshot.optimizer_state.values()))
+    taken = checkpoint.take(out_dir, state, model, optimizers, tokenizer, about)
+    needed = sum(shard.values.nbytes for shard in (*taken.weights.values(), *taken.optimizer_state.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
         try:
-            checkpoint.write(replace(snapshot, folder=folder_of(temporary, state.step)))
+            checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))
         except UserError as error:
             raise error.__cause__ or error from None  # the system's error, which `publish` reports for `out_dir`
         write_text(temporary / "config.toml", dump_toml(settings))
-    return snapshot.folder
+    return taken.folder
 
 
 def _understood(settings: dict[str, Any]) -> dict[str, Any]:

@@ -249,7 +249,7 @@ class Loop:
         outcome = ""
         if not isinstance(error, Diverged):
             last_made = state.step - self.records.skipped  # the steps after it changed nothing
-            outcome = save_last_step(run, session.saver, session.snapshot, last_made, problem)
+            outcome = save_last_step(run, session.saver, session.take_checkpoint, last_made, problem)
         details = {"traceback": traceback_of(error)} if isinstance(problem, TrainingFailed) else {}
         if details and not run.world.is_main:  # which writes no log
             note(details["traceback"].rstrip())

@@ -243,7 +243,7 @@ class Saving:
             session.saver.wait()
             run.world.main_only(tidy)
         else:
-            session.saver.save(state.step, session.snapshot(), tidy)
+            session.saver.save(state.step, session.take_checkpoint(), tidy)
             run.saved_step = state.step
         run.ledger.mark("checkpoints")
         self.log_saved()

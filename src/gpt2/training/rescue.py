@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable
 
 from gpt2 import checkpoint, device
-from gpt2.checkpoint import Snapshot
+from gpt2.checkpoint import Checkpoint
 from gpt2.distributed.world import World
 from gpt2.errors import TrainingFailed, UserError, first_line
 from gpt2.training.run import Run
@@ -50,7 +50,7 @@ def traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def save_last_step(run: Run, saver: Saver, take: Callable[[], Snapshot], last_made: int, problem: UserError) -> str:
+def save_last_step(run: Run, saver: Saver, take: Callable[[], Checkpoint], last_made: int, problem: UserError) -> str:
     """Save the current step, unless `last_made`, the last step that was not skipped, is saved already.
 
     Only the main process saves, and only if it has the complete state, because other processes may have ended.

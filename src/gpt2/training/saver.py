@@ -12,7 +12,7 @@ from typing import Self
 import torch
 
 from gpt2 import checkpoint
-from gpt2.checkpoint import Snapshot
+from gpt2.checkpoint import Checkpoint
 from gpt2.distributed.world import World
 from gpt2.tensor_file import TensorShard
 
@@ -49,18 +49,18 @@ class Saver:
         self.error: Exception | None = None
         self.finished: list[Saved] = []
 
-    def save(self, step: int, snapshot: Snapshot, tidy: Callable[[], None]) -> None:
-        """Write a snapshot, and then call `tidy` in the main process. Raises UserError if it cannot be written."""
+    def save(self, step: int, taken: Checkpoint, tidy: Callable[[], None]) -> None:
+        """Write a checkpoint, and then call `tidy` in the main process. Raises UserError if it cannot be written."""
         began = time.perf_counter()
         self.wait()
 
         def write() -> None:
             start = time.perf_counter()
-            checkpoint.write(snapshot, self.world)
+            checkpoint.write(taken, self.world)
             self.world.main_only(tidy)
             now = time.perf_counter()
             waited, background = (start - began, now - start) if self.background else (now - began, 0.0)
-            self.finished.append(Saved(step, snapshot.folder.name, round(waited, 3), round(background, 3)))
+            self.finished.append(Saved(step, taken.folder.name, round(waited, 3), round(background, 3)))
 
         def write_in_background() -> None:
             try:
@@ -74,8 +74,8 @@ class Saver:
         if not self.background:
             write()
             return
-        weights, optimizer_state = self._copied(snapshot.weights), self._copied(snapshot.optimizer_state)
-        snapshot = replace(snapshot, weights=weights, optimizer_state=optimizer_state)
+        weights, optimizer_state = self._copied(taken.weights), self._copied(taken.optimizer_state)
+        taken = replace(taken, weights=weights, optimizer_state=optimizer_state)
         self.thread = threading.Thread(target=write_in_background, daemon=True)
         self.thread.start()
 

@@ -49,13 +49,13 @@ class Session:
     reserve: list[int]
     """File descriptors that are closed to make room for a last checkpoint."""
 
-    def snapshot(self) -> checkpoint.Snapshot:
-        """Return what a checkpoint of the run's current step holds."""
+    def take_checkpoint(self) -> checkpoint.Checkpoint:
+        """Return the checkpoint of the run's current step, which shares the memory of the run."""
         run = self.run
         state = replace(run.state, scaler=run.scaler.state_dict())
         about = {"train": run.config.as_dict(), "dataset": run.data_fingerprint, "machine": run.machine}
         about |= {"own_layers": True} if run.own_layers else {}
-        return checkpoint.snapshot(run.out_dir, state, run.model, run.optimizers, run.tokenizer, about)
+        return checkpoint.take(run.out_dir, state, run.model, run.optimizers, run.tokenizer, about)
 
     def restore_folder(self) -> None:
         """Write the log and settings of a run again whose folder was deleted or moved away. Raises OSError."""
