@@ -228,13 +228,13 @@ def test_an_import_that_failed_or_was_killed_can_be_repeated(
     """Import into a new folder, and into an existing empty one."""
     target = Path(out)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_text", full_disk)
+        patch.setattr(module, "write_config", full_disk)
         with pytest.raises(WriteError, match=rf"cannot write {out} \(No space left on device\)"):
             import_run(open_model("r"), target, quiet)
     assert not temporary_of(target).exists()
     assert not target.exists() or names(target) == []
     if (pid := os.fork()) == 0:
-        module.write_text = lambda path, text: os._exit(9)  # with a checkpoint, and without config.toml
+        module.write_config = lambda folder, config: os._exit(9)  # with a checkpoint, and without config.toml
         import_run(open_model("r"), target, quiet)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9

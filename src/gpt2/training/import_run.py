@@ -7,13 +7,13 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.distributed.world import ALONE
 from gpt2.errors import Log, UserError
-from gpt2.files import check_free, publish, write_text
+from gpt2.files import check_free, publish
 from gpt2.formats.open import build
 from gpt2.formats.run_folder import folder_of
 from gpt2.formats.source import Source
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.training.config import TrainConfig, checked
-from gpt2.training.recipes import dump_toml
+from gpt2.training.session import write_config
 from gpt2.training.setup import muon_settings
 from gpt2.training.weights import MODEL_SETTINGS
 
@@ -50,7 +50,6 @@ def import_run(source: Source, out_dir: Path, log: Log) -> Path:
     load_named_state(optimizers, progress.optimizer_state(log))
     state = checkpoint.TrainState(step=progress.step, tokens=progress.step * config.tokens_per_step)
     about = {"train": config.as_dict(), "dataset": {}}
-    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
     taken = checkpoint.take(out_dir, state, model, optimizers, tokenizer, about)
     needed = sum(shard.values.nbytes for shard in (*taken.weights.values(), *taken.optimizer_state.values()))
     with publish(out_dir, folder=True, needed=needed) as temporary:
@@ -58,7 +57,7 @@ def import_run(source: Source, out_dir: Path, log: Log) -> Path:
             checkpoint.write(replace(taken, folder=folder_of(temporary, state.step)))
         except UserError as error:
             raise error.__cause__ or error from None  # the system's error, which `publish` reports for `out_dir`
-        write_text(temporary / "config.toml", dump_toml(settings))
+        write_config(temporary, config)
     return taken.folder
 
 

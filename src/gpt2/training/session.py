@@ -60,7 +60,7 @@ class Session:
     def restore_folder(self) -> None:
         """Write the log and settings of a run again whose folder was deleted or moved away. Raises OSError."""
         self.log.restore()
-        write_config(self.run)
+        write_config(self.run.out_dir, self.run.config)
 
     def progress(self, what: str) -> Callable[[int, int], None]:
         """Return a function that shows how far some work is, and raises Stopped where a signal interrupts it."""
@@ -112,7 +112,7 @@ def _claim(run: Run, stack: ExitStack, log: Log) -> Trackers | None:
         starts_over = config.overwrite and run.saved_step is None
         for path in list(files_of_run(out_dir) if starts_over else leftovers(out_dir)):
             remove(path)
-    write_config(run)
+    write_config(out_dir, config)
     switched_on = {setting: make for setting, make in TRACKERS.items() if getattr(config, setting)}
     if not switched_on:
         return None
@@ -155,10 +155,10 @@ def require_idle(out_dir: Path) -> None:
             pass
 
 
-def write_config(run: Run) -> None:
-    """Write the settings to `config.toml`, without `overwrite`: as a recipe it must not delete its own run."""
-    settings = {name: value for name, value in run.config.as_dict().items() if name != "overwrite"}
-    write_text(run.out_dir / CONFIG, dump_toml(settings))
+def write_config(out_dir: Path, config: TrainConfig) -> None:
+    """Write the `config.toml` of a run, without `overwrite`: as a recipe it must not delete its own run."""
+    settings = {name: value for name, value in config.as_dict().items() if name != "overwrite"}
+    write_text(out_dir / CONFIG, dump_toml(settings))
 
 
 @contextmanager
