@@ -18,9 +18,12 @@ EOT = 256
 
 
 def made_of(folder: Path, save, train: list[int], val: list[int], tokenizer=None) -> Dataset:
-    parts = {"train": train, "val": val}
-    splits = {name: Tokens([open_shard(save(folder / f"x_{name}_0", ids))]) for name, ids in parts.items()}
-    return Dataset(folder, splits, tokenizer or ByteTokenizer(), {})
+    tokenizer = tokenizer or ByteTokenizer()
+    splits = {
+        name: Tokens([open_shard(save(folder / f"x_{name}_0", ids))], tokenizer.vocab_size)
+        for name, ids in (("train", train), ("val", val))
+    }
+    return Dataset(folder, splits, tokenizer, {})
 
 
 def tokens_of(documents: list[str], first: bool) -> list[int]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.data import shards
-from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
+from gpt2.data.shards import Shard, Tokens, content_hash, open_shard
 from gpt2.errors import UserError
 
 
@@ -72,13 +72,13 @@ def test_shards_are_one_long_array(data: st.DataObject, counts: list[int], tmp_p
 
 
 def test_large_datasets_are_checked_in_stretches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(shards, "MAX_CHECKED_TOKENS", 512)
+    monkeypatch.setattr(shards, "MAX_HASHED_TOKENS", 512)
     ids = np.zeros(1000, dtype="<u2")
-    check_ids(Tokens([open_shard(save_bare(tmp_path / "a", ids)), open_shard(save_bare(tmp_path / "b", ids))]), 5)
+    content_hash(Tokens([open_shard(save_bare(tmp_path / name, ids)) for name in "ab"], 5))
     ids[-1] = 5
-    tokens = Tokens([open_shard(tmp_path / "a.bin"), open_shard(save_bare(tmp_path / "b", ids))])
+    tokens = Tokens([open_shard(tmp_path / "a.bin"), open_shard(save_bare(tmp_path / "b", ids))], 5)
     with pytest.raises(UserError, match=r"b\.bin holds token id 5, but the vocabulary has 5 ids"):
-        check_ids(tokens, 5)
+        content_hash(tokens)
 
 
 @given(length=st.integers(1, 2000), where=st.data())
@@ -87,7 +87,7 @@ def test_every_id_of_a_small_dataset_is_checked(length: int, where: st.DataObjec
     ids[where.draw(st.integers(0, length - 1))] = where.draw(st.sampled_from([7, -1]))
     path = save_npy(tmp_path_factory.mktemp("ids") / "x", ids, "<i4")
     with pytest.raises(UserError, match="holds token id"):
-        check_ids(Tokens([open_shard(path)]), 7)
+        content_hash(Tokens([open_shard(path)], 7))
 
 
 def cut(path: Path, count: int) -> Path:

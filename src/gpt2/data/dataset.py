@@ -1,6 +1,7 @@
 """Datasets: folders with token files and the `dataset.json` of `prepare`, or token files of other projects."""
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from gpt2.data import corpora
 from gpt2.data.prepare import prepare
-from gpt2.data.shards import Shard, Tokens, check_ids, open_shard
+from gpt2.data.shards import Shard, Tokens, content_hash, open_shard
 from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import saved_steps
@@ -154,16 +155,17 @@ def _open_files(path: Path, files: list[Path]) -> Dataset:
     folder = files[0].parent
     described = _described(folder)
     known = described.files if described else {}
-    splits = {name: Tokens(found) for name, found in open_shards(files, known).items()}
+    shards = open_shards(files, known)
     if described:
         tokenizer = described.tokenizer
     elif (folder / "meta.pkl").is_file():
         tokenizer = read_meta(folder / "meta.pkl")
-    elif foreign := next((s.path for tokens in splits.values() for s in tokens.shards if s.is_llama3), None):
+    elif foreign := next((s.path for s in itertools.chain(*shards.values()) if s.is_llama3), None):
         raise UserError(f"{foreign} holds tokens of Llama 3; prepare its text for GPT-2 with gpt2 prepare")
     else:
         tokenizer = gpt2_tokenizer()  # which nanoGPT, llm.c and build-nanogpt use
-    contents = {f"{name}_content": check_ids(tokens, tokenizer.vocab_size) for name, tokens in splits.items()}
+    splits = {name: Tokens(found, tokenizer.vocab_size) for name, found in shards.items()}
+    contents = {f"{name}_content": content_hash(tokens) for name, tokens in splits.items()}
     fingerprint = {name: _fingerprint(tokens, known) for name, tokens in splits.items()} | contents
     return Dataset(path, splits, tokenizer, fingerprint)
 

@@ -25,8 +25,8 @@ LLMC_TOKENS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 LLMC_MAGICS = {magic for magic, _ in LLMC_TOKENS} | {20240326, 20240327, 20240328, 20240522}
 NPY_MAGIC = b"\x93NUMPY"
 NPY_DTYPES = ("<u2", "<u4", "<i4")
-MAX_CHECKED_TOKENS = 1 << 25
-CHECKED_CHUNKS = 256
+MAX_HASHED_TOKENS = 1 << 25
+HASHED_CHUNKS = 256
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,12 @@ class Shard:
 class Tokens:
     """Holds the tokens of one split: its shards in order, which can be sliced as one long array."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = shards
+    def __init__(self, shards: Sequence[Shard], vocab_size: int | None = None) -> None:
+        """vocab_size: number of ids of the vocabulary, by which every read is checked; None checks nothing."""
+        self.shards, self.vocab_size = shards, vocab_size
         self.lengths = [shard.count for shard in shards]
         self.ends = np.cumsum(self.lengths)
         """Offset at which each shard ends, counted over all shards: int64 (shards,)."""
-        self.vocab_size: int | None = None
-        """Upper bound of the ids, which `check_ids` sets; every read is then checked against it."""
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -173,17 +172,15 @@ def _npy(path: Path, size: int, start: bytes) -> Shard:
     return Shard(path, "npy", dtype.str, offset, shape[0])
 
 
-def check_ids(tokens: Tokens, vocab_size: int) -> str:
-    """Check that all ids are below `vocab_size`, now and at every later read; return a fingerprint of the ids.
+def content_hash(tokens: Tokens) -> str:
+    """Return the SHA-256, in hexadecimal, of the number of tokens and of evenly spread chunks of them.
 
-    Now, evenly spread chunks of at most 32M tokens in all are checked, which bounds the time. The fingerprint is the
-    SHA-256 of these chunks and the length, in hexadecimal. Raises UserError for a larger or negative id.
+    The chunks have at most 32M tokens in all, which bounds the time. Raises UserError where reading them does.
     """
-    tokens.vocab_size = vocab_size
     length = len(tokens)
     found = hashlib.sha256(str(length).encode())
-    chunk = -(-min(length, MAX_CHECKED_TOKENS) // CHECKED_CHUNKS)
-    for start in np.linspace(0, length - chunk, CHECKED_CHUNKS).astype(np.int64).tolist():
+    chunk = -(-min(length, MAX_HASHED_TOKENS) // HASHED_CHUNKS)
+    for start in np.linspace(0, length - chunk, HASHED_CHUNKS).astype(np.int64).tolist():
         found.update(tokens[start : start + chunk].astype("<u4").tobytes())
     return found.hexdigest()
 
