@@ -7,7 +7,7 @@ import pytest
 from gpt2.distributed.gradients import check_processes
 from gpt2.distributed.world import World
 from gpt2.errors import UserError
-from gpt2.training.budget import shared
+from gpt2.training.budget import fit_to_processes
 from gpt2.training.config import TrainConfig
 
 POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zero_stage": 0, "dtype": "bfloat16"}
@@ -60,7 +60,7 @@ def test_a_micro_batch_is_split_into_the_fewest_that_the_processes_can_share(
     size: int, settings: dict, split: tuple[int, int]
 ) -> None:
     config, lines = TrainConfig(**settings).resolved(), []
-    new = shared(config, SimpleNamespace(size=size), lines.append)
+    new = fit_to_processes(config, SimpleNamespace(size=size), lines.append)
     assert (new.batch_size, new.accumulation) == split
     assert new.tokens_per_step == config.tokens_per_step
     assert new.eval_iters * new.batch_size == config.eval_iters * config.batch_size
@@ -70,4 +70,4 @@ def test_a_micro_batch_is_split_into_the_fewest_that_the_processes_can_share(
 @pytest.mark.parametrize("settings", [{"batch_size": 5}, {"deterministic": True}, {"data_order": "sequential"}])
 def test_a_micro_batch_is_not_split_where_that_changes_more_than_rounding(settings: dict) -> None:
     with pytest.raises(UserError, match="cannot be shared by 2 of them"):
-        shared(TrainConfig(**settings), SimpleNamespace(size=2), print)
+        fit_to_processes(TrainConfig(**settings), SimpleNamespace(size=2), print)

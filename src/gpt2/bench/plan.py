@@ -17,7 +17,7 @@ from gpt2.formats.huggingface import OFFICIAL
 from gpt2.formats.open import open_model
 from gpt2.gpus import GPU
 from gpt2.model import GPTConfig
-from gpt2.training.budget import SPARE, last_step, shares, training_memory
+from gpt2.training.budget import SPARE, last_step, sharing_of, training_memory
 from gpt2.training.config import TrainConfig
 
 CHINCHILLA = 20
@@ -152,7 +152,7 @@ def memory_of(config: TrainConfig, shape: GPTConfig, hardware: Hardware, batch_s
         "dtype": hardware.dtype,
     }  # fmt: skip
     config = replace(config, **changes)
-    sharing = shares(config, hardware.processes, GPUS_OF_A_MACHINE)
+    sharing = sharing_of(config, hardware.processes, GPUS_OF_A_MACHINE)
     return training_memory(config, shape, sharing, hardware.device, hardware.available)[0]
 
 

@@ -97,7 +97,7 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
     )
 
 
-def shares(config: TrainConfig, processes: int, of_a_machine: int) -> Sharing:
+def sharing_of(config: TrainConfig, processes: int, of_a_machine: int) -> Sharing:
     """Return how processes share a model. With hsdp, those of a machine share it as with fsdp."""
     if config.parallel == "hsdp":
         return Sharing(config.hsdp_shards or min(processes, of_a_machine), "fsdp")
@@ -184,7 +184,7 @@ def _require(what: str, needed: int, device: torch.device) -> None:
         )
 
 
-def shared(config: TrainConfig, world: World, log: Log) -> TrainConfig:
+def fit_to_processes(config: TrainConfig, world: World, log: Log) -> TrainConfig:
     """Return the settings with micro-batches that the processes of the world can share.
 
     Raises UserError where that is not possible.

@@ -10,23 +10,24 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2 import device
 from gpt2.chunked_loss import TrainingLoss, chunked_cross_entropy
-from gpt2.data.batches import Batches, gather
+from gpt2.data.batches import gather
+from gpt2.data.shards import Tokens
 from gpt2.distributed.world import World
 from gpt2.documents import document_blocks, document_mask
 from gpt2.errors import Log, UserError, first_line
-from gpt2.training.budget import masks_by_blocks, shares, training_memory
+from gpt2.training.budget import masks_by_blocks, sharing_of, training_memory
 from gpt2.training.config import TrainConfig
 
 
 def compiled_loss(
-    loss_of: TrainingLoss, batches: Batches, config: TrainConfig, log: Log, *, in_pieces: bool
+    loss_of: TrainingLoss, tokens: Tokens, config: TrainConfig, log: Log, *, in_pieces: bool
 ) -> nn.Module:
     """Return the training loss, compiled where the settings ask for it and it works, and tried on one micro-batch.
 
     in_pieces: see `compile_pieces`. Raises UserError where a micro-batch does not fit the device's memory.
     """
     where = next(loss_of.parameters()).device
-    x, y = gather(batches.tokens, [0] * config.batch_size, config.block_size, where)
+    x, y = gather(tokens, [0] * config.batch_size, config.block_size, where)
 
     def attempt(forward: Callable[..., Any]) -> None:
         with device.autocast(where, config.dtype):
@@ -120,5 +121,5 @@ def choose_kernels(loss_of: TrainingLoss, config: TrainConfig, world: World, whe
     if masks_by_blocks(config, where.type):
         loss_of.mask_of = document_blocks
     available = torch.cuda.get_device_properties(where).total_memory if where.type == "cuda" else 0
-    sharing = shares(config, world.size, world.local_size)
+    sharing = sharing_of(config, world.size, world.local_size)
     recompute_activations(training_memory(config, loss_of.model.config, sharing, where.type, available)[1])

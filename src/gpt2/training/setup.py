@@ -24,7 +24,7 @@ from gpt2.formats.source import is_plain
 from gpt2.model import GPT
 from gpt2.optim.optimizers import load_named_state, make_optimizers
 from gpt2.tokenizers import Tokenizer
-from gpt2.training.budget import last_step, log_late_decay, log_rising_rate, shared
+from gpt2.training.budget import fit_to_processes, last_step, log_late_decay, log_rising_rate
 from gpt2.training.compile import checkpoint_activations, choose_kernels, compile_pieces, compiled_loss
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import sample_prompts
@@ -135,7 +135,7 @@ def set_up_model(
     given: TrainConfig, machine: Machine, data: Data, world: World, log: Log, own: GPT | None = None
 ) -> Prepared:
     """Step 3: fill in the settings' defaults, check that they fit each other and the data, and make the model."""
-    resolved = shared(_resolved(given, machine, data, world, log), world, log)
+    resolved = fit_to_processes(_resolved(given, machine, data, world, log), world, log)
     _require_end_of_text(resolved, data.dataset)
     prompts = sample_prompts(resolved, data.dataset.tokenizer)
     if not resolved.eval_only:
@@ -188,7 +188,7 @@ def set_up_loss(machine: Machine, prepared: Prepared, data: Data, world: World, 
     if config.eval_only or (not config.compile and machine.device.type == "cpu"):
         return loss_of
     sums_during_backward = world.size > 1 and not config.deterministic
-    return compiled_loss(loss_of, _batches(config, data), config, log, in_pieces=sums_during_backward)
+    return compiled_loss(loss_of, data.train_tokens, config, log, in_pieces=sums_during_backward)
 
 
 def make_run(
