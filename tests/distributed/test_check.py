@@ -4,13 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpt2.distributed.gradients import check_processes
 from gpt2.distributed.world import World
 from gpt2.errors import UserError
-from gpt2.training.budget import fit_to_processes
+from gpt2.training.budget import check_processes, fit_to_processes
 from gpt2.training.config import TrainConfig
 
-POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zero_stage": 0, "dtype": "bfloat16"}
+POSSIBLE = {"gradient_accumulation_steps": 12, "dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ POSSIBLE = {"micro_batches": 12, "deterministic": False, "parallel": "ddp", "zer
 )
 def test_what_processes_cannot_share_is_refused(size: int, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_processes(World(size=size), **POSSIBLE | changes)
+        check_processes(TrainConfig(**POSSIBLE | changes), World(size=size))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_what_processes_cannot_share_is_refused(size: int, changes: dict, messag
     ],
 )
 def test_what_processes_can_share_is_not(size: int, changes: dict) -> None:
-    check_processes(World(size=size), **POSSIBLE | changes)
+    check_processes(TrainConfig(**POSSIBLE | changes), World(size=size))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gpt2.distributed.sharding import shard_model
 from gpt2.distributed.world import World
-from gpt2.errors import UserError
 
 BUCKET_BYTES = 25 * 2**20
 """Number of bytes of gradients that are summed together at least; DistributedDataParallel has the same default."""
@@ -202,45 +201,6 @@ class FullySharded:
 
     def finish(self) -> None:
         pass
-
-
-def check_processes(
-    world: World,
-    *,
-    micro_batches: int,
-    deterministic: bool,
-    parallel: str,
-    zero_stage: int,
-    dtype: str,
-    hsdp_shards: int | None = None,
-) -> None:
-    """Raise UserError where the processes of the world cannot share the work with these settings."""
-    if micro_batches % world.size:
-        below = micro_batches // world.size * world.size
-        nearest = f"{below} or {below + world.size}" if below else f"{world.size}"
-        raise UserError(
-            f"gradient_accumulation_steps={micro_batches}, which counts those of all processes, cannot be shared by "
-            f"{world.size} of them; the nearest numbers that can: {nearest}"
-        )
-    if deterministic and world.size & (world.size - 1):
-        raise UserError(f"deterministic=True needs 1, 2, 4, 8, … processes, and there are {world.size}")
-    if parallel == "ddp":
-        return
-    if deterministic:
-        raise UserError(
-            "deterministic=True needs gradients that are not sharded; use it with parallel=ddp, with or without "
-            "zero_stage"
-        )
-    if zero_stage:
-        raise UserError(f"parallel={parallel} shards the optimizer state too; leave --zero_stage out")
-    if dtype == "float16":
-        raise UserError(f"parallel={parallel} does not scale gradients; use --dtype=bfloat16 or float32")
-    shards = number_of_shards(world, parallel, hsdp_shards)
-    if world.size > 1 and (shards < 2 or world.size % shards):
-        raise UserError(
-            f"parallel=hsdp cannot divide {world.size} processes into groups of {shards} that share a model; set "
-            "--hsdp_shards to a divisor of the number of processes, at least 2, or use --parallel=ddp"
-        )
 
 
 def number_of_shards(world: World, parallel: str, hsdp_shards: int | None) -> int:

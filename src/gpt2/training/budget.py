@@ -1,6 +1,7 @@
 """The budgets of a run: memory, optimizer steps, tokens and epochs; and how processes share an optimizer step."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ from gpt2 import accounting
 from gpt2.accounting import Memory, Sharing
 from gpt2.checkpoint import TrainState
 from gpt2.device import free_memory, pick_device
-from gpt2.distributed.gradients import check_processes
+from gpt2.distributed.gradients import number_of_shards
 from gpt2.distributed.world import World
 from gpt2.errors import Log, UserError
 from gpt2.model import GPTConfig
@@ -77,15 +78,7 @@ def require_memory(config: TrainConfig, shape: GPTConfig) -> None:
     _require("the parameters of the model", 4 * size, torch.device("cpu"))
     if config.eval_only:
         return
-    needs = accounting.memory(
-        shape,
-        Sharing(),
-        config.batch_size,
-        half=config.dtype in ("bfloat16", "float16"),
-        optimizer=config.optimizer,
-        compiled=config.compile,
-        activation_checkpointing=config.activation_checkpointing,
-    )
+    needs = _memory(config, shape, Sharing())
     state = needs.parameters + needs.gradients + (0 if config.zero_stage else needs.optimizer)
     where = pick_device(config.device)
     _require(
@@ -114,24 +107,25 @@ def training_memory(
     `available` bytes otherwise. config: resolved settings. device: kind of device.
     """
 
-    def memory(recomputes: bool) -> Memory:
-        return accounting.memory(
-            shape,
-            sharing,
-            config.batch_size,
-            half=config.dtype in ("bfloat16", "float16"),
-            optimizer=config.optimizer,
-            compiled=config.compile,
-            recomputes=recomputes,
-            activation_checkpointing=config.activation_checkpointing,
-            accumulates=sharing.processes > 1 or config.accumulation > 1,
-            device=device,
-        )
-
-    kept = memory(False)
+    accumulates = sharing.processes > 1 or config.accumulation > 1
+    kept = _memory(config, shape, sharing, recomputes=False, accumulates=accumulates, device=device)
     if device == "cuda" and kept.total <= (1 - SPARE) * available:
         return kept, False
-    return memory(True), True
+    return _memory(config, shape, sharing, recomputes=True, accumulates=accumulates, device=device), True
+
+
+def _memory(config: TrainConfig, shape: GPTConfig, sharing: Sharing, **more: Any) -> Memory:
+    """Return `accounting.memory` with the settings that it depends on, and `more` of its arguments."""
+    return accounting.memory(
+        shape,
+        sharing,
+        config.batch_size,
+        half=config.dtype in ("bfloat16", "float16"),
+        optimizer=config.optimizer,
+        compiled=config.compile,
+        activation_checkpointing=config.activation_checkpointing,
+        **more,
+    )
 
 
 def masks_by_blocks(config: TrainConfig, kind: str) -> bool:
@@ -190,15 +184,7 @@ def fit_to_processes(config: TrainConfig, world: World, log: Log) -> TrainConfig
     Raises UserError where that is not possible.
     """
     config = split_batch(config, world, log)
-    check_processes(
-        world,
-        micro_batches=config.accumulation,
-        deterministic=config.deterministic,
-        parallel=config.parallel,
-        zero_stage=config.zero_stage,
-        dtype=config.dtype,
-        hsdp_shards=config.hsdp_shards,
-    )
+    check_processes(config, world)
     return config
 
 
@@ -226,3 +212,34 @@ def split_batch(config: TrainConfig, world: World, log: Log) -> TrainConfig:
         gradient_accumulation_steps=before * pieces,
         eval_iters=(config.eval_iters or 0) * pieces,
     )
+
+
+def check_processes(config: TrainConfig, world: World) -> None:
+    """Raise UserError where the processes of the world cannot share the work with these settings."""
+    micro_batches, parallel = config.accumulation, config.parallel
+    if micro_batches % world.size:
+        below = micro_batches // world.size * world.size
+        nearest = f"{below} or {below + world.size}" if below else f"{world.size}"
+        raise UserError(
+            f"gradient_accumulation_steps={micro_batches}, which counts those of all processes, cannot be shared by "
+            f"{world.size} of them; the nearest numbers that can: {nearest}"
+        )
+    if config.deterministic and world.size & (world.size - 1):
+        raise UserError(f"deterministic=True needs 1, 2, 4, 8, … processes, and there are {world.size}")
+    if parallel == "ddp":
+        return
+    if config.deterministic:
+        raise UserError(
+            "deterministic=True needs gradients that are not sharded; use it with parallel=ddp, with or without "
+            "zero_stage"
+        )
+    if config.zero_stage:
+        raise UserError(f"parallel={parallel} shards the optimizer state too; leave --zero_stage out")
+    if config.dtype == "float16":
+        raise UserError(f"parallel={parallel} does not scale gradients; use --dtype=bfloat16 or float32")
+    shards = number_of_shards(world, parallel, config.hsdp_shards)
+    if world.size > 1 and (shards < 2 or world.size % shards):
+        raise UserError(
+            f"parallel=hsdp cannot divide {world.size} processes into groups of {shards} that share a model; set "
+            "--hsdp_shards to a divisor of the number of processes, at least 2, or use --parallel=ddp"
+        )
