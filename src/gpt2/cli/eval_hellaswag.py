@@ -4,7 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -81,7 +81,8 @@ def eval_hellaswag(
             return None
     if options.out is not None:
         write_text(options.out, "".join(json.dumps(record) + "\n" for record in found.records()))
-    print(json.dumps(found.figures()) if json_ else described(found), file=results_stream(options.out))
+    figures = found.figures()
+    print(json.dumps(figures) if json_ else described(figures), file=results_stream(options.out))
     return None
 
 
@@ -131,12 +132,12 @@ def evaluate(model: str, options: Options, world: "World") -> "Accuracy":
         )
 
 
-def described(found: "Accuracy") -> str:
+def described(figures: dict[str, Any]) -> str:
     """Return the figures as a line of text."""
     return (
-        f"HellaSwag acc {found.acc:.4f}{_plus_minus(found.acc_stderr)} · "
-        f"acc_norm {found.acc_norm:.4f}{_plus_minus(found.acc_norm_stderr)} · "
-        f"{counted(found.tasks, 'task')} · {found.tasks_per_second:,.1f} tasks/s · {found.model}"
+        f"HellaSwag acc {figures['acc']:.4f}{_plus_minus(figures['acc_stderr'])} · "
+        f"acc_norm {figures['acc_norm']:.4f}{_plus_minus(figures['acc_norm_stderr'])} · "
+        f"{counted(figures['tasks'], 'task')} · {figures['tasks_per_second']:,.1f} tasks/s · {figures['model']}"
     )
 
 

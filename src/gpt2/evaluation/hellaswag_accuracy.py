@@ -47,49 +47,20 @@ class Accuracy:
     dtype: str
     """Dtype of matrix products."""
 
-    @property
-    def tasks(self) -> int:
-        """Return the number of tasks."""
-        return len(self.result.labels)
-
-    @property
-    def acc(self) -> float:
-        """Return the share of tasks in which the correct ending has the highest log-likelihood."""
-        return self.result.acc
-
-    @property
-    def acc_stderr(self) -> float | None:
-        """Return the standard error of `acc`; None for a single task."""
-        return self.result.standard_error(self.acc)
-
-    @property
-    def acc_norm(self) -> float:
-        """Return the share of tasks in which the correct ending has the highest normalised log-likelihood."""
-        return self.result.acc_norm
-
-    @property
-    def acc_norm_stderr(self) -> float | None:
-        """Return the standard error of `acc_norm`; None for a single task."""
-        return self.result.standard_error(self.acc_norm)
-
-    @property
-    def tasks_per_second(self) -> float:
-        """Return the number of tasks per second."""
-        return self.tasks / self.seconds
-
     def figures(self) -> dict[str, Any]:
-        """Return all figures as a JSON object."""
+        """Return all figures as a JSON object; the standard errors are None for a single task."""
+        result, tasks = self.result, len(self.result.labels)
         return {
             "model": self.model,
             "data": str(self.data),
             "rendering": self.rendering,
-            "tasks": self.tasks,
-            "acc": self.acc,
-            "acc_stderr": self.acc_stderr,
-            "acc_norm": self.acc_norm,
-            "acc_norm_stderr": self.acc_norm_stderr,
+            "tasks": tasks,
+            "acc": result.acc,
+            "acc_stderr": result.standard_error(result.acc),
+            "acc_norm": result.acc_norm,
+            "acc_norm_stderr": result.standard_error(result.acc_norm),
             "seconds": round(self.seconds, 3),
-            "tasks_per_second": round(self.tasks_per_second, 3),
+            "tasks_per_second": round(tasks / self.seconds, 3),
             "dtype": self.dtype,
         }
 
