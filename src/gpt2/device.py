@@ -39,8 +39,7 @@ OUT_OF_MEMORY = (
     "per step, add --activation_checkpointing, or share the model between more processes with --zero_stage=1 or "
     "--parallel=fsdp"
 )
-"""Message for a device without enough memory."""
-"""What helps where a run does not fit into memory."""
+"""Message for a run that does not fit into memory: what helps."""
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

@@ -77,11 +77,13 @@ class Engine:
         self.waiting: deque[Text] = deque()
         self.prefixes = Prefixes(prefix_bytes, self.chunk)
         self.unread: deque[Drawn] = deque()
+        """Tokens that were drawn, step by step, and not read from the device yet."""
         self.read: list[Token] = []
         """Tokens that were read and not returned yet."""
         self.n_steps = 0
         """Number of steps that computed something."""
         self.n_behind = 1 if self.device.type == "cuda" else 0
+        """Number of steps that stay unread while texts are decoded."""
 
     @property
     def is_idle(self) -> bool:
@@ -148,11 +150,11 @@ class Engine:
         self.n_steps += 1
         chunks = [*guessed, *(work for _, work in prompts if isinstance(work, Chunk))]
         began = time.perf_counter()
-        drawn, *of_chunks = self._logits(starts, chunks)
+        decoded, *of_chunks = self._logits(starts, chunks)
         if (n_tokens := len(starts) + sum(len(chunk.tokens) for chunk in chunks)) >= self.chunk:
             self.seconds_per_token = (time.perf_counter() - began) / n_tokens
         checked, of_chunks = of_chunks[: len(guessed)], of_chunks[len(guessed) :]
-        logits = [drawn, *(rows[:1] for rows in checked)]
+        logits = [decoded, *(rows[:1] for rows in checked)]
         for slot, text in enumerate(texts):
             text.cached += len(guessed[slot].tokens) if guessed else 1
         for text, work in prompts:
@@ -170,7 +172,7 @@ class Engine:
                 texts.append(text)
                 logits.append(row[None])
         if texts:
-            self._draw(texts, torch.cat(logits) if prompts or guessed else drawn)
+            self._draw(texts, torch.cat(logits) if prompts or guessed else decoded)
         for text, chunk, rows in zip(texts, guessed, checked, strict=False):
             self._check(text, chunk.tokens[1:], rows[1:])
 

@@ -25,9 +25,7 @@ class Prefixes:
             if (key := tuple(tokens[:end])) not in self.chunks:
                 break
             found.append(key)
-        for key in reversed(
-            found
-        ):  # the beginning of a text is the most recently used: the rest is useless without it
+        for key in reversed(found):  # the beginning becomes the most recently used: the rest is useless without it
             self.chunks.move_to_end(key)
         return [self.chunks[key] for key in found]
 

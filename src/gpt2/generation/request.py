@@ -40,21 +40,22 @@ class Request:
         if self.n_logprobs is not None:
             require_whole_number("n_logprobs", self.n_logprobs)
 
-    def check_ids(self, n_known: int, n_drawn: int) -> None:
-        """Raise UserError for ids that do not exist: from `n_known` on in the prompt, and from `n_drawn` on else.
+    def check_ids(self, n_ids: int, n_drawable: int) -> None:
+        """Raise UserError for a token id that does not exist, and where no token is left to draw.
 
-        Raises UserError also where no token is left to draw.
+        n_ids: the prompt may have the ids below this. n_drawable: only the ids below this are drawn, so that a bias
+        or a choice of others is a mistake.
         """
         biased = (token_id for token_id, _ in self.sampling.logit_bias)
         for name, ids, count in (
-            ("the prompt", self.prompt, n_known),
-            ("logit_bias", biased, n_drawn),
-            ("allowed", self.sampling.allowed or (), n_drawn),
+            ("the prompt", self.prompt, n_ids),
+            ("logit_bias", biased, n_drawable),
+            ("allowed", self.sampling.allowed or (), n_drawable),
         ):
             wrong = next((i for i in ids if not 0 <= i < count), None)
             require(wrong is None, f"{name} has the token id {wrong}; the model's ids are 0 … {count - 1}")
         banned = {token_id for token_id, bias in self.sampling.logit_bias if bias < -LARGEST_FLOAT32}
-        choices = range(n_drawn) if self.sampling.allowed is None else self.sampling.allowed
+        choices = range(n_drawable) if self.sampling.allowed is None else self.sampling.allowed
         require(
             not banned or not banned.issuperset(choices),
             "logit_bias bans all tokens that could be drawn; leave one of them",

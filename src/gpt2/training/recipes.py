@@ -150,9 +150,8 @@ def check_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
 def dump_toml(values: dict[str, Any]) -> str:
     """Return a flat TOML document of strings, lists of strings, finite numbers and booleans."""
     lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
-    return "".join(lines).replace(
-        "\x7f", "\\u007f"
-    )  # the only character that JSON strings allow and TOML strings do not
+    # the only character that JSON strings allow and TOML strings do not
+    return "".join(lines).replace("\x7f", "\\u007f")
 
 
 def run_settings(out_dir: str | Path) -> dict[str, Any]:

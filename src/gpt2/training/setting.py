@@ -71,9 +71,11 @@ def within(least: int, most: float) -> Bounds:
 
 
 FRACTION = Bounds(lambda value: 0 <= value < 1, "be at least 0 and below 1")
+"""Bounds of a share that cannot be all, such as dropout or a decay rate."""
 PROBABILITY = Bounds(lambda value: 0 < value <= 1, "be above 0 and at most 1")
+"""Bounds of a share that cannot be nothing, such as top_p."""
 TEMPERATURE = Bounds(lambda value: value == 0 or 1e-3 <= value <= 1e3, "be 0, or at least 0.001 and at most 1,000")
-"""Bounds of a probability or a decay rate."""
+"""Bounds of a sampling temperature."""
 STEPS = within(0, 10**15)
 """Bounds of a number of optimizer steps, of which few runs make 10^6."""
 TOKENS = within(0, 10**18)
