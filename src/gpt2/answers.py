@@ -28,7 +28,7 @@ class Answers:
             found = ", ".join(special.ids) or "none"
             raise UserError(
                 f"loss_after is {marker!r}, which is no special token of the dataset's tokenizer (it has: {found}); "
-                "prepare the text with a tokenizer that has it, see gpt2 tokenizer train --special_tokens"
+                "prepare conversations with --chat, or text with a tokenizer that has it"
             )
         begin = special.ids[marker]
         return cls(begin, (begin, *(special.ids[text] for text in special.markers if text != marker)))
