@@ -27,9 +27,8 @@ IDS = [258, *b"Hi!", 259, *b"Hello.", 256]
 def prepared(folder: Path, rows: list[object], *, name: str = "t.jsonl", **settings: object) -> Dataset:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text("\n".join(map(json.dumps, rows)))
-    return open_dataset(
-        str(prepare(folder / name, out=folder / "data", chat=True, **{"tokenizer": BYTES} | settings))
-    )
+    options = {"tokenizer": BYTES, "chat": True} | settings
+    return open_dataset(str(prepare(folder / name, out=folder / "data", **options)))
 
 
 def ids_of(dataset: Dataset) -> list[int]:
@@ -115,3 +114,9 @@ def test_another_chat_template_is_not_replaced() -> None:
         with_speakers(BPETokenizer(BYTES.tokens, GPT2_PATTERN, special=special))
     with pytest.raises(UserError, match="a char tokenizer"):
         with_speakers(CharTokenizer("ab"))
+
+
+@pytest.mark.parametrize("options", [{}, {"field": "messages"}])
+def test_conversations_without_the_option_are_recognised(options: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1: .*; prepare conversations with gpt2 prepare --chat"):
+        prepared(tmp_path, [{"messages": TALK}] * 40, chat=False, **options)

@@ -18,6 +18,7 @@ MAX_JSON = 1 << 28
 """Largest number of bytes of a JSON array, which must be read completely before its first row is known."""
 MAX_ABSENT = 1000
 """Number of rows without the field after which a file that has not had it at all is refused."""
+CHAT = "prepare conversations with gpt2 prepare --chat"
 _ABSENT = object()
 ToText = Callable[[Any, str], str]
 """Makes a text of a field's value, which is none, such as a list of messages. The other argument is its location, for
@@ -61,12 +62,14 @@ def _texts(
             yield value, read
             continue
         if value is not None and value is not _ABSENT:
-            raise UserError(f"{where}: {field!r} is of type {type(value).__name__}, not text; remove the row")
+            remedy = CHAT if isinstance(value, list) else "remove the row"
+            raise UserError(f"{where}: {field!r} is of type {type(value).__name__}, not text; {remedy}")
         if value is None:
             reason = reason or f"{where}: {field!r} is null, not text, and no other row has text in it"
         else:
             found = ", ".join(sorted(map(str, row))[:8]) or "nothing"
-            reason = reason or f"{where}: no text in {field!r} (it has {found}); name another with --field"
+            remedy = CHAT if "messages" in row and field == "text" else "name another with --field"
+            reason = reason or f"{where}: no text in {field!r} (it has {found}); {remedy}"
             absent += 1
         if not is_found and absent == MAX_ABSENT:
             raise UserError(reason)
