@@ -11,10 +11,10 @@ from pathlib import Path
 from gpt2.data import corpora
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import Shard, Tokens, content_hash, open_shard
-from gpt2.data.staging import DESCRIPTION, FORMAT, STAGING
+from gpt2.data.staging import FORMAT, STAGING
 from gpt2.errors import UserError
 from gpt2.formats.run_folder import saved_steps
-from gpt2.formats.tokenizer_files import read_meta
+from gpt2.formats.tokenizer_files import DESCRIPTION, read_meta
 from gpt2.json_file import JsonObject, read_object
 from gpt2.spelling import counted, did_you_mean
 from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data.shards import LLMC_TOKENS, open_shard
-from gpt2.data.staging import DESCRIPTION, staging
+from gpt2.data.staging import staging
 from gpt2.data.writers import FORMATS, Layout, SplitWriter, Written, first_number
 from gpt2.errors import UserError
 from gpt2.files import sha256
+from gpt2.formats.tokenizer_files import DESCRIPTION
 from gpt2.json_file import JsonObject, read_object
 from gpt2.spelling import counted
 from gpt2.tokenizers import from_json

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data.dataset import files_of, is_dataset, open_shards, read_described
-from gpt2.data.staging import DESCRIPTION
 from gpt2.errors import UserError, first_line
 from gpt2.files import folders_below
-from gpt2.formats.tokenizer_files import read_meta
+from gpt2.formats.tokenizer_files import DESCRIPTION, read_meta
 from gpt2.json_file import JsonObject
 
 DEPTH = 2

@@ -14,12 +14,12 @@ from gpt2.data.text import Mark
 from gpt2.data.writers import Layout, Written
 from gpt2.errors import UserError
 from gpt2.files import locked, remove, write_bytes, write_text, writing
+from gpt2.formats.tokenizer_files import DESCRIPTION
 from gpt2.formats.tokenizer_writer import meta_bytes
 from gpt2.json_file import JsonObject, read_object
 from gpt2.tokenizers import CharTokenizer, Tokenizer, from_json
 
 FORMAT = "gpt2 dataset 2"
-DESCRIPTION = "dataset.json"
 STAGING = ".new"
 """Name of the folder inside the dataset's folder."""
 JOURNAL = "journal.json"

@@ -15,7 +15,7 @@ from gpt2.accounting import parameter_shapes
 from gpt2.errors import UserError, first_line
 from gpt2.formats import gguf, huggingface, llmc, nanogpt, run_folder
 from gpt2.formats.source import Source, StoredTensor
-from gpt2.formats.tokenizer_files import open_tokenizer
+from gpt2.formats.tokenizer_files import DESCRIPTION, open_tokenizer
 from gpt2.model import GPT
 from gpt2.spelling import did_you_mean
 from gpt2.tokenizers import Tokenizer
@@ -117,7 +117,7 @@ def _open(name: str) -> Source:
             return read(path)
     if huggingface.is_hub_name(name) and (not path.exists() or name in huggingface.OFFICIAL):
         return huggingface.open_hub(name)
-    if (path / "dataset.json").is_file():
+    if (path / DESCRIPTION).is_file():
         raise UserError(f"{name} is a dataset and no model; name a model that was trained on it")
     if path.exists():
         raise UserError(f"{name} is no model: no {KINDS}")

@@ -30,7 +30,9 @@ from gpt2.tokenizers import (
     gpt2_tokenizer,
 )
 
-FILES = ("dataset.json", "meta.pkl", "tokenizer.json", "vocab.json", "gpt2_tokenizer.bin")
+DESCRIPTION = "dataset.json"
+"""Name of the file that describes a dataset, and holds its tokenizer."""
+FILES = (DESCRIPTION, "meta.pkl", "tokenizer.json", "vocab.json", "gpt2_tokenizer.bin")
 """Files of a folder that hold a tokenizer, in the order in which they are looked for."""
 GPT2_SIZES = (50257, 50304)
 """Size of GPT-2's vocabulary, and that size rounded up to a multiple of 64 as nanoGPT and build-nanogpt train it."""
@@ -105,7 +107,7 @@ def _from_file(path: Path) -> Tokenizer | None:
         if path.suffix == ".bin":
             return _from_llmc(path.read_bytes())
         if path.suffix == ".json":
-            if path.name != "dataset.json":
+            if path.name != DESCRIPTION:
                 return _recognised(*huggingface_tokenizer.read(path))
             return from_json(read_json(path, MAX_BYTES)["tokenizer"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError) as error:
