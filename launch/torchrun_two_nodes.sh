@@ -13,6 +13,8 @@ if [ "$HERE" = "$HEAD" ]; then is_host=true; else is_host=false; fi
 # the first would keep looking for the main process at a port that no longer exists. With this variable, torchrun shares
 # no store with the processes, and they create their own.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Seconds that torchrun gives the processes to save after a signal, instead of 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=3600
 exec torchrun --nnodes=2 --nproc-per-node="${NPROC:-8}" --max-restarts=3 --local-addr="$HERE" \
     --rdzv-backend=c10d --rdzv-id="${RUN:-gpt2}" --rdzv-endpoint="$HEAD:29400" \
     --rdzv-conf="is_host=$is_host,join_timeout=3600" \

@@ -20,7 +20,7 @@ else:
     import fcntl
     import resource
 
-    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     HANGUP = signal.SIGHUP
 
 

@@ -8,11 +8,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed.run
 from faults import every, ranks, settings, start, wait_for_checkpoint, weights
 from processes import environment, remaining
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.run import config_from_args
 
+from gpt2.cli.launch import launch
 from gpt2.runlog.records import read_log
 from gpt2.training.config import TrainConfig
 from gpt2.training.recipes import dump_toml
@@ -65,6 +70,29 @@ def test_a_signal_to_the_launcher_ends_all(run, tmp_path: Path) -> None:
     assert [r["stopped"] for r in read_log(tmp_path / "run") if r["event"] == "end"] == [True]
 
 
+@pytest.mark.parametrize(("signals", "status"), [(1, 75), (2, 128 + signal.SIGTERM)])
+def test_the_launcher_waits_until_a_run_is_saved(signals: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's launcher would kill the processes after 30 seconds. A second signal ends them without saving."""
+    started = []
+
+    def stopped(arguments: Any) -> None:
+        started.append(config_from_args(arguments)[0])
+        try:
+            raise SignalException("first", signal.SIGTERM)
+        except SignalException:
+            if signals == 2:
+                raise SignalException("second", signal.SIGTERM) from None
+            raise
+
+    for name in ("PET_SIGNALS_TO_HANDLE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.distributed.run, "run", stopped)
+    assert launch("2", ["train", "--nproc=2"]) == status
+    assert started[0].shutdown_timeout >= 600
+    assert {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"} <= set(started[0].signals_to_handle.split(","))
+
+
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=every), 1])
 def test_a_process_that_dies_is_named_and_ends_the_others(rank: int, run, undisturbed: bytes, tmp_path: Path) -> None:
     process = start(run())
@@ -105,7 +133,9 @@ def test_an_exception_in_a_process_without_a_log_is_printed(run, tmp_path: Path)
     told = "training failed after step 20 with ValueError: what (the traceback is above, of process 1)"
     assert told in err and re.search(r"in fail\n.*\n.*\nValueError: what\n", err), err
     end = read_log(tmp_path / "run")[-1]
-    assert end["error"].startswith("process 0 lost the connection to another process after step 20")
+    assert end["error"].startswith(
+        "process 0 lost the connection to another process, or to the launcher, after step 20"
+    )
     assert not remaining(tmp_path)
 
 

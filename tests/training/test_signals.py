@@ -119,6 +119,13 @@ def test_a_closed_terminal_stops_a_run_as_sigterm_does(tiny, tmp_path: Path) -> 
     assert saved_steps(tmp_path / "r") == [last["step"]]
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_the_signals_of_slurm_before_a_time_limit_stop_a_run(number: int, tiny, tmp_path: Path, monkeypatch) -> None:
+    kill_at(monkeypatch, loop, "train_step", 3, number)
+    assert train(tiny()).stopped
+    assert saved_steps(tmp_path / "run") == [3]
+
+
 def test_nohup_is_respected(tiny, tmp_path: Path) -> None:
     config = tiny(max_iters=60, out_dir=str(tmp_path / "r"), eval_interval=0)
     (tmp_path / "recipe.toml").write_text(dump_toml(config.as_dict()))

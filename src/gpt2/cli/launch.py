@@ -16,6 +16,10 @@ LONGEST_NUMBER = 9
 """Maximum number of digits of a number of processes."""
 PROCESS_BYTES = 200_000_000
 """Memory that a process takes at least, in bytes: that of PyTorch."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+"""Signals that the launcher passes on to the processes."""
+SAVING_SECONDS = 3600
+"""Seconds that the processes have after a signal to end their step and to save. PyTorch kills them after 30."""
 _command_line: list[str] = []
 
 
@@ -33,12 +37,16 @@ def launch(nproc: str, arguments: Sequence[str], threads: int | None = None, max
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `_status` reports failures
     count = processes(nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads or max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", SIGNALS)  # torchrun's options, which older versions do not have
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={max_restarts}", "-m", "gpt2"]
     try:
         run(parse_args([*options, *without_nproc(arguments)]))
     except ChildFailedError as error:
         return _status(error)
-    except SignalException:
+    except SignalException as error:
+        if isinstance(error.__context__, SignalException):  # a second signal, which ends the processes at once
+            return 128 + error.sigval
         return EXIT_STOPPED  # the processes got the signal too, and have saved
     return 0
 

@@ -61,7 +61,8 @@ def train(
     print nothing; by default the progress goes to stderr, in a bar on a terminal and elsewhere in a line every
     log_interval steps.
 
-    In the main thread SIGINT, SIGTERM and SIGHUP finish the current step, save and return; a second one exits.
+    In the main thread SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 finish the current step, save and return; a second
+    one exits.
     Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
     TrainingFailed for an exception that is not the user's. Under torchrun all its processes train together; a signal
     to one of them ends all. imports: seconds that the process needed before this call, for the log.

@@ -4,6 +4,8 @@ import errno
 import traceback
 from collections.abc import Callable
 
+from torch.distributed import DistNetworkError
+
 from gpt2 import checkpoint, device
 from gpt2.checkpoint import Checkpoint
 from gpt2.distributed.world import World
@@ -12,7 +14,7 @@ from gpt2.training.run import Run
 from gpt2.training.saver import Saver
 
 CONNECTION_LOST = ("/gloo/transport/", "ncclRemoteError")
-"""Parts of PyTorch's errors by gloo and NCCL about a process on the other end of a connection."""
+"""Parts of the messages of gloo and NCCL about a process on the other end of a connection."""
 
 
 class SkippedSteps(UserError):
@@ -33,10 +35,11 @@ def as_user_error(error: BaseException, step: int, world: World) -> UserError:
         return UserError(device.OUT_OF_MEMORY)
     if isinstance(error, OSError):
         return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error))
-    if isinstance(error, RuntimeError) and any(part in str(error) for part in CONNECTION_LOST):
+    is_lost = isinstance(error, RuntimeError) and any(part in str(error) for part in CONNECTION_LOST)
+    if is_lost or isinstance(error, DistNetworkError):  # the latter to the launcher, or to the main process
         return ConnectionLost(
-            f"process {world.rank} lost the connection to another process after step {step}; that one has ended, or "
-            "its machine or network has failed"
+            f"process {world.rank} lost the connection to another process, or to the launcher, after step {step}; "
+            "that one has ended, or its machine or network has failed"
         )
     where = "in log.jsonl" if world.is_main else f"above, of process {world.rank}"
     return TrainingFailed(

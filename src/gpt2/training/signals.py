@@ -74,7 +74,8 @@ class Stop:
 def stop_on_signals(stop: Stop, log: Log) -> Iterator[None]:
     """Turn the first stop signal into a request to `stop`, and let a second one end the process at once.
 
-    They are Ctrl-C, the request of a scheduler (SIGTERM), and a closed terminal (SIGHUP, or SIGBREAK on Windows).
+    They are Ctrl-C, the request of a scheduler (SIGTERM, or SIGUSR1 or SIGUSR2, which SLURM can send before a time
+    limit), and a closed terminal (SIGHUP, or SIGBREAK on Windows).
     A thread confirms the first signal with a line to `log`, because Python runs signal handlers only between two
     operations of the main thread, and an operation of PyTorch can take seconds. SIGHUP stays ignored if it was
     ignored, as nohup requires. Outside the main thread, where Python allows no handlers, this does nothing.
