@@ -111,6 +111,13 @@ def test_a_process_that_dies_is_named_and_ends_the_others(rank: int, run, undist
     assert weights(tmp_path / "run") == undisturbed
 
 
+def test_what_ends_all_processes_alike_is_reported_once(run) -> None:
+    process = start(run(learning_rate=1e25, warmup_iters=0, grad_clip=0.0))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.count("10 steps in a row were skipped") == 1, err
+
+
 def test_an_exception_in_a_process_without_a_log_is_printed(run, tmp_path: Path) -> None:
     """The main process writes the log, and can only say that it lost the other one."""
     script = tmp_path / "script.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import gpt2
 from gpt2 import accounting, device
 from gpt2.distributed.world import joined
-from gpt2.errors import TrainingFailed, UserError, require
+from gpt2.errors import ReportedElsewhere, TrainingFailed, UserError, require
 from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
@@ -16,7 +16,7 @@ from gpt2.spelling import counted
 from gpt2.training.budget import to_train_longer
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
-from gpt2.training.rescue import as_user_error, save_last_step, traceback_of
+from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
 from gpt2.training.run import Run
 from gpt2.training.session import Session, open_session, release, require_idle
 from gpt2.training.setup import set_up
@@ -260,4 +260,6 @@ class Loop:
             with suppress(OSError):
                 session.restore_folder()
         problem.args = (f"{problem}{outcome}",)
+        if isinstance(error, SkippedSteps | Diverged) and not run.world.is_main:  # all processes see the same losses
+            return ReportedElsewhere(str(problem))
         return problem
