@@ -154,8 +154,12 @@ def test_pages_of_other_sites_are_refused_unless_they_are_allowed(tiny: Running,
     allowed = answer(locked, "https://friend.example", **key)
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://friend.example")
     assert answer(locked, "https://evil.example", **key).status_code == 403
-    asked = {"Origin": "https://friend.example", "Access-Control-Request-Method": "POST"}
-    assert httpx.options(locked.address + COMPLETIONS, headers=asked).status_code == 200
+    assert allowed.headers["access-control-expose-headers"] == "Retry-After"
+    sent = "authorization,content-type,x-stainless-lang,x-stainless-os"  # by OpenAI's client in a browser
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": sent}
+    preflight = httpx.options(locked.address + COMPLETIONS, headers=asked | {"Origin": "https://friend.example"})
+    assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, sent)
+    assert httpx.options(locked.address + COMPLETIONS, headers=asked | {"Origin": "https://a.example"}).is_error
 
 
 def test_a_star_allows_the_pages_of_any_site() -> None:

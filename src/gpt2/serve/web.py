@@ -27,8 +27,13 @@ def make_app(
     """Return the application. hosts, origins, api_key: see `Guard`."""
     guards = [Middleware(Guard, hosts=hosts, origins=origins, api_key=api_key)]  # type: ignore[arg-type]
     if origins:
-        headers = ["Authorization", "Content-Type"]
-        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends a dozen headers of its own
+            expose_headers=["Retry-After"],
+        )
         guards.insert(0, cors)
     handlers: Mapping[Any, Any] = {HTTPException: _not_found, Exception: _failed}
     return Starlette(routes=list(routes), middleware=guards, lifespan=lifespan, exception_handlers=handlers)
