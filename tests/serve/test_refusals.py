@@ -47,6 +47,7 @@ REFUSED = [
     (COMPLETIONS, {"logit_bias": {"a": 1}}, "logit_bias", "integer"),
     (COMPLETIONS, {"seed": -1}, "seed", "greater than or equal to 0"),
     (COMPLETIONS, {"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
+    (COMPLETIONS, {"stream_options": {"x": 1}}, "stream_options", "unknown field 'stream_options.x'; remove it"),
     (COMPLETIONS, {"logprobs": True}, "logprobs", "integer"),
     (COMPLETIONS, {"model": 5}, "model", "string"),
     (CHAT, {}, "messages", "missing"),
@@ -239,6 +240,12 @@ def test_null_means_the_default(tiny: Running) -> None:
     expected, found = (tiny.post(**fields, **more) for more in ({}, nulls))
     assert found.status_code == 200 and found.json()["choices"] == expected.json()["choices"]
     assert tiny.post(**fields, nothing=None).json()["error"]["message"].startswith("unknown field 'nothing'")
+
+
+def test_an_empty_suffix_changes_nothing(tiny: Running) -> None:
+    """Clients that complete code send one where nothing follows."""
+    texts = [tiny.post(seed=1, **more).json()["choices"][0]["text"] for more in ({"suffix": ""}, {})]
+    assert texts[0] == texts[1]
 
 
 def test_an_empty_list_stops_nothing(tiny: Running) -> None:

@@ -132,7 +132,7 @@ def _chat_choice(
 
 def completion(model: Served, body: CompletionBody) -> Completion:
     """Return what a body of /v1/completions asks for. Raises ApiError, status 400, for what is not possible."""
-    if body.suffix is not None:
+    if body.suffix:  # some clients send an empty one
         raise ApiError(400, "suffix: GPT-2 cannot insert text before a suffix; remove the field", param="suffix")
     best_of = body.n if body.best_of is None else body.best_of
     if best_of < body.n:

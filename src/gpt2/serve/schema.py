@@ -99,7 +99,7 @@ class CompletionBody(Settings):
     best_of: int | None = Field(
         None, ge=1, le=MOST_CHOICES, description="Generate this number of choices, and return the n most likely ones."
     )
-    suffix: str | None = Field(None, description="Is refused: GPT-2 cannot insert text before a suffix.")
+    suffix: str | None = Field(None, description="Must be empty: GPT-2 cannot insert text before a suffix.")
 
 
 class Message(Strict):
@@ -173,15 +173,15 @@ def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
     if not first["loc"]:
         return ApiError(400, "the body must be a JSON object")
     field = str(first["loc"][0])
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        close = nearest(field, kind.model_fields)
+    place = ".".join(str(part)[:100] for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = nearest(field, kind.model_fields) if len(first["loc"]) == 1 else None
         hint = f"did you mean {close!r}?" if close else "remove it"
-        return ApiError(400, f"unknown field {field[:100]!r}; {hint}", param=field[:100])
+        return ApiError(400, f"unknown field {place!r}; {hint}", param=field[:100])
     if first["type"] == "missing" and len(first["loc"]) == 1:
         return ApiError(400, f"the field {field!r} is missing", param=field)
     alternatives = {error["loc"][1] for error in errors if error["loc"][0] == field and len(error["loc"]) > 1}
     described = kind.model_fields[field].description if field in kind.model_fields else None
     if len(errors) > 1 and len(alternatives) > 1 and described:  # it fits none of several types
         return ApiError(400, f"{field} has a wrong type or value. {described}", param=field)
-    place = ".".join(str(part)[:100] for part in first["loc"])
     return ApiError(400, f"{place}: {first['msg']}", param=field)
