@@ -85,6 +85,7 @@ def test_a_run_that_ended_says_which_limit_to_raise(
     tiny, tmp_path: Path, limits: dict, flags: str, gpt2_command, capfd
 ) -> None:
     done = train(tiny(**limits)).step
+    assert f"--{read_log(tmp_path / 'run')[-1]['because']}=" in flags
     command = f"gpt2 train --init_from=resume --out_dir={tmp_path / 'run'} {flags}\n"
     assert f"to train on: {command}" in capfd.readouterr().err
     assert f"train it for longer: {command}" in gpt2_command("show", tmp_path / "run")[1]

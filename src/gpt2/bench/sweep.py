@@ -19,6 +19,7 @@ from gpt2.errors import Log, UserError, require
 from gpt2.files import write_text
 from gpt2.formats.run_folder import saved_steps
 from gpt2.json_file import read_object
+from gpt2.optim.schedule import STEP_BUDGETS
 from gpt2.reporting.figures import report_on
 from gpt2.runlog.records import FILE as LOG
 from gpt2.spelling import nearest
@@ -297,7 +298,7 @@ def finished(folder: Path, end: int) -> tuple[float, float] | None:
         return None
     report = report_on(folder, is_training=False)
     because = next((r.get("because") for r in reversed(report.records) if r["event"] == "end"), None)
-    if report.state != "finished" or (because == "max_iters" and report.step < end):
+    if report.state != "finished" or (because in STEP_BUDGETS and report.step < end):
         return None
     losses = [e["val_loss"] for e in report.evaluations if e["step"] <= end and e.get("val_loss") is not None]
     return losses[-1] if losses else math.nan, report.seconds

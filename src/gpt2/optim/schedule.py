@@ -45,6 +45,10 @@ def learning_rate(
     return minimum + share * (peak - minimum)
 
 
+STEP_BUDGETS = ("max_iters", "max_tokens", "max_epochs")
+"""Settings that end a run at an optimizer step."""
+
+
 def steps_of_budgets(
     settings: Mapping[str, Any], tokens_per_step: int, train_tokens: int | None, step: int = 0, tokens: int = 0
 ) -> dict[str, int]:

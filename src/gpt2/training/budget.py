@@ -42,11 +42,20 @@ def last_step(config: TrainConfig, train_tokens: int, state: TrainState, log: Lo
     return ends[first]
 
 
+def budget_reached(config: TrainConfig, train_tokens: int, step: int, tokens: int) -> str:
+    """Return which of max_iters, max_tokens and max_epochs ended a run, after `step` steps that saw `tokens` tokens.
+
+    train_tokens: number of tokens in an epoch. Where several end at the same step, it is the first in this order.
+    """
+    ends = steps_of_budgets(vars(config), config.tokens_per_step, train_tokens, step, tokens)
+    return min(ends, key=lambda name: ends[name])
+
+
 def to_train_longer(config: TrainConfig, ended_by: str, train_tokens: int | None, step: int, tokens: int) -> str:
     """Return the flags that double the limits which ended a run, with which it can be resumed and goes on.
 
-    ended_by: the setting that ended it, as in the log, where max_iters stands for all limits of steps. train_tokens:
-    number of tokens in an epoch, if it is known. step, tokens: the optimizer steps made and the tokens seen.
+    ended_by: the setting that ended it, as in the log. train_tokens: number of tokens in an epoch, if it is known.
+    step, tokens: the optimizer steps made and the tokens seen.
     """
     if ended_by in ("max_minutes", "early_stopping_patience"):
         return f"--{ended_by}={2 * getattr(config, ended_by)}".removesuffix(".0")

@@ -13,7 +13,7 @@ from gpt2.model import GPT
 from gpt2.runlog.console import RunConsole, note
 from gpt2.runlog.records import Listener
 from gpt2.spelling import counted
-from gpt2.training.budget import to_train_longer
+from gpt2.training.budget import budget_reached, to_train_longer
 from gpt2.training.config import TrainConfig
 from gpt2.training.periodic import Evaluation, HellaSwag, Periodic, Sampling, Saving, estimate_losses, is_due
 from gpt2.training.rescue import SkippedSteps, as_user_error, save_last_step, traceback_of
@@ -184,11 +184,11 @@ class Loop:
 
     def budget_used_up(self) -> str | None:
         """Return the setting whose limit is reached, of steps or of minutes by any process's clock, or None."""
-        run = self.run
-        if run.state.step >= run.last_step:
-            return "max_iters"
+        run, state = self.run, self.run.state
+        if state.step >= run.last_step:
+            return budget_reached(run.config, len(run.batches.tokens), state.step, state.tokens)
         limit = run.config.max_minutes * 60
-        return "max_minutes" if limit > 0 and run.world.any(run.state.seconds >= limit) else None
+        return "max_minutes" if limit > 0 and run.world.any(state.seconds >= limit) else None
 
     def log_start(self) -> None:
         """Log what the run runs on, and write llm.c's files where that is asked for."""
