@@ -98,6 +98,12 @@ def test_resume_needs_a_run_and_its_shape(tiny, tmp_path: Path) -> None:
         train(tiny(init_from="resume", n_layer=3))
 
 
+def test_a_resume_deletes_nothing(tiny, tmp_path: Path) -> None:
+    run = train(tiny()).out_dir
+    with pytest.raises(UserError, match="overwrite would delete the run"):
+        train(gpt2.resume_config(run, overwrite=True))
+
+
 def test_settings_changed_at_a_resume_are_said(tiny, capfd) -> None:
     train(tiny(max_iters=2))
     capfd.readouterr()

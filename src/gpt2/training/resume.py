@@ -19,6 +19,10 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
     """Return the checkpoint to resume; None for a run that begins, whose files must not exist yet."""
     if not out_dir.exists() and config.init_from != "resume":
         return None
+    if config.overwrite and config.init_from == "resume":
+        raise UserError(
+            f"overwrite would delete the run in {out_dir}, and init_from=resume continues it; leave one of them out"
+        )
     has_checkpoints = bool(saved_steps(out_dir))
     if config.init_from == "resume" and not has_checkpoints and (out_dir / NANOGPT_FILE).is_file():
         raise UserError(_how_to_import(config, out_dir))
