@@ -74,6 +74,14 @@ def test_damaged_ones_are_listed_with_what_is_wrong(tiny, dataset: Path, tmp_pat
     assert "model.safetensors has 1 bytes" in out
 
 
+def test_an_imported_run_that_never_trained_has_no_problem(tiny, tmp_path: Path, gpt2_command) -> None:
+    run = train(tiny()).out_dir
+    assert gpt2_command("import", run, tmp_path / "imported")[0] == 0
+    assert describe(tmp_path / "imported").problem is None
+    (run / "log.jsonl").unlink()
+    assert describe(run).problem == "log.jsonl is missing"
+
+
 @pytest.mark.parametrize(
     ("end", "state"),
     [

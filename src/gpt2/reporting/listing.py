@@ -84,7 +84,9 @@ def describe(path: Path) -> RunEntry:
         if not newest and (path / FILE).stat().st_size:
             problems.append(f"{FILE} holds no record")
     except OSError as error:
-        problems.append(f"{FILE} is missing" if isinstance(error, FileNotFoundError) else f"{FILE}: {error.strerror}")
+        is_missing = isinstance(error, FileNotFoundError)
+        if not is_missing or not _is_untrained(path):
+            problems.append(f"{FILE} is missing" if is_missing else f"{FILE}: {error.strerror}")
     best_step, best_loss = _best(path)
     problems += _checkpoint_problem(path)
     return RunEntry(
@@ -100,6 +102,17 @@ def describe(path: Path) -> RunEntry:
         newest=newest.get("time"),
         problem=printable("; ".join(problems)) or None,
     )
+
+
+def _is_untrained(run: Path) -> bool:
+    """Return whether a run was imported and never trained, so that it has no log: no data is recorded with it."""
+    with suppress(OSError, UserError):
+        steps = saved_steps(run)
+        return (
+            bool(steps)
+            and not read_object(folder_of(run, steps[0]) / "state.json", "import it again").values["dataset"]
+        )
+    return False
 
 
 def state_of(run: Path, newest: dict[str, Any]) -> str:
