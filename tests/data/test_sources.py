@@ -8,6 +8,7 @@ import itertools
 import json
 import lzma
 import os
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -314,3 +315,17 @@ def test_text_can_be_prepared_with_a_models_own_tokenizer(tiny, tmp_path: Path, 
         assert status == 0, err
         assert open_dataset(f"second{i}").tokenizer.to_json() == open_dataset("first").tokenizer.to_json()
     train(tiny(out_dir="tuned", init_from="run", dataset="second0", max_iters=1))
+
+
+def test_the_folder_of_a_run_and_folders_without_text_are_refused(tiny, dataset: Path, tmp_path: Path) -> None:
+    run = train(tiny(sample_interval=10)).out_dir
+    (tmp_path / "disk" / "train").mkdir(parents=True)
+    (tmp_path / "disk" / "train" / "data-00000-of-00001.arrow").write_bytes(b"\xff" * 8)
+    shutil.copytree(dataset, tmp_path / "tokens")
+    for folder, message in (
+        (run, "is the folder of a run, and no text"),
+        (tmp_path / "disk", "load_from_disk"),
+        (tmp_path / "tokens", f"train on them with --dataset={tmp_path / 'tokens'}"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare(folder, out=tmp_path / "d", tokenizer="byte")

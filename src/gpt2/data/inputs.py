@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt2.data.corpora import CORPORA, Corpus, Input, local, standard_input
 from gpt2.data.sources import STANDARD_INPUT, find_files
 from gpt2.errors import UserError
+from gpt2.formats.run_folder import saved_steps
 from gpt2.spelling import did_you_mean
 
 
@@ -53,6 +54,10 @@ def _files(source: str, note: Callable[[str], None]) -> list[Path]:
     if not Path(source).exists():
         names = f"corpora by name: {', '.join(CORPORA)}; - is standard input"
         raise UserError(f"no corpus, file or folder {source!r}; {did_you_mean(source, CORPORA, names)}")
+    if saved_steps(Path(source)):
+        raise UserError(
+            f"{source} is the folder of a run, and no text to train on; name the files to read one by one"
+        )
     return [Path(os.path.realpath(path)) for path in find_files(source, note)]
 
 

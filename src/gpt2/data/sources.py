@@ -39,6 +39,14 @@ FURTHER_CUT = re.compile(
 )
 """Matches up to further offsets at which it always cuts, for text without spaces: between a letter or a digit and
 punctuation, except for the apostrophe, and between a letter and a digit."""
+_TOKENS = "token files, which are not prepared again; train on them with --dataset=FOLDER"
+NO_TEXT = {
+    ".arrow": "those of Hugging Face's datasets; write each split as Parquet first, in Python: "
+    "datasets.load_from_disk('FOLDER') and then to_parquet('train.parquet')",
+    ".bin": _TOKENS,
+    ".npy": _TOKENS,
+}
+"""What files with a suffix are in a folder without text, and what to do."""
 OMITTED_FOLDERS = {"__MACOSX"}
 
 
@@ -97,6 +105,9 @@ def find_files(source: str, note: Callable[[str], None] = lambda line: None) -> 
         names = ", ".join(sorted(set(hidden))[:4])
         note(f"{path}: {len(hidden)} hidden files and folders are omitted ({names})")
     if not files:
+        for suffix, remedy in NO_TEXT.items():
+            if any(p.suffix == suffix for p in everything):
+                raise UserError(f"{path} holds no text files but {remedy}".replace("FOLDER", str(path)))
         raise UserError(
             f"{path} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))} .jsonl .parquet); files of other names "
             "can be named one by one"
