@@ -295,3 +295,24 @@ def test_transposed_names_survive_wrappers(tmp_path: Path) -> None:
     assert torch.equal(
         weights(model)["transformer.h.0.mlp.c_fc.weight"], weights(toy())["transformer.h.0.mlp.c_fc.weight"]
     )
+
+
+def test_the_tied_weight_is_read_under_either_of_its_names(tmp_path: Path) -> None:
+    """safetensors' save_model keeps the name of the head alone."""
+    state = weights(toy())
+    state["lm_head.weight"] = state.pop("transformer.wte.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    assert_same_weights(opened(tmp_path / "model.safetensors"), toy())
+
+
+def test_a_folder_with_checkpoints_of_a_trainer_names_the_newest(tmp_path: Path) -> None:
+    for step in (20, 100):
+        (tmp_path / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / "trainer" / f"checkpoint-{step}" / "config.json").write_text("{}")
+    (tmp_path / "log").mkdir()
+    torch.save({}, tmp_path / "log" / "optimizer_300.pt")
+    for step in ("00050", "19072"):
+        torch.save(weights(toy()), tmp_path / "log" / f"model_{step}.pt")
+    for folder, newest in (("trainer", "checkpoint-100"), ("log", "model_19072.pt")):
+        with pytest.raises(UserError, match=f"is no model.*contains models, such as {tmp_path / folder / newest}$"):
+            open_model(tmp_path / folder)

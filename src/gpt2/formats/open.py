@@ -1,7 +1,9 @@
 """Opens the `MODEL` of a command line: any path or name, recognised by its content."""
 
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -25,6 +27,9 @@ Convert = Callable[[str, nn.Module], nn.Module]
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 """First bytes of PyTorch's files: a zip archive, or before PyTorch 1.6 a pickle of their magic number."""
 KINDS = "run, checkpoint, Hugging Face folder, nanoGPT or build-nanogpt checkpoint, llm.c .bin, GGUF or .safetensors"
+
+MODEL_FILE = re.compile(r"model.*\.(pt|bin)|.*\.(gguf|safetensors|ckpt)")
+"""Names of models among the files of a trainer, which keeps optimizer states in files of the same kinds."""
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -120,8 +125,30 @@ def _open(name: str) -> Source:
     if (path / DESCRIPTION).is_file():
         raise UserError(f"{name} is a dataset and no model; name a model that was trained on it")
     if path.exists():
-        raise UserError(f"{name} is no model: no {KINDS}")
+        inside = _newest_model_in(path) if path.is_dir() else None
+        hint = f"; it contains models, such as {inside}" if inside else ""
+        raise UserError(f"{name} is no model: no {KINDS}{hint}")
     raise UserError(f"no model {name!r}: {did_you_mean(name, huggingface.OFFICIAL, f'no such {KINDS}')}")
+
+
+def _newest_model_in(folder: Path) -> Path | None:
+    """Return the model in a folder whose name has the highest numbers, as trainers name checkpoints by steps."""
+    found: list[Path] = []
+    with suppress(OSError):
+        found = [path for path in folder.iterdir() if is_model(path)]
+    steps = {path: [int(number) for number in re.findall(r"\d{1,18}", path.name)] for path in found}
+    return max(found, key=lambda path: (steps[path], path.name), default=None)
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path holds a model, by its name and its first bytes."""
+    if not path.is_file():
+        return any(recognises(path) for recognises, _ in FOLDERS)
+    if not MODEL_FILE.fullmatch(path.name):
+        return False
+    with path.open("rb") as file:
+        start = file.read(64)
+    return any(recognises(start, path.stat().st_size) for recognises, _ in FILES)
 
 
 def build(source: Source, convert: Convert | None = None, **config_changes: Any) -> GPT:

@@ -162,8 +162,8 @@ def to_our_names(
     """Return the parameters among `tensors` under our names and in our shapes, and lines about what was changed.
 
     Names of wrappers are removed, masks and other heads omitted, and the matrices of Conv1D, which the shape of
-    `c_attn` reveals, transposed. The head is omitted too; raises UserError where it differs from the token embedding,
-    and where two tensors have the same name without their wrappers.
+    `c_attn` reveals, transposed. The head is omitted, or taken for the token embedding where that is missing; raises
+    UserError where both are there and differ, and where two tensors have the same name without their wrappers.
     """
     found: dict[str, StoredTensor] = {}
     others: list[str] = []
@@ -184,6 +184,8 @@ def to_our_names(
         notes.append(f"{where}: omitted a head that is no language model's ({shown[:200]})")
     if cast := sorted({str(t.dtype).removeprefix("torch.") for t in found.values() if t.dtype not in DTYPES}):
         notes.append(f"{where}: its {' and '.join(cast)} weights are rounded to float32")
+    if head:  # safetensors' save_model keeps one of the two names of the tied weight, the first in the alphabet
+        found.setdefault("transformer.wte.weight", head)
     embedding = found.get("transformer.wte.weight")
     if head and embedding and not _equal(head, embedding):
         raise UserError(f"{where} has an lm_head.weight of its own; GPT-2's head is its token embedding")
