@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.bench.sweep import RECORD
 from gpt2.runlog.records import LogWriter
 from gpt2.training.config import TrainConfig
 from gpt2.training.filled_in import filled_in
@@ -118,3 +119,19 @@ def test_train_alone_says_what_it_can_do(gpt2_command) -> None:
     assert (status, out) == (2, "")
     assert 3 <= len(err.splitlines()) <= 4
     assert all(text in err for text in ("gpt2 train shakespeare_char_cpu", "--dataset=", "--init_from=resume"))
+
+
+def test_a_folder_that_is_neither_run_nor_dataset_is_named(tiny, tmp_path: Path, gpt2_command) -> None:
+    run = train(tiny()).out_dir
+    assert gpt2_command("export", "hf", run, tmp_path / "hf")[0] == 0
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / RECORD).write_text("{}")
+    for folder, text in (
+        (run / "checkpoints", f"inside of the run {run}: gpt2 show {run}"),
+        (run / "checkpoints" / "step_0000020", f"inside of the run {run}: gpt2 show {run}"),
+        (tmp_path / "sweep", "the folder of a sweep"),
+        (tmp_path / "hf", f"a model: gpt2 explain {tmp_path / 'hf'}"),
+    ):
+        status, _, err = gpt2_command("show", folder)
+        assert status == 2
+        assert f"{folder} is {text}" in err

@@ -9,6 +9,7 @@ from gpt2.data.dataset import is_dataset
 from gpt2.data.listing import DatasetEntry
 from gpt2.data.listing import describe as describe_dataset
 from gpt2.errors import UserError
+from gpt2.formats.open import is_model
 from gpt2.formats.run_folder import saved_steps, snapshot_steps
 from gpt2.reporting.figures import RunReport, report_on
 from gpt2.reporting.listing import is_run, newest_records, state_of
@@ -19,6 +20,9 @@ from gpt2.training import recipes
 from gpt2.training.budget import to_train_longer
 from gpt2.training.config import TrainConfig
 from gpt2.training.filled_in import FilledIn, filled_in
+
+SWEEP = "sweep.json"
+"""Name of the file in which a sweep keeps its settings."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,25 @@ def show(name: str, data_dir: str) -> Shown:
     for folder in (path, Path(data_dir) / name):
         if folder.is_dir() and is_dataset(folder):
             return _dataset(folder)
+    if (what := _known_folder(path)) is not None:
+        raise UserError(f"{name} is {what}")
     known = [*recipes.names(), *(p.name for p in (Path(), Path(data_dir)) if p.is_dir() for p in p.iterdir())]
     hint = did_you_mean(name, known, "gpt2 list shows what there is")
     raise UserError(f"{name} is neither a recipe, nor the folder of a run or of a dataset; {hint}")
+
+
+def _known_folder(path: Path) -> str | None:
+    """Return what a folder is that is neither a run nor a dataset, and its command; None for any other path."""
+    if not path.is_dir():
+        return None
+    folder = shlex.quote(str(path))
+    if (run := next((parent for parent in path.absolute().parents if is_run(parent)), None)) is not None:
+        return f"inside of the run {run}: gpt2 show {shlex.quote(str(run))}"
+    if (path / SWEEP).is_file():
+        return f"the folder of a sweep; gpt2 list runs {folder} lists its runs, and gpt2 show takes one of them"
+    if is_model(path):
+        return f"a model: gpt2 explain {folder}"
+    return None
 
 
 def _recipe(name: str, data_dir: str) -> Shown:
