@@ -210,6 +210,13 @@ ANSWERED = [
     ("train --train_file mine.txt --do_train", "gpt2 prepare FILE --out=data/mine, then --dataset=mine"),
     ("train --per_device_train_batch_size=8 --nproc=2", "give --batch_size and --gradient_accumulation_steps"),
     ("train --warmup_ratio=0.1", "--warmup_iters"),
+    (
+        "train --dataset_name wikitext --dataset_config_name w --eval_strategy=steps --report_to=wandb",
+        "the rest of the command: gpt2 train --wandb_log=True",
+    ),
+    ("train --save_strategy=epoch", "give --checkpoint_interval, a number of optimizer steps"),
+    ("train --config_overrides=n_embd=32,n_positions=16", "give --n_embd=32 --block_size=16"),
+    ("train --model_type=llama", "only GPT-2 is trained here"),
 ]
 """Command lines of other programs, and what the answer contains."""
 
@@ -287,6 +294,8 @@ def test_an_option_of_another_program_is_reported_once(folder: Path, dataset: Pa
         ("train -x -1", "train --max_epochs=1"),
         ("train -e gpt2:d24 -h 0", "train --model=d24"),
         ("train --bf16 --do_train --overwrite_output_dir", "train --dtype=bfloat16 --overwrite=True"),
+        ("train --load_best_model_at_end --model_type gpt2 --cache_dir=c", "train"),
+        ("train --use_cpu --report_to=none --run_name=x", "train --device=cpu --wandb_run_name=x"),
         ("plan --num_iterations 5", "plan --max_iters=5"),
         ("bench --profile=False", "bench train"),
         ("bench data d", "bench data d"),

@@ -100,10 +100,26 @@ def hellaswag(value: str, typed: Typed) -> str:
     return f"--hellaswag_interval={typed.get('-v', '20')}" if value == "1" else ""
 
 
+def overrides(value: str, typed: Typed) -> str:
+    """Return the answer to run_clm's changes of a configuration, such as `n_embd=256,n_positions=512`."""
+    pairs = [
+        pair.replace("n_positions=", "block_size=").replace("n_ctx=", "block_size=") for pair in value.split(",")
+    ]
+    return f"give {' '.join(f'--{pair}' for pair in pairs)}"
+
+
+EVERY = "give {}, a number of optimizer steps"
 RECOMPUTE = "use --activation_checkpointing, which recomputes complete blocks"
 SKIP = "use --rollback_on_spike, which returns to the last checkpoint and skips the batches since then"
 SEVERAL_MACHINES = "torchrun starts processes on several machines: torchrun --nnodes=… -m gpt2 train … (launch/)"
 MACHINES = dict.fromkeys(("-pn", "-pr", "-pg", "-pi", "-pm", "-ps", "-pf", "-pp"), ("llm.c", SEVERAL_MACHINES))
+
+IGNORED = (
+    "cache_dir", "dataloader_num_workers", "ddp_find_unused_parameters", "disable_tqdm", "keep_linebreaks",
+    "logging_dir", "logging_first_step", "low_cpu_mem_usage", "overwrite_cache", "trust_remote_code",
+    "use_fast_tokenizer",
+)  # fmt: skip
+"""Options of run_clm that have no meaning here, and no influence on the model."""
 
 TRAIN: dict[str, tuple[str, Target]] = {
     "input_bin": ("llm.c", token_files),
@@ -188,6 +204,42 @@ TRAIN: dict[str, tuple[str, Target]] = {
     "logging_steps": ("run_clm", "--log_interval"),
     "eval_steps": ("run_clm", "--eval_interval"),
     "resume_from_checkpoint": ("run_clm", "use --init_from=resume, which continues the run in --out_dir"),
+    "dataset_config_name": ("run_clm", ""),  # the answer to dataset_name replaces it
+    "validation_split_percentage": ("run_clm", "it belongs to the dataset: gpt2 prepare FILE --val_fraction="),
+    "preprocessing_num_workers": ("run_clm", "it belongs to the dataset: gpt2 prepare FILE --workers="),
+    "model_type": ("run_clm", {"gpt2": "", "*": "only GPT-2 is trained here"}),
+    "config_overrides": ("run_clm", overrides),
+    "torch_dtype": ("run_clm", {"auto": "", "float32": "", "*": "weights are always float32 here; give --dtype"}),
+    "optim": ("run_clm", {"adamw_torch": "", "adamw_torch_fused": "", "*": "give --optimizer=adamw or muon"}),
+    "adam_epsilon": ("run_clm", {"1e-8": "", "1e-08": "", "*": "it is always 1e-8 here"}),
+    "eval_strategy": ("run_clm", {"steps": "", "no": "--eval_interval=0", "*": EVERY.format("--eval_interval")}),
+    "evaluation_strategy": (
+        "run_clm",
+        {"steps": "", "no": "--eval_interval=0", "*": EVERY.format("--eval_interval")},
+    ),
+    "save_strategy": ("run_clm", {"steps": "", "*": EVERY.format("--checkpoint_interval")}),
+    "logging_strategy": ("run_clm", {"steps": "", "*": EVERY.format("--log_interval")}),
+    "report_to": (
+        "run_clm",
+        {
+            "none": "",
+            "wandb": "--wandb_log=True",
+            "tensorboard": "--tensorboard_log=True",
+            "*": "use --wandb_log or --tensorboard_log",
+        },
+    ),
+    "run_name": ("run_clm", "--wandb_run_name"),
+    "load_best_model_at_end": ("run_clm", ""),  # every command takes the best checkpoint of a run
+    "metric_for_best_model": (
+        "run_clm",
+        {"eval_loss": "", "loss": "", "*": "the best has the lowest validation loss"},
+    ),
+    "use_cpu": ("run_clm", switch("--device=cpu")),
+    "no_cuda": ("run_clm", switch("--device=cpu")),
+    "deepspeed": ("run_clm", "use --zero_stage=1, or --parallel=fsdp"),
+    "fsdp": ("run_clm", "use --parallel=fsdp"),
+    "push_to_hub": ("run_clm", switch("export the run with gpt2 export hf, and upload that folder")),
+    **dict.fromkeys(IGNORED, ("run_clm", "")),
     "nproc_per_node": ("torchrun", "--nproc"),
     "standalone": ("torchrun", ""),
     "nnodes": ("torchrun", SEVERAL_MACHINES),
@@ -201,5 +253,7 @@ BENCH: dict[str, tuple[str, Target]] = {
 """Further options for `gpt2 bench train`."""
 FLAGS = SWITCHES | {"do_train", "do_eval", "fp16", "bf16", "overwrite_output_dir", "gradient_checkpointing"}
 FLAGS |= {"torch_compile", "use_compile", "tensorcores", "overfit_single_batch", "inference_only", "standalone"}
+FLAGS |= {"load_best_model_at_end", "low_cpu_mem_usage", "overwrite_cache", "use_cpu", "no_cuda", "push_to_hub"}
+FLAGS |= {"trust_remote_code", "logging_first_step"}
 FLAGS |= {"profile", "real_data", "ui", "json", "probe"}
 """The options that need no value."""
