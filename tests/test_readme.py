@@ -63,6 +63,7 @@ IN_PYTHON_OF_LIBRARY = IN_PYTHON | {
     "max_iters=2000": "max_iters=3",
     "n_layer=6, n_head=6, n_embd=384": "n_layer=1, n_head=1, n_embd=32",
     'out_dir="out-relu", block_size=256, max_iters=1000': f'out_dir="out-relu", block_size=256, {QUICK_PYTHON}',
+    "block_size=block_size, max_iters=200": f"block_size=block_size, {QUICK_PYTHON}",
 }
 
 

@@ -1,5 +1,6 @@
 """Training from a notebook: a model of the caller's, and a function that receives every record."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,39 @@ def test_records_after_a_callback_that_raises_have_the_true_speed(tiny, tmp_path
         train(tiny(eval_interval=0, log_interval=20), callback=once)
     rates = {r["tokens_per_second"] for r in read_log(tmp_path / "run") if r["event"] == "train"}
     assert len(rates) == 1  # all 20 steps were measured together
+
+
+class LowRank(torch.nn.Module):
+    """A linear layer that stays, and a product of two small matrices that learn (LoRA, as in docs/library.md)."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.a = torch.nn.Parameter(torch.randn(2, linear.in_features))
+        self.b = torch.nn.Parameter(torch.zeros(linear.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + (x @ self.a.T) @ self.b.T
+
+
+def adapted_model() -> GPT:
+    torch.manual_seed(0)
+    model = GPT(replace(SHAPE, bias=False)).requires_grad_(False)
+    for block in model.transformer.h:
+        block.attn.c_attn = LowRank(block.attn.c_attn)
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_parameters_without_gradients_stay(settings, tmp_path: Path, optimizer: str) -> None:
+    """Also over a resume; weight decay does not touch them. The model has no biases, and nothing has to say so."""
+    changes = {"optimizer": optimizer, "weight_decay": 0.5, "lr_decay_iters": 20, "warmup_iters": 0}
+    whole = adapted_model()
+    before = {name: p.detach().clone() for name, p in whole.named_parameters()}
+    result = train(settings(**changes, max_iters=20, out_dir=str(tmp_path / "whole")), model=whole)
+    for name, p in whole.named_parameters():
+        assert torch.equal(before[name], p) is not p.requires_grad, name
+    assert result.val_loss is not None and result.val_loss < 2.995
+    train(settings(**changes, max_iters=10), model=adapted_model())
+    train(settings(**changes, max_iters=20, init_from="resume"), model=adapted_model())
+    assert final_weights(tmp_path / "run") == final_weights(tmp_path / "whole")

@@ -32,8 +32,9 @@ def make_optimizers(
     matrices = {name: p for name, p in named.items() if ".h." in name and p.dim() == 2}
     groups: list[dict[str, Any]] = []
     for stacked in (1, 3):  # c_attn holds the matrices of q, k and v
-        names = [name for name in matrices if (3 if ".c_attn." in name else 1) == stacked]
-        groups.append({"params": [(name, matrices[name]) for name in names], "stacked": stacked})
+        names = [name for name in matrices if (3 if name.endswith(".c_attn.weight") else 1) == stacked]
+        if names:  # layers of the caller's may have none
+            groups.append({"params": [(name, matrices[name]) for name in names], "stacked": stacked})
     rest = [(name, p) for name, p in named.items() if name not in matrices]
     return [
         adamw(rest, learning_rate, betas, weight_decay, zero_stage),

@@ -58,6 +58,7 @@ def _checked_model(
             )
     dataset.require_vocabulary(own.config.vocab_size, "the given model")
     wanted = asked | {"block_size": config.block_size, "dropout": config.dropout or None}
+    wanted["bias"] = False if config.bias is False else None  # True is the default, and so may not be asked for
     for name, value in vars(own.config).items():
         if wanted.get(name) not in (None, value):
             raise UserError(
