@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt2.data import sources
@@ -140,8 +141,9 @@ def test_tables_are_read_by_their_header(name: str, delimiter: str, tmp_path: Pa
         ("a.txt", "text".encode("utf-32"), "not UTF-8 text but UTF-32;"),
         ("a.jsonl", (json.dumps(TEXTS) * 9).encode("utf-16-le"), "not UTF-8 text but UTF-16LE;"),
         ("a.txt", ("text " * 9).encode("utf-16-be"), "iconv -f UTF-16BE"),
+        ("train.bin", np.arange(100, dtype="<u2").tobytes(), "is binary, as files of tokens are; gpt2 train reads"),
         ("a.txt", ("text " * 9).encode("utf-32-le"), "iconv -f UTF-32LE"),
-        ("a.bin", bytes(1000) + b"tokens", "a.bin is binary data"),
+        ("a.dat", bytes(1000) + b"tokens", "a.dat is binary data"),
     ],
 )
 def test_what_is_no_text_is_recognised(name: str, content: bytes, message: str, tmp_path: Path) -> None:

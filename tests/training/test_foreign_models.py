@@ -171,7 +171,9 @@ def test_an_imported_run_keeps_its_dtype_and_whether_it_is_compiled(
     content = torch.load(tmp_path / "nano" / "ckpt.pt", weights_only=True)
     content["config"] = content.get("config", {}) | {"dtype": dtype, "compile": compiled, "device": "cuda"}
     torch.save(content, tmp_path / "nano" / "ckpt.pt")
-    assert gpt2_command("import", tmp_path / "nano", tmp_path / "imported")[0] == 0
+    status, _, err = gpt2_command("import", tmp_path / "nano", tmp_path / "imported")
+    assert status == 0
+    assert f"gpt2 train --init_from=resume --out_dir={tmp_path / 'imported'} --dataset=" in err
     settings = tomllib.loads((tmp_path / "imported" / "config.toml").read_text())
     assert (settings["dtype"], settings["compile"], settings["device"]) == (dtype, compiled, "auto")
 

@@ -1,5 +1,6 @@
 """`gpt2 import`."""
 
+import shlex
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -31,3 +32,5 @@ def import_(
     from gpt2.training.import_model import import_model
 
     print_difference(import_model(model, out, tokenizer, gelu, note), json_)
+    folder = shlex.quote(str(out))
+    note(f"next: gpt2 sample {folder} · gpt2 train --init_from=resume --out_dir={folder} --dataset=DATASET")

@@ -45,6 +45,8 @@ def check_is_text(head: bytes, file: Path) -> None:
         if head.startswith(start):
             raise UserError(f"{file} is {what}, not text; {remedy}")
     encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), _unmarked_encoding(head))
+    if file.suffix == ".bin" and 0 in head:
+        raise UserError(f"{file} is binary, as files of tokens are; gpt2 train reads these: --dataset={file.parent}")
     if encoding:
         raise UserError(
             f"{file} is not UTF-8 text but {encoding}; convert it: iconv -f {encoding} -t UTF-8 {file.name} > NEW.txt"
