@@ -208,6 +208,9 @@ def test_a_conversation_is_written_by_the_template(tiny: Running, client: openai
     deltas = [event.choices[0].delta for event in streamed]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == message.content
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}]
+    again = client.chat.completions.create(model="tiny", messages=parts, max_tokens=15, seed=9)  # type: ignore[arg-type]
+    assert again.choices[0].message.content == message.content
 
 
 def test_the_template_is_rendered_as_transformers_does(tiny: Running) -> None:

@@ -4,7 +4,7 @@ import json
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gpt2.serve.errors import ApiError
 from gpt2.spelling import nearest
@@ -102,11 +102,23 @@ class CompletionBody(Settings):
     suffix: str | None = Field(None, description="Must be empty: GPT-2 cannot insert text before a suffix.")
 
 
+def _joined(content: Any) -> Any:
+    """Return the text of a message that is given in parts. Raises ValueError for parts of other kinds, as images."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise ValueError("every part of a message must be of type text, because GPT-2 reads nothing else")
+    texts = [part.get("text") for part in content]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("every part of a message needs a text")
+    return "".join(texts)
+
+
 class Message(Strict):
     """A message is what somebody says in a conversation."""
 
     role: str = Field(min_length=1, max_length=100)
-    content: str
+    content: Annotated[str, BeforeValidator(_joined)] = Field(description="A text, or a list of its parts.")
     name: str | None = None
 
 
@@ -184,4 +196,4 @@ def _explained(kind: type[Strict], errors: list[Any]) -> ApiError:
     described = kind.model_fields[field].description if field in kind.model_fields else None
     if len(errors) > 1 and len(alternatives) > 1 and described:  # it fits none of several types
         return ApiError(400, f"{field} has a wrong type or value. {described}", param=field)
-    return ApiError(400, f"{place}: {first['msg']}", param=field)
+    return ApiError(400, f"{place}: {first['msg'].removeprefix('Value error, ')}", param=field)
