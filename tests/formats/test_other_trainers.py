@@ -316,3 +316,9 @@ def test_a_folder_with_checkpoints_of_a_trainer_names_the_newest(tmp_path: Path)
     for folder, newest in (("trainer", "checkpoint-100"), ("log", "model_19072.pt")):
         with pytest.raises(UserError, match=f"is no model.*contains models, such as {tmp_path / folder / newest}$"):
             open_model(tmp_path / folder)
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"it holds a LoRA adapter: gpt2 serve MODEL --lora NAME={tmp_path}$"):
+        open_model(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import curve, final_weights
 
+import gpt2
 from gpt2.data.batches import gather
 from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
@@ -191,3 +192,19 @@ def test_data_of_gpt2_fits_a_model_whose_vocabulary_is_rounded_up(
     run = set_up(tiny(out_dir=str(tmp_path / "r"), dataset=str(data), init_from=str(tmp_path / "c.pt")), quiet)
     assert run.model.config.vocab_size == 50304
     assert gpt2_command("eval", "loss", tmp_path / "c.pt", data, "--device=cpu")[0] == 0
+
+
+@pytest.mark.parametrize("init_from", ["resume", "auto"])
+def test_the_run_of_another_program_is_not_started_over(tiny, tmp_path: Path, init_from: str) -> None:
+    """It would be a run from random weights in the folder of the other one."""
+    ours = GPT(GPTConfig(block_size=16, vocab_size=20, n_layer=1, n_head=1, n_embd=8))
+    (tmp_path / "llmc").mkdir()
+    gpt2.export(ours, "safetensors", tmp_path / "llmc" / "model_00000100.safetensors")
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "ckpt.pt").touch()
+    with pytest.raises(
+        UserError, match=r"llmc holds models of another program; start .*--init_from=\S*model_00000100"
+    ):
+        set_up(tiny(out_dir=str(tmp_path / "llmc"), init_from=init_from), quiet)
+    with pytest.raises(UserError, match="nano holds a run of nanoGPT; import it with: gpt2 import"):
+        set_up(tiny(out_dir=str(tmp_path / "nano"), init_from=init_from), quiet)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import UserError, first_line
-from gpt2.formats.open import check_shapes
+from gpt2.formats.open import ADAPTER, check_shapes
 from gpt2.formats.safetensors_file import read_tensors
 from gpt2.formats.source import Source, StoredTensor
 from gpt2.json_file import read_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(transformer\.h\.\d+\.(?:attn|mlp)\.\w+)\.lora_([AB])\.weight")
 MERGE = "merge it with PEFT's merge_and_unload, and serve the result"
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")

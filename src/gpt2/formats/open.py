@@ -27,7 +27,8 @@ Convert = Callable[[str, nn.Module], nn.Module]
 TORCH_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 """First bytes of PyTorch's files: a zip archive, or before PyTorch 1.6 a pickle of their magic number."""
 KINDS = "run, checkpoint, Hugging Face folder, nanoGPT or build-nanogpt checkpoint, llm.c .bin, GGUF or .safetensors"
-
+ADAPTER = "adapter_config.json"
+"""File that describes a LoRA adapter of PEFT."""
 MODEL_FILE = re.compile(r"model.*\.(pt|bin)|.*\.(gguf|safetensors|ckpt)")
 """Names of models among the files of a trainer, which keeps optimizer states in files of the same kinds."""
 
@@ -125,13 +126,15 @@ def _open(name: str) -> Source:
     if (path / DESCRIPTION).is_file():
         raise UserError(f"{name} is a dataset and no model; name a model that was trained on it")
     if path.exists():
-        inside = _newest_model_in(path) if path.is_dir() else None
+        inside = newest_model_in(path) if path.is_dir() else None
         hint = f"; it contains models, such as {inside}" if inside else ""
+        if (path / ADAPTER).is_file():
+            hint = f"; it holds a LoRA adapter: gpt2 serve MODEL --lora NAME={name}"
         raise UserError(f"{name} is no model: no {KINDS}{hint}")
     raise UserError(f"no model {name!r}: {did_you_mean(name, huggingface.OFFICIAL, f'no such {KINDS}')}")
 
 
-def _newest_model_in(folder: Path) -> Path | None:
+def newest_model_in(folder: Path) -> Path | None:
     """Return the model in a folder whose name has the highest numbers, as trainers name checkpoints by steps."""
     found: list[Path] = []
     with suppress(OSError):

@@ -7,9 +7,10 @@ from typing import Any
 from gpt2 import checkpoint
 from gpt2.data.dataset import Dataset
 from gpt2.errors import Log, UserError
+from gpt2.formats.open import newest_model_in
 from gpt2.formats.run_folder import saved_steps
 from gpt2.training.config import TrainConfig
-from gpt2.training.ownership import require_own_files
+from gpt2.training.ownership import CONFIG, require_own_files
 
 NANOGPT_FILE = "ckpt.pt"
 """Name of the file in which nanoGPT keeps a run."""
@@ -24,8 +25,8 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
             f"overwrite would delete the run in {out_dir}, and init_from=resume continues it; leave one of them out"
         )
     has_checkpoints = bool(saved_steps(out_dir))
-    if config.init_from == "resume" and not has_checkpoints and (out_dir / NANOGPT_FILE).is_file():
-        raise UserError(_how_to_import(config, out_dir))
+    if config.init_from in ("resume", "auto") and not has_checkpoints:
+        _require_no_other_program(config, out_dir)
     if config.init_from == "resume" or (config.init_from == "auto" and has_checkpoints):
         return checkpoint.latest(out_dir, log)
     if config.eval_only:
@@ -39,6 +40,17 @@ def checkpoint_to_resume(config: TrainConfig, out_dir: Path, log: Log) -> Path |
         )
     require_own_files(out_dir, config, keep_history=not config.overwrite and config.init_from != "auto")
     return None
+
+
+def _require_no_other_program(config: TrainConfig, out_dir: Path) -> None:
+    """Raise UserError where the run to be continued is another program's, and say how its weights are used."""
+    if (out_dir / NANOGPT_FILE).is_file():
+        raise UserError(_how_to_import(config, out_dir))
+    if not (out_dir / CONFIG).is_file() and (inside := newest_model_in(out_dir)):
+        raise UserError(
+            f"{out_dir} holds models of another program; start from the weights of one with --init_from={inside} and "
+            "another --out_dir"
+        )
 
 
 def _how_to_import(config: TrainConfig, out_dir: Path) -> str:
