@@ -66,14 +66,15 @@ def test_a_run_without_settings_differs_from_no_other(runs: list[Path], gpt2_com
     assert "The settings of these runs are not known." in html
 
 
-def test_losses_of_different_datasets_have_no_best(runs: list[Path], gpt2_command) -> None:
+@pytest.mark.parametrize(("name", "value"), [("dataset", "other"), ("loss_after", "<|assistant|>")])
+def test_losses_of_different_tokens_have_no_best(runs: list[Path], name: str, value: str, gpt2_command) -> None:
     with (runs[1] / "config.toml").open("a") as file:
-        file.write('dataset = "other"\n')
+        file.write(f'{name} = "{value}"\n')
     status, out, err = gpt2_command("compare", *runs, "--json")
     assert status == 0, err
     found = json.loads(out)
     assert found["best"] == {"tokens_per_second": [1]}
-    assert found["settings"]["dataset"] == ["–", '"other"']
+    assert found["settings"][name] == ["–", f'"{value}"']
 
 
 def test_long_or_equal_names_get_a_legend(runs: list[Path], tmp_path: Path, gpt2_command) -> None:

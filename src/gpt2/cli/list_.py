@@ -117,8 +117,8 @@ def runs_text(found: "list[RunEntry]") -> str:
         )
         for r in found
     ]
-    header = ("run", "state", "step", "train loss", "best val", "size", "age", "")
-    return table(header, rows, right=("step", "train loss", "best val", "size", "age"))
+    header = ("run", "state", "step", "step loss", "best val", "size", "age", "")
+    return table(header, rows, right=("step", "step loss", "best val", "size", "age"))
 
 
 def count(value: int | None) -> str:

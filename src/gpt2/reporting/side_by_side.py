@@ -70,9 +70,10 @@ class Comparison:
 def compare(reports: Sequence[RunReport]) -> Comparison:
     """Return how runs compare. Losses are compared at their best, at their end, and at the same step and tokens.
 
-    None of them is the best where the runs have different datasets, because their losses are of different texts.
+    None of them is the best where datasets or `loss_after` differ, because their losses are of different tokens.
     """
-    least = min if len({r.settings.get("dataset") for r in reports}) == 1 else None
+    measured = {(r.settings.get("dataset"), r.settings.get("loss_after") or "") for r in reports}
+    least = min if len(measured) == 1 else None
     losses = [{e["step"]: e["val_loss"] for e in r.evaluations if e.get("val_loss") is not None} for r in reports]
     shared = set.intersection(*map(set, losses)) if losses else set()
     step = max(shared, default=None)
