@@ -1,7 +1,9 @@
 """Training on answers alone (loss_after): which tokens have a loss, and how those of a step are averaged."""
 
 import itertools
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 import gpt2
 from gpt2.answers import Answers
+from gpt2.chat import MARKERS, TEMPLATE, with_speakers
 from gpt2.data.batches import gather
 from gpt2.data.prepare import prepare
 from gpt2.errors import UserError
@@ -151,11 +154,11 @@ def test_a_split_is_measured_as_the_run_measures_it(chat: Make, chats: str, tmp_
 
 @pytest.fixture
 def base(tiny: Make, tmp_path: Path) -> Callable[..., Path]:
-    """Trains a model whose tokenizer has the bytes and end-of-text of `CHAT`, and no speakers."""
+    """Trains a model whose tokenizer has the bytes of `CHAT`, and end-of-text or the given special tokens."""
 
-    def trained(**changes: object) -> Path:
+    def trained(special: SpecialTokens | None = None, **changes: object) -> Path:
         (tmp_path / "t.txt").write_text("some words of a text\n" * 200)
-        tokenizer = BPETokenizer(CHAT.tokens, GPT2_PATTERN)
+        tokenizer = BPETokenizer(CHAT.tokens, GPT2_PATTERN, special=special)
         prepare(tmp_path / "t.txt", out=tmp_path / "plain", note=silent, tokenizer=tokenizer)
         out = tmp_path / "base"
         train(tiny(dataset=str(tmp_path / "plain"), out_dir=str(out), block_size=32, **changes), quiet=True)
@@ -183,6 +186,20 @@ def test_a_model_gets_the_special_tokens_that_it_lacks(
     assert probabilities[..., 257:259].max() < 1 / 257
     assert run.tokenizer.special.ids == SPECIAL.ids
     train_step(run)
+
+
+def test_a_model_that_has_the_speakers_gets_the_template_of_the_conversations(
+    chat: Make, base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its other special tokens, and where its texts ended, stay."""
+    special = SpecialTokens.after(256, [*MARKERS, "<|end|>"])
+    out = base(replace(special, further_ends=(260,)))
+    (tmp_path / "t.json").write_text(json.dumps([{"messages": [{"role": "assistant", "content": "Hi!"}]}] * 200))
+    speaking = with_speakers(BPETokenizer(CHAT.tokens, GPT2_PATTERN, special=SpecialTokens.after(256, MARKERS)))
+    data = prepare(tmp_path / "t.json", out=tmp_path / "talks", note=silent, tokenizer=speaking, chat=True)
+    shape = {"n_layer": None, "n_head": None, "n_embd": None}
+    found = set_up(chat(dataset=str(data), init_from=str(out), **shape), silent).tokenizer.special
+    assert found == replace(special, further_ends=(260, 257, 258), chat_template=TEMPLATE)
 
 
 def test_the_optimizer_state_of_fewer_tokens_is_refused(chat: Make, base: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from gpt2.formats.run_folder import read_description
 from gpt2.formats.safetensors_file import read_tensors
 from gpt2.formats.source import Source, checked_config
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import Tokenizer, from_json, has_ids_of
+from gpt2.tokenizers import BPETokenizer, Tokenizer, from_json, has_ids_of
 from gpt2.training.budget import require_memory
 from gpt2.training.config import TrainConfig
 
@@ -157,12 +157,19 @@ def run_tokenizer(dataset: Dataset, restored: Path | None, source: Source | None
     """Return the tokenizer of the resumed checkpoint, or of the model that a run starts from, or of the dataset.
 
     A model's tokenizer can have more special tokens than the dataset's, which its exports then keep. Where the
-    dataset's has more, the model gets them.
+    dataset's has more, the model gets them. The chat template by which the dataset was written, and where an answer
+    ends by it, replace the model's.
     """
     if restored is not None:
         return from_json(read_description(restored)["tokenizer"])
-    known = source.known_tokenizer if source else None
-    return known if known is not None and has_ids_of(known, dataset.tokenizer) else dataset.tokenizer
+    known, chat = source.known_tokenizer if source else None, dataset.tokenizer.special
+    if known is None or not has_ids_of(known, dataset.tokenizer):
+        return dataset.tokenizer
+    if chat.chat_template in (None, known.special.chat_template) or not isinstance(known, BPETokenizer):
+        return known
+    ends = tuple(dict.fromkeys((*known.special.further_ends, *chat.further_ends)))
+    special = replace(known.special, chat_template=chat.chat_template, further_ends=ends)
+    return BPETokenizer(known.tokens, known.pattern, special=special)
 
 
 def optimizer_state(source: Source | None, config: TrainConfig) -> dict[str, torch.Tensor]:
