@@ -52,8 +52,9 @@ def conversation(messages: Any, where: str, markers: Collection[str]) -> str:
 def with_speakers(tokenizer: Tokenizer) -> BPETokenizer:
     """Return a tokenizer with the special tokens of the speakers, and with the template of `conversation`.
 
-    Tokens that it lacks get the ids after all others. A generated text also ends where another speaker than the
-    assistant begins. Raises UserError for a tokenizer that cannot have them, or that has another template.
+    Tokens that it lacks get the ids after all others, and those that are words become markers. A generated text also
+    ends where another speaker than the assistant begins. Raises UserError for a tokenizer that cannot have them, or
+    that has another template.
     """
     if not isinstance(tokenizer, BPETokenizer):
         raise UserError(
@@ -68,5 +69,6 @@ def with_speakers(tokenizer: Tokenizer) -> BPETokenizer:
     new = [marker for marker in MARKERS if marker not in special.ids]
     ids = dict(special.ids) | {marker: tokenizer.vocab_size + number for number, marker in enumerate(new)}
     ends = dict.fromkeys((*special.further_ends, ids["<|system|>"], ids["<|user|>"]))
-    changed = replace(special, ids=ids, further_ends=tuple(ends), chat_template=TEMPLATE)
+    words = special.words - {*MARKERS}
+    changed = replace(special, ids=ids, further_ends=tuple(ends), words=words, chat_template=TEMPLATE)
     return BPETokenizer(tokenizer.tokens, tokenizer.pattern, special=changed)

@@ -65,6 +65,20 @@ def test_a_tokenizer_keeps_the_speakers_that_it_has() -> None:
     assert again.to_json() == SPEAKING.to_json()
 
 
+def test_a_message_may_contain_a_word_and_no_speaker(tmp_path: Path) -> None:
+    """Words are tokens that a model's users added to its vocabulary, sometimes those of the speakers, too."""
+    ids = {"<|endoftext|>": 256, "Hello": 257, "<|user|>": 258}
+    special = SpecialTokens(ids, eos=256, words=frozenset(["Hello", "<|user|>"]))
+    tokenizer = BPETokenizer(BYTES.tokens, GPT2_PATTERN, special=special)
+    dataset = prepared(tmp_path, [{"messages": TALK}] * 40, tokenizer=tokenizer)
+    assert ids_of(dataset) == [258, *b"Hi!", 260, 257, *b".", 256] * 40
+    assert dataset.tokenizer.special.markers == ["<|endoftext|>", "<|user|>", "<|system|>", "<|assistant|>"]
+    with pytest.raises(UserError, match=r"line 1: message 1 contains the special token <\|user\|>"):
+        prepared(
+            tmp_path, [{"messages": [{"role": "user", "content": "a<|user|>"}]}], tokenizer=tokenizer, overwrite=True
+        )
+
+
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<|" not in text)
 
 

@@ -152,6 +152,7 @@ def _reading(
         chunk=MAX_CHUNK if is_other else CHUNK,
         anywhere=(kind if isinstance(kind, str) else kind.kind) in ("char", "byte"),
         is_chat=is_chat,
+        words=frozenset() if isinstance(kind, str) else kind.special.words,
     )
 
 

@@ -148,6 +148,8 @@ class Reading:
     """Whether text may be cut between any two characters, apart from `markers`."""
     is_chat: bool = False
     """Whether the field of a row holds the messages of a conversation, which become its text."""
+    words: frozenset[str] = frozenset()
+    """Those of `markers` that are words, which a message may contain."""
 
 
 def pieces(file: Path, reading: Reading = Reading()) -> Iterator[Piece]:
@@ -160,7 +162,8 @@ def pieces(file: Path, reading: Reading = Reading()) -> Iterator[Piece]:
     UserError for content that cannot be read, with its line.
     """
     cutting, field = _Cutting(file, reading), reading.field
-    to_text = functools.partial(conversation, markers=reading.markers) if reading.is_chat else None
+    unsaid = [marker for marker in reading.markers if marker not in reading.words]
+    to_text = functools.partial(conversation, markers=unsaid) if reading.is_chat else None
     kind = _kind(file)
     try:
         if kind == ".parquet":
