@@ -12,7 +12,7 @@ ROLES = ("system", "user", "assistant")
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 """The special tokens with which a speaker begins."""
 TEMPLATE = (
-    "{{ bos_token }}"
+    "{{ eos_token }}"
     "{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
     "{{ raise_exception('a role is system, user or assistant') }}"

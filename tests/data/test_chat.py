@@ -91,6 +91,17 @@ def test_the_server_writes_a_conversation_as_it_was_prepared(said: list[tuple[st
     assert rendered(SPEAKING, [Message(**message) for message in messages]) == f"<|endoftext|>{text}<|assistant|>"
 
 
+def test_the_server_begins_with_what_stands_before_a_document() -> None:
+    """That is the token that ends a document, and not another one that other programs put before a text."""
+    ids = {"<s>": 256, "</s>": 257}
+    for bos in (256, None):
+        special = SpecialTokens(ids, eos=257, bos=bos)
+        tokenizer = with_speakers(BPETokenizer(BYTES.tokens, GPT2_PATTERN, special=special))
+        text = rendered(tokenizer, [Message(role="user", content="Hi!")])
+        assert text == "</s><|user|>Hi!<|assistant|>"
+        assert tokenizer.encode(text, specials=True)[0] == tokenizer.eot
+
+
 @pytest.mark.parametrize(
     ("messages", "line"),
     [
