@@ -145,3 +145,6 @@ def test_another_chat_template_is_not_replaced() -> None:
 def test_conversations_without_the_option_are_recognised(options: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"t\.jsonl, line 1: .*; prepare conversations with gpt2 prepare --chat"):
         prepared(tmp_path, [{"messages": TALK}] * 40, chat=False, **options)
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [TALK]}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet.*; prepare conversations with gpt2 prepare --chat"):
+        prepare(tmp_path / "t.parquet", out=tmp_path / "data", **options)

@@ -5,7 +5,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,7 +68,7 @@ def _texts(
             reason = reason or f"{where}: {field!r} is null, not text, and no other row has text in it"
         else:
             found = ", ".join(sorted(map(str, row))[:8]) or "nothing"
-            remedy = CHAT if "messages" in row and field == "text" else "name another with --field"
+            remedy = _remedy(row, field)
             reason = reason or f"{where}: no text in {field!r} (it has {found}); {remedy}"
             absent += 1
         if not is_found and absent == MAX_ABSENT:
@@ -76,6 +76,11 @@ def _texts(
         yield None, read
     if reason and not is_found:
         raise UserError(reason)
+
+
+def _remedy(names: Collection[str], field: str) -> str:
+    """Return what to do about rows with fields of these names that lack `field`."""
+    return CHAT if "messages" in names and field == "text" else "name another with --field"
 
 
 def _value(row: Any, field: str, where: str) -> Any:
@@ -174,8 +179,8 @@ def read_parquet(file: Path, field: str, to_text: ToText | None = None) -> Itera
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             if not _has_column(table.schema_arrow, field):
-                found = ", ".join(table.schema_arrow.names[:8])
-                raise UserError(f"{file}: no column {field!r} (it has {found}); name another with --field")
+                found = ", ".join((names := table.schema_arrow.names)[:8])
+                raise UserError(f"{file}: no column {field!r} (it has {found}); {_remedy(names, field)}")
             yield from _texts(_parquet_rows(table, file, field, size), field, to_text)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({first_line(error)}); fetch it again") from None
