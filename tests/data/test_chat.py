@@ -49,6 +49,15 @@ def test_messages_of_parquet_and_of_another_field_are_read_too(tmp_path: Path) -
     assert ids_of(open_dataset(str(out))) == IDS * 40
 
 
+@pytest.mark.parametrize("length", range(60, 70))
+def test_the_cut_between_training_and_validation_divides_no_speaker(length: int, tmp_path: Path) -> None:
+    """A few short conversations are cut after nine tenths of their characters."""
+    said = [{"role": "user", "content": length * "x"}, {"role": "assistant", "content": "abc"}]
+    dataset = prepared(tmp_path, [{"messages": said}])
+    assert [i for i in ids_of(dataset) if i != 256] == [258, *length * b"x", 259, *b"abc"]
+    assert min(map(len, dataset.splits.values())) > 0
+
+
 def test_a_trained_vocabulary_has_the_speakers(tmp_path: Path) -> None:
     dataset = prepared(tmp_path, [{"messages": TALK}] * 40, tokenizer="bpe", vocab_size=300)
     special = dataset.tokenizer.special

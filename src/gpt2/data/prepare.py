@@ -262,7 +262,8 @@ def _survey(
         is_long = bool(begins) and mark.characters >= LONG_DOCUMENT * mark.documents
         ends = [*begins[1:], mark.characters]
         spans = list(zip(begins, ends, strict=True)) if is_long else [(0, mark.characters)]
-        split = Split(cuts=tuple((begin, begin + int((end - begin) * (1 - fraction))) for begin, end in spans))
+        cuts = tuple((begin, begin + int((end - begin) * (1 - fraction))) for begin, end in spans)
+        split = Split(cuts=cuts, markers=text.reading.markers)
         if text.partition[1] > 1:
             raise UserError(
                 f"the text has {counted(mark.documents, 'document')}, too few to share between machines; omit --part"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2.data.corpora import Input
-from gpt2.data.sources import Piece, Reading, joined_at, pieces
+from gpt2.data.sources import Piece, Reading, extending_over, joined_at, pieces
 
 GOLDEN = (5**0.5 - 1) / 2
 """Golden ratio, whose multiples modulo 1 are evenly spread for any number of them."""
@@ -151,6 +151,8 @@ class Split:
     a few documents; or one pair for all of them together. Empty to split by documents."""
     tokens: int = 0
     """Number of tokens at the beginning that are for validation; 0 to split by text."""
+    markers: tuple[str, ...] = ()
+    """Special tokens in the text; a cut inside one moves to where it begins."""
 
     def __call__(self, located: LocatedPiece) -> list[tuple[str, Piece]]:
         """Return the split of a piece, or of its two halves where the cut is inside it."""
@@ -169,6 +171,8 @@ class Split:
         before = cut - located.characters
         if before >= len(piece.text):
             return [("train", piece)]
+        while inside := [at for marker in self.markers if (at := extending_over(piece.text, marker, before)) >= 0]:
+            before = min(inside)
         if before <= 0:
             return [("val", piece)]
         is_apart = len(self.cuts) > 1  # then both halves are documents
