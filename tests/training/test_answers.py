@@ -140,7 +140,9 @@ def test_a_marker_that_is_no_special_token_is_refused(chat: Make) -> None:
 def test_text_without_answers_is_refused_before_training(chat: Make, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("no one asks anything here\n" * 200)
     prepare(tmp_path / "t.txt", out=tmp_path / "plain", note=silent, tokenizer=CHAT)
-    with pytest.raises(UserError, match=r"no measured token follows the special token of loss_after; prepare"):
+    with pytest.raises(
+        UserError, match=r"no measured token follows the special token of loss_after; .* --val for validation"
+    ):
         train(chat(dataset=str(tmp_path / "plain")), quiet=True)
 
 

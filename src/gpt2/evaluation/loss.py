@@ -152,8 +152,8 @@ def measure(
     counts, ids = np.sum(world.gather(counts), axis=0), np.sum(world.gather(ids), axis=0)
     if not counts.any():
         raise UserError(
-            "no measured token follows the special token of loss_after; prepare text that contains it with "
-            "--parse_special, measure more of the split, or leave --loss_after out"
+            "no measured token follows the special token of loss_after; prepare text that contains it, with --chat "
+            "or --parse_special, and with --val for validation; measure more of the split; or leave --loss_after out"
         )
     return Loss(np.sum([nats for _, nats in by_window], axis=0), counts, ids)
 
