@@ -55,6 +55,14 @@ def test_the_last_128_losses_are_kept_without_the_spikes() -> None:
     assert run.state.recent_losses == losses[-128:]
 
 
+def test_steps_without_a_token_that_has_a_loss_do_not_count() -> None:
+    run = SimpleNamespace(state=TrainState(), config=SimpleNamespace(rollback_on_spike=3.0))
+    watch = SpikeWatch(SimpleNamespace(run=run, log=None, console=None))
+    assert not any(watch.is_spike(loss) for loss in [0.0] * 40 + [5.0, 0.0] * 40)
+    assert run.state.recent_losses == [5.0] * 40
+    assert watch.is_spike(9.0)
+
+
 def test_batches_left_out_and_time_add_up(tiny, tmp_path: Path, spikes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Back from step 25 to 20, and from 45 to 40. Each update counts as a second, also when it is done again."""
     monkeypatch.setattr(Ledger, "steps", lambda self, phases: float(len(phases)))

@@ -36,7 +36,9 @@ class SpikeWatch:
         self.run, self.log, self.console = session.run, session.log, session.console
 
     def is_spike(self, loss: float) -> bool:
-        """Return whether this loss is a spike; if not, the next losses are compared with it too."""
+        """Return whether this loss is a spike; if not, the next losses are compared with it too, unless it is 0."""
+        if loss == 0:  # no token of the step had one, as loss_after makes possible
+            return False
         recent = self.run.state.recent_losses
         if is_spike(recent, loss, self.run.config.rollback_on_spike):
             return True
