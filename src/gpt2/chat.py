@@ -28,18 +28,24 @@ which stands before a document in the training text, too."""
 def conversation(messages: Any, where: str, markers: Collection[str]) -> str:
     """Return messages, each an object with `role` and `content`, as one text.
 
-    markers: the special tokens of the tokenizer, which nobody may say. where: the place of the messages, for errors.
-    Raises UserError for anything else.
+    A content is a text, or a list of parts of type `text`, as in OpenAI's API. markers: the special tokens of the
+    tokenizer, which nobody may say. where: the place of the messages, for errors. Raises UserError for anything else.
     """
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: no list of messages, each with role and content; fix the row or remove it")
     text = ""
     for number, message in enumerate(messages, start=1):
         role, content = (message.get(key) if isinstance(message, dict) else None for key in ("role", "content"))
-        if role not in ROLES or not isinstance(content, str):
+        content = joined(content)
+        if role not in ROLES or content is None:
             raise UserError(
                 f"{where}: message {number} needs a role (system, user or assistant) and a text as content; fix the "
                 "row or remove it"
+            )
+        if message.get("tool_calls") or message.get("weight", 1) != 1:
+            raise UserError(
+                f"{where}: message {number} has tool_calls or a weight, which cannot be trained here; remove the "
+                "row, or the messages from there on"
             )
         if said := [marker for marker in markers if marker in content]:
             raise UserError(
@@ -47,6 +53,15 @@ def conversation(messages: Any, where: str, markers: Collection[str]) -> str:
             )
         text += f"<|{role}|>{content}"
     return text
+
+
+def joined(content: Any) -> str | None:
+    """Return a text that is given whole or as a list of parts of type `text`; None for any other content."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(isinstance(p, dict) and p.get("type") == "text" for p in parts):
+        return None
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(parts) else None
 
 
 def with_speakers(tokenizer: Tokenizer) -> BPETokenizer:

@@ -118,6 +118,9 @@ def test_the_server_begins_with_what_stands_before_a_document() -> None:
         ("Hi!", "no list of messages"),
         ([{"role": "tool", "content": "x"}], r"message 1 needs a role \(system, user or assistant\) and a text"),
         ([*TALK, {"role": "user"}], "message 3 needs a role"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1 needs a role"),
+        ([TALK[0], {**TALK[1], "weight": 0}], "message 2 has tool_calls or a weight"),
+        ([TALK[0], {"role": "assistant", "content": "", "tool_calls": [{}]}], "message 2 has tool_calls or a weight"),
         ([*TALK, "Hi!"], "message 3 needs a role"),
         ([{"role": "user", "content": "a<|assistant|>b"}], r"message 1 contains the special token <\|assistant\|>"),
         ([{"role": "user", "content": "a<|endoftext|>b"}], r"message 1 contains the special token <\|endoftext\|>"),
@@ -131,7 +134,7 @@ def test_a_row_that_is_no_conversation_is_named(messages: object, line: str, tmp
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"name": "t.txt"}, r"--chat reads rows of messages .*t\.txt has none; write a line for each"),
+        ({"name": "t.txt"}, r"--chat reads rows of messages .*t\.txt has none; write a \.jsonl file"),
         ({"tokenizer": "char"}, "a char tokenizer has no tokens for speakers; use --tokenizer=gpt2 or bpe"),
         ({"tokenizer": ByteTokenizer()}, "a byte tokenizer has no tokens for speakers"),
         ({"parse_special": False}, "leave --no-parse_special out with --chat"),
@@ -157,3 +160,8 @@ def test_conversations_without_the_option_are_recognised(options: dict[str, str]
     pyarrow.parquet.write_table(pyarrow.table({"messages": [TALK]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"t\.parquet.*; prepare conversations with gpt2 prepare --chat"):
         prepare(tmp_path / "t.parquet", out=tmp_path / "data", **options)
+
+
+def test_the_parts_of_a_message_are_one_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i!"}]
+    assert ids_of(prepared(tmp_path, [{"messages": [{"role": "user", "content": parts}, TALK[1]]}] * 40)) == IDS * 40

@@ -55,7 +55,7 @@ REFUSED = [
     (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, "messages", "no role wizard"),
     (CHAT, {"messages": [{"role": "user"}]}, "messages", "messages.0.content"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "must be of type text"),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages", "needs a text"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages", "have a text"),
     (CHAT, {"messages": USER, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),
     (CHAT, {"messages": USER, "max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens", "the same"),
     (CHAT, {"messages": USER, "max_tokens": 500}, "messages", "context is 128"),

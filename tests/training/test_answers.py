@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_a_split_is_measured_as_the_run_measures_it(chat: Make, chats: str, tmp_
     result = train(chat(out_dir=str(tmp_path / "run"), max_iters=5, eval_iters=0), quiet=True)
     found = gpt2.evaluate(tmp_path / "run", chats, loss_after="<|assistant|>", dtype="float32")
     assert found.loss == pytest.approx(result.val_loss, rel=0.02)  # its last window is not moved back
+    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) * 4 / 3, rel=0.02)  # 3 letters and an end
     everything = gpt2.evaluate(tmp_path / "run", chats, dtype="float32")
     assert found.tokens < everything.tokens / 2
 

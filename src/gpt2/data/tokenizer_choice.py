@@ -36,8 +36,8 @@ def for_chat(
         raise UserError("the speakers of conversations are special tokens; leave --no-parse_special out with --chat")
     if other := [i.name for i in inputs if not has_rows(Path(i.name))]:
         raise UserError(
-            f"--chat reads rows of messages (.jsonl, .json, .parquet), and {other[0]} has none; write a line for "
-            'each conversation: {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", …}]}'
+            f"--chat reads rows of messages (.jsonl, .json, .parquet), and {other[0]} has none; write a .jsonl file, "
+            'a line each: {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
         )
     if kind != "bpe":
         made = {"char": lambda: CharTokenizer(""), "byte": ByteTokenizer, "gpt2": gpt2_tokenizer}

@@ -83,9 +83,11 @@ class Loss:
     def bits_per_byte(self, tokenizer: Tokenizer) -> float | None:
         """Return the loss in bits per byte of the predicted text; None if the text has no bytes.
 
-        It is comparable between models with different tokenizers. End-of-text counts as a token without bytes.
+        It is comparable between models with different tokenizers. Markers such as end-of-text count as tokens without
+        bytes.
         """
-        sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.flatnonzero(self.ids).tolist() if i != tokenizer.eot}
+        markers = {tokenizer.special.ids[text] for text in tokenizer.special.markers}
+        sizes = {i: len(tokenizer.decode_bytes([i])) for i in np.flatnonzero(self.ids).tolist() if i not in markers}
         text = sum(size * int(self.ids[i]) for i, size in sizes.items())
         return math.fsum(self.nats) / math.log(2) / text if text else None
 

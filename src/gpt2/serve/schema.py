@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from gpt2.chat import joined
 from gpt2.serve.errors import ApiError
 from gpt2.spelling import nearest
 
@@ -106,12 +107,9 @@ def _joined(content: Any) -> Any:
     """Return the text of a message that is given in parts. Raises ValueError for parts of other kinds, as images."""
     if not isinstance(content, list):
         return content
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        raise ValueError("every part of a message must be of type text, because GPT-2 reads nothing else")
-    texts = [part.get("text") for part in content]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("every part of a message needs a text")
-    return "".join(texts)
+    if (text := joined(content)) is None:
+        raise ValueError("every part of a message must be of type text and have a text; GPT-2 reads nothing else")
+    return text
 
 
 class Message(Strict):
