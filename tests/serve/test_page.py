@@ -53,6 +53,7 @@ def slow_writing(opened: Open) -> Iterator[tuple[Running, "Page"]]:
     with running(engine=Slower, block_size=1024) as one:
         tab = opened(one.address)
         tab.get_by_label("Tokens", exact=True).fill("900")
+        tab.get_by_label("Seed").fill("7")  # with some seeds a token is the second likeliest, which then is no other
         tab.get_by_role("button", name="Write", exact=True).click()
         yield one, tab
 
