@@ -222,8 +222,8 @@ def gather(
 
     With `answers`, the targets outside of them are -1.
     """
-    sequences = torch.from_numpy(np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64))
-    x, y = sequences[:, :-1], sequences[:, 1:]
-    batch = torch.stack([x, y if answers is None else answers.only(x, y)])
+    batch = torch.from_numpy(np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64))
+    if answers is not None:
+        batch = torch.cat([batch, answers.only(batch[:, :-1], batch[:, 1:])], dim=1)
     batch = batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
-    return batch[0], batch[1]
+    return batch[:, :block_size], batch[:, -block_size:]

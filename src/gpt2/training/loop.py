@@ -62,10 +62,10 @@ def train(
     log_interval steps.
 
     In the main thread SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 finish the current step, save and return; a second
-    one exits.
-    Whatever else ends the training, the last complete step is saved where that is possible. Raises UserError, or
-    TrainingFailed for an exception that is not the user's. Under torchrun all its processes train together; a signal
-    to one of them ends all. imports: seconds that the process needed before this call, for the log.
+    one exits. Whatever else ends the training, the last complete step is saved where that is possible. Raises
+    UserError, or TrainingFailed for an exception that is not the user's. Under torchrun all its processes train
+    together; a signal to one of them ends all. imports: seconds that the process needed before this call, for the
+    log.
     """
     _check_types(config, model, callback)
     ledger = Ledger(imports)
