@@ -1,8 +1,9 @@
 // One step of GPT-2 on a CPU: some new tokens of each of several texts, from embeddings to logits.
 //
 // native.py compiles this file when a model is prepared for decoding. It computes what model.py computes, in float32,
-// from matrices in the dtype WEIGHT. With few tokens, the time of a step is that of reading the matrices once, so a team
-// of threads goes through the step together, without PyTorch's cost of starting each operation.
+// from matrices in the dtype WEIGHT; what is multiplied with int8 is rounded to 16 bits. With few tokens, the time of a
+// step is that of reading the matrices once, so a team of threads goes through the step together, without PyTorch's cost
+// of starting each operation.
 
 #include <math.h>
 #include <stddef.h>
@@ -86,6 +87,44 @@ static inline float value(Weight w) { return (float)w; }
 typedef Weight Packed __attribute__((vector_size(sizeof(Weight) * LANES), aligned(1), may_alias));
 static inline Vector vector(const Weight *w) { return (Vector)VECTOR(w); }
 
+// The inputs of a product: float32 or, with int8, integers of 16 bits, of which a processor multiplies and adds twice as
+// many at a time. TERMS: number of products that are added to the lanes of a sum at a time.
+#if defined(WEIGHT_int8) && defined(__AVX512BW__)
+#define INTEGERS
+typedef __m512i Sums;
+#define WIDENED(w) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(w)))
+#define AS_FLOATS(sums) _mm512_cvtepi32_ps(sums)
+#elif defined(WEIGHT_int8) && defined(__AVX2__) && defined(EIGHT)
+#define INTEGERS
+typedef __m256i Sums;
+#define WIDENED(w) _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w)))
+#define AS_FLOATS(sums) _mm256_cvtepi32_ps(sums)
+#endif
+#if defined(INTEGERS)
+typedef int16_t Input;
+typedef int16_t Inputs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+enum { TERMS = 2 * LANES };
+static inline Inputs weights_of(const Weight *w) { return (Inputs)WIDENED(w); }
+static inline Vector lanes_of(Sums sums) { return (Vector)AS_FLOATS(sums); }
+// Adds the products of neighbours to the sums. With intrinsics, GCC 12 keeps the sums of a tile in memory.
+static inline Sums multiply_add(Inputs a, Inputs b, Sums sums) {
+#if defined(__AVX512VNNI__)
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(b));
+#else
+    Sums products;
+    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sums), "=&v"(products) : "v"(a), "v"(b));
+#endif
+    return sums;
+}
+#else
+typedef float Input;
+typedef Vector Inputs, Sums;
+enum { TERMS = LANES };
+static inline Inputs weights_of(const Weight *w) { return vector(w); }
+static inline Vector lanes_of(Sums sums) { return sums; }
+static inline Sums multiply_add(Inputs a, Inputs b, Sums sums) { return fused(a, b, sums); }
+#endif
+
 // A number of the keys and values in memory. to_kept: float32 as such a number. kept, from_kept: LANES or one as float32.
 #if defined(KEPT_float16)
 #if !defined(__F16C__) && !defined(__aarch64__)
@@ -127,12 +166,18 @@ typedef struct {
     const int64_t *slots, *positions;     // (B): slot and position of each token
 } Cache;
 
-// Rows of a matrix, and tokens, whose products are summed at the same time: as many as there are registers for the sums.
+// Rows of a matrix, and tokens, whose products are summed at the same time: as many as there are registers for the sums,
+// the inputs and a weight.
 #if defined(__AVX512F__)
 enum { ROWS = 4, TOKENS = 6 };
+#elif defined(INTEGERS)
+enum { ROWS = 4, TOKENS = 2 };
+#elif defined(EIGHT)
+enum { ROWS = 4, TOKENS = 3 };
 #else
 enum { ROWS = 4, TOKENS = 4 };
 #endif
+typedef float Rows __attribute__((vector_size(4 * ROWS), aligned(4), may_alias));  // a number of each row of a tile
 enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
 enum { LINE = 64, AHEAD = 24576 };  // bytes of a line of memory, and by which reading, into the second cache, is ahead
 
@@ -154,11 +199,11 @@ static inline float sum_of(Vector v) {
     const __m128 four = four_lanes(v), two = four + _mm_movehl_ps(four, four);
     return two[0] + two[1];
 }
-static inline void sums_of(Vector a, Vector b, Vector c, Vector d, float *sums) {
+static inline Rows sums_of(Vector a, Vector b, Vector c, Vector d) {
     const __m128 fours[] = {four_lanes(a), four_lanes(b), four_lanes(c), four_lanes(d)};
     const __m128 ab = _mm_movelh_ps(fours[0], fours[1]) + _mm_movehl_ps(fours[1], fours[0]);
     const __m128 cd = _mm_movelh_ps(fours[2], fours[3]) + _mm_movehl_ps(fours[3], fours[2]);
-    _mm_storeu_ps(sums, _mm_shuffle_ps(ab, cd, 0x88) + _mm_shuffle_ps(ab, cd, 0xDD));
+    return (Rows)(_mm_shuffle_ps(ab, cd, 0x88) + _mm_shuffle_ps(ab, cd, 0xDD));
 }
 #else
 static inline float sum_of(Vector v) {
@@ -168,52 +213,71 @@ static inline float sum_of(Vector v) {
         for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
     return sums[0];
 }
-static inline void sums_of(Vector a, Vector b, Vector c, Vector d, float *sums) {
-    sums[0] = sum_of(a), sums[1] = sum_of(b), sums[2] = sum_of(c), sums[3] = sum_of(d);
+static inline Rows sums_of(Vector a, Vector b, Vector c, Vector d) {
+    return (Rows){sum_of(a), sum_of(b), sum_of(c), sum_of(d)};
 }
 #endif
+
+// What is multiplied with matrices: B rows of numbers, which may have a scale each.
+typedef struct {
+    const Input *values;
+    const float *scales;  // (B), or NULL
+} Tokens;
+
+// The products of n_rows rows with what is left of an input from column `begin` on.
+static __attribute__((noinline)) Rows rest(const Weight *w, const Input *in, int begin, int columns, int n_rows) {
+    Rows found = {0};
+    for (int r = 0; r < n_rows; r++)
+        for (int j = begin; j < columns; j++) found[r] += value(w[(size_t)r * columns + j]) * in[j];
+    return found;
+}
 
 // y[b][row] = matrix[row] · x[b] (+ bias) for n_rows rows and n_tokens tokens, which are constants where this is inlined.
 // Each product is summed in the same order whatever they are, so that a token does not depend on the number of tokens.
 // In each of its iterations, the tile asks for `lines` lines of memory from `ahead` on.
 static inline __attribute__((always_inline)) void tile(
-    const Matrix m, int columns, const float *x, float *y, int stride, int row, int b, int n_rows, int n_tokens,
+    const Matrix m, int columns, const Tokens x, float *y, int stride, int row, int b, int n_rows, int n_tokens,
     const char *ahead, int lines) {
     const Weight *w = m.weight + (size_t)row * columns;
-    const float *in = x + (size_t)b * columns;
-    Vector sums[ROWS][TOKENS] = {{{0}}};
+    const Input *in = x.values + (size_t)b * columns;
+    Sums sums[ROWS][TOKENS] = {{{0}}};
     int i = 0;
-    for (; i + LANES <= columns; i += LANES) {
-        Vector inputs[TOKENS];
+    for (; i + TERMS <= columns; i += TERMS) {
+        Inputs inputs[TOKENS];
         for (int t = 0; t < n_tokens; t++) {
-            inputs[t] = *(const Vector *)(in + (size_t)t * columns + i);
+            inputs[t] = *(const Inputs *)(in + (size_t)t * columns + i);
             KEEP(inputs[t]);
         }
         for (int line = 0; line < lines; line++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
         for (int r = 0; r < n_rows; r++) {
-            const Vector weights = vector(w + (size_t)r * columns + i);
-            for (int t = 0; t < n_tokens; t++) sums[r][t] = fused(weights, inputs[t], sums[r][t]);
+            const Inputs weights = weights_of(w + (size_t)r * columns + i);
+            for (int t = 0; t < n_tokens; t++) sums[r][t] = multiply_add(weights, inputs[t], sums[r][t]);
         }
     }
     for (int t = 0; t < n_tokens; t++) {
-        float found[ROWS];
+        Rows found = {sum_of(lanes_of(sums[0][t]))};
         if (n_rows == ROWS)
-            sums_of(sums[0][t], sums[1][t], sums[2][t], sums[3][t], found);
-        else
-            for (int r = 0; r < n_rows; r++) found[r] = sum_of(sums[r][t]);
-        for (int r = 0; r < n_rows; r++) {
-            for (int j = i; j < columns; j++) found[r] += value(w[(size_t)r * columns + j]) * in[(size_t)t * columns + j];
-            if (m.scales) found[r] *= m.scales[row + r];
-            y[(size_t)(b + t) * stride + row + r] = m.bias ? found[r] + m.bias[row + r] : found[r];
+            found = sums_of(lanes_of(sums[0][t]), lanes_of(sums[1][t]), lanes_of(sums[2][t]), lanes_of(sums[3][t]));
+        if (i < columns) found += rest(w, in + (size_t)t * columns, i, columns, n_rows);
+        float *out = y + (size_t)(b + t) * stride + row;
+        if (x.scales) found *= x.scales[b + t];
+        if (n_rows == ROWS) {
+            if (m.scales) found *= *(const Rows *)(m.scales + row);
+            if (m.bias) found += *(const Rows *)(m.bias + row);
+            *(Rows *)out = found;
+        } else {
+            if (m.scales) found[0] *= m.scales[row];
+            if (m.bias) found[0] += m.bias[row];
+            *out = found[0];
         }
     }
 }
 
 // The products of n_rows rows with all B tokens. The tiles share the lines to ask for.
 static inline __attribute__((always_inline)) void rows_with_tokens(
-    const Matrix m, int columns, const float *x, int B, float *y, int stride, int row, int n_rows) {
-    const int tiles = (B + TOKENS - 1) / TOKENS, iterations = columns / LANES;
-    const int lines = (n_rows * LANES * (int)sizeof(Weight) + tiles * LINE - 1) / (tiles * LINE);
+    const Matrix m, int columns, const Tokens x, int B, float *y, int stride, int row, int n_rows) {
+    const int tiles = (B + TOKENS - 1) / TOKENS, iterations = columns / TERMS;
+    const int lines = (n_rows * TERMS * (int)sizeof(Weight) + tiles * LINE - 1) / (tiles * LINE);
     const char *ahead = (const char *)(m.weight + (size_t)row * columns) + AHEAD;
     int b = 0;
     for (; b + TOKENS <= B; b += TOKENS, ahead += iterations * lines * LINE)
@@ -228,14 +292,49 @@ static inline __attribute__((always_inline)) void rows_with_tokens(
 }
 
 // The products of rows begin … end - 1 with all B tokens.
-static void product(const Matrix m, int columns, const float *x, int B, float *y, int stride, int begin, int end) {
+static void product(const Matrix m, int columns, const Tokens x, int B, float *y, int stride, int begin, int end) {
     int row = begin;
-#if !defined(WEIGHT_int8)  // converting int8 takes longer than reading it, and is faster for several rows
+#if !defined(WEIGHT_int8) || defined(INTEGERS)  // int8 is converted to float32 faster for several rows
     if (B == 1)  // the processor reads ahead by itself where memory is read in its order, and faster than when asked to
         for (; row < end; row++) tile(m, columns, x, y, stride, row, 0, 1, 1, NULL, 0);
 #endif
     for (; row + ROWS <= end; row += ROWS) rows_with_tokens(m, columns, x, B, y, stride, row, ROWS);
     for (; row < end; row++) rows_with_tokens(m, columns, x, B, y, stride, row, 1);
+}
+
+#if defined(INTEGERS)
+// The largest integer for which no lane of a sum of `columns` products can overflow.
+static int largest_integer(int columns) {
+    const int terms = TERMS / LANES * (columns / TERMS + 1), largest = INT32_MAX / (128 * terms);
+    return largest < INT16_MAX ? largest : INT16_MAX;
+}
+
+// x ≈ values · scale: the largest value of a token becomes the largest integer. Its products are then exact, whatever
+// the order of their sum.
+static void to_integers(const float *x, int size, int16_t *values, float *scale) {
+    float largest = 1e-30f;
+    const int limit = largest_integer(size);
+#pragma omp simd reduction(max : largest)
+    for (int i = 0; i < size; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    const float factor = (float)limit / largest;
+#pragma omp simd
+    for (int i = 0; i < size; i++) values[i] = (int16_t)(int)(x[i] * factor + copysignf(0.5f, x[i]));
+    *scale = largest / (float)limit;
+}
+#endif
+
+// B rows of x as what is multiplied. All threads call this together. memory: (B · size + 1) / 2 + B floats.
+static Tokens tokens_of(const float *x, int B, int size, float *memory) {
+#if defined(INTEGERS)
+    int16_t *values = (int16_t *)memory;
+    float *scales = memory + ((size_t)B * size + 1) / 2;
+#pragma omp for
+    for (int b = 0; b < B; b++) to_integers(x + (size_t)b * size, size, values + (size_t)b * size, scales + b);
+    return (Tokens){values, scales};
+#else
+    (void)B, (void)size, (void)memory;
+    return (Tokens){x, NULL};
+#endif
 }
 
 // x = the embedding of a token at a position.
@@ -339,14 +438,14 @@ static int omp_get_num_threads(void) { return 1; }
 #endif
 
 // ids: (B), the tokens. wanted: (W), those of them whose logits are computed, in ascending order. logits: (W, V).
-// memory: n_threads · n_scores + B · 10 · C floats. n_scores: at least the largest position + 1. A row of the logits is
-// the same, bit for bit, whatever the other tokens are.
+// memory: n_threads · n_scores + B · (12 · C + 1) floats. n_scores: at least the largest position + 1. A row of the
+// logits is the same, bit for bit, whatever the other tokens are.
 void decode(
     const Model *model, const Cache *cache, int B, const int64_t *ids, int W, const int64_t *wanted, float *logits,
     float *memory, int n_scores, int n_threads) {
     const int C = model->n_embd, nh = model->n_head, hs = C / nh;
     float *normed = memory + (size_t)n_threads * n_scores, *qkv = normed + (size_t)B * C, *y = qkv + (size_t)B * 3 * C;
-    float *hidden = y + (size_t)B * C, *x = hidden + (size_t)B * 4 * C;
+    float *hidden = y + (size_t)B * C, *x = hidden + (size_t)B * 4 * C, *inputs = x + (size_t)B * C;
 #pragma omp parallel num_threads(n_threads)
     {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
@@ -360,7 +459,7 @@ void decode(
             for (int b = 0; b < B; b++)
                 layer_norm(x + (size_t)b * C, block->ln_1_weight, block->ln_1_bias, C, normed + (size_t)b * C);
             share(3 * C, thread, threads, &begin, &end);
-            product(block->c_attn, C, normed, B, qkv, 3 * C, begin, end);
+            product(block->c_attn, C, tokens_of(normed, B, C, inputs), B, qkv, 3 * C, begin, end);
 #pragma omp barrier
 #pragma omp for
             for (int b = 0; b < B; b++) {
@@ -380,7 +479,7 @@ void decode(
                 }
             }
             share(C, thread, threads, &begin, &end);
-            product(block->attn_c_proj, C, y, B, normed, C, begin, end);
+            product(block->attn_c_proj, C, tokens_of(y, B, C, inputs), B, normed, C, begin, end);
 #pragma omp barrier
 #pragma omp for
             for (int b = 0; b < B; b++) {
@@ -389,11 +488,11 @@ void decode(
                 layer_norm(row, block->ln_2_weight, block->ln_2_bias, C, out);
             }
             share(4 * C, thread, threads, &begin, &end);
-            product(block->c_fc, C, normed, B, hidden, 4 * C, begin, end);
+            product(block->c_fc, C, tokens_of(normed, B, C, inputs), B, hidden, 4 * C, begin, end);
             for (int b = 0; b < B; b++) gelu(hidden + (size_t)b * 4 * C + begin, end - begin, model->tanh_gelu);
 #pragma omp barrier
             share(C, thread, threads, &begin, &end);
-            product(block->mlp_c_proj, 4 * C, hidden, B, normed, C, begin, end);
+            product(block->mlp_c_proj, 4 * C, tokens_of(hidden, B, 4 * C, inputs), B, normed, C, begin, end);
             for (int b = 0; b < B; b++)
                 for (int i = begin; i < end; i++) x[(size_t)b * C + i] += normed[(size_t)b * C + i];
 #pragma omp barrier
@@ -402,6 +501,6 @@ void decode(
         for (int w = 0; w < W; w++)
             layer_norm(x + (size_t)wanted[w] * C, model->ln_f_weight, model->ln_f_bias, C, normed + (size_t)w * C);
         share(model->vocab_size, thread, threads, &begin, &end);
-        product(model->wte, C, normed, W, logits, model->vocab_size, begin, end);
+        product(model->wte, C, tokens_of(normed, W, C, inputs), W, logits, model->vocab_size, begin, end);
     }
 }

@@ -98,7 +98,7 @@ class NativeStep:
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise IndexError(f"the token ids are {min(ids)} … {max(ids)}; the model has 0 … {config.vocab_size - 1}")
         n_scores = -(-(max(positions) + 1) // ALIGNED) * ALIGNED  # each thread's begin at a cache line
-        memory = torch.empty(threads * n_scores + count * 10 * config.n_embd)
+        memory = torch.empty(threads * n_scores + count * (12 * config.n_embd + 1))
         logits = torch.empty(len(wanted), config.vocab_size)
         # Arrays and addresses rather than tensors and their operations: in a step, whose weights displaced all other
         # code from the caches, each different operation of PyTorch takes 30 to 100 µs.

@@ -1,7 +1,8 @@
 """Prepares a model for decoding: its matrices in a smaller dtype, which is what the time of a token depends on.
 
 Decoding one text reads every matrix once per token, so the time follows from their bytes. Activations and LayerNorms
-stay as they are, in float32 on a CPU. `native.kv_dtype` says in which dtype keys and values are kept.
+stay as they are, in float32 on a CPU; `decode.c` rounds what is multiplied with int8 to 16 bits. `native.kv_dtype`
+says in which dtype keys and values are kept.
 """
 
 import copy
