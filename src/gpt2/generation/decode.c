@@ -177,9 +177,10 @@ enum { ROWS = 4, TOKENS = 3 };
 #else
 enum { ROWS = 4, TOKENS = 4 };
 #endif
-typedef float Rows __attribute__((vector_size(4 * ROWS), aligned(4), may_alias));  // a number of each row of a tile
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));  // a number of each of ROWS rows or KEYS keys
 enum { KEYS = 4, STRIP = 4 };  // keys, and vectors of channels, of a head that are computed at the same time
-enum { LINE = 64, AHEAD = 24576 };  // bytes of a line of memory, and by which reading, into the second cache, is ahead
+enum { LINE = 64 };  // bytes of a line of memory
+enum { AHEAD = 24576, KEPT_AHEAD = 4096 };  // bytes by which reading, into the second cache, is ahead: matrices, and keys
 
 // Keeps a vector in a register. The compiler would load it again for each product, and a tile would wait for loads.
 #if defined(__x86_64__)
@@ -199,11 +200,11 @@ static inline float sum_of(Vector v) {
     const __m128 four = four_lanes(v), two = four + _mm_movehl_ps(four, four);
     return two[0] + two[1];
 }
-static inline Rows sums_of(Vector a, Vector b, Vector c, Vector d) {
+static inline Four sums_of(Vector a, Vector b, Vector c, Vector d) {
     const __m128 fours[] = {four_lanes(a), four_lanes(b), four_lanes(c), four_lanes(d)};
     const __m128 ab = _mm_movelh_ps(fours[0], fours[1]) + _mm_movehl_ps(fours[1], fours[0]);
     const __m128 cd = _mm_movelh_ps(fours[2], fours[3]) + _mm_movehl_ps(fours[3], fours[2]);
-    return (Rows)(_mm_shuffle_ps(ab, cd, 0x88) + _mm_shuffle_ps(ab, cd, 0xDD));
+    return (Four)(_mm_shuffle_ps(ab, cd, 0x88) + _mm_shuffle_ps(ab, cd, 0xDD));
 }
 #else
 static inline float sum_of(Vector v) {
@@ -213,8 +214,8 @@ static inline float sum_of(Vector v) {
         for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
     return sums[0];
 }
-static inline Rows sums_of(Vector a, Vector b, Vector c, Vector d) {
-    return (Rows){sum_of(a), sum_of(b), sum_of(c), sum_of(d)};
+static inline Four sums_of(Vector a, Vector b, Vector c, Vector d) {
+    return (Four){sum_of(a), sum_of(b), sum_of(c), sum_of(d)};
 }
 #endif
 
@@ -225,8 +226,8 @@ typedef struct {
 } Tokens;
 
 // The products of n_rows rows with what is left of an input from column `begin` on.
-static __attribute__((noinline)) Rows rest(const Weight *w, const Input *in, int begin, int columns, int n_rows) {
-    Rows found = {0};
+static __attribute__((noinline)) Four rest(const Weight *w, const Input *in, int begin, int columns, int n_rows) {
+    Four found = {0};
     for (int r = 0; r < n_rows; r++)
         for (int j = begin; j < columns; j++) found[r] += value(w[(size_t)r * columns + j]) * in[j];
     return found;
@@ -255,16 +256,16 @@ static inline __attribute__((always_inline)) void tile(
         }
     }
     for (int t = 0; t < n_tokens; t++) {
-        Rows found = {sum_of(lanes_of(sums[0][t]))};
+        Four found = {sum_of(lanes_of(sums[0][t]))};
         if (n_rows == ROWS)
             found = sums_of(lanes_of(sums[0][t]), lanes_of(sums[1][t]), lanes_of(sums[2][t]), lanes_of(sums[3][t]));
         if (i < columns) found += rest(w, in + (size_t)t * columns, i, columns, n_rows);
         float *out = y + (size_t)(b + t) * stride + row;
         if (x.scales) found *= x.scales[b + t];
         if (n_rows == ROWS) {
-            if (m.scales) found *= *(const Rows *)(m.scales + row);
-            if (m.bias) found += *(const Rows *)(m.bias + row);
-            *(Rows *)out = found;
+            if (m.scales) found *= *(const Four *)(m.scales + row);
+            if (m.bias) found += *(const Four *)(m.bias + row);
+            *(Four *)out = found;
         } else {
             if (m.scales) found[0] *= m.scales[row];
             if (m.bias) found[0] += m.bias[row];
@@ -368,6 +369,11 @@ static void gelu(float *x, int size, int is_tanh) {
     }
 }
 
+// Asks for `count` numbers that are read KEPT_AHEAD bytes later. The processor itself foresees only those of a page.
+static inline __attribute__((always_inline)) void ask(const Kept *k, int count) {
+    for (int i = 0; i < count * (int)sizeof(Kept); i += LINE) __builtin_prefetch((const char *)k + i, 0, 2);
+}
+
 // scores[t] = scale · q · k[t] for n keys, a constant where this is inlined. Each is summed in the same order.
 static inline __attribute__((always_inline)) void score(
     const float *q, const Kept *k, int size, float scale, float *scores, int n) {
@@ -376,19 +382,25 @@ static inline __attribute__((always_inline)) void score(
     for (; i + LANES <= size; i += LANES)
         for (int t = 0; t < n; t++)
             sums[t] = fused(*(const Vector *)(q + i), kept(k + (size_t)t * size + i), sums[t]);
-    for (int t = 0; t < n; t++) {
-        float sum = sum_of(sums[t]);
-        for (int j = i; j < size; j++) sum += q[j] * from_kept(k[(size_t)t * size + j]);
-        scores[t] = sum * scale;
-    }
+    Four found = {sum_of(sums[0])};
+    if (n == KEYS) found = sums_of(sums[0], sums[1], sums[2], sums[3]);
+    for (; i < size; i++)
+        for (int t = 0; t < n; t++) found[t] += q[i] * from_kept(k[(size_t)t * size + i]);
+    found *= scale;
+    if (n == KEYS)
+        *(Four *)scores = found;
+    else
+        *scores = found[0];
 }
 
 // y = the sum of the weighted v[t], for n · LANES channels; n is a constant where this is inlined.
 static inline __attribute__((always_inline)) void weighted_sum(
     const float *weights, const Kept *v, int length, int size, float *y, int n) {
     Vector sums[STRIP] = {{0}};
+    const int ahead = KEPT_AHEAD / (size * (int)sizeof(Kept));
     for (int t = 0; t < length; t++) {
         const Vector weight = (Vector){0} + weights[t];
+        if (t + ahead < length) ask(v + (size_t)(t + ahead) * size, n * LANES);
         for (int i = 0; i < n; i++) sums[i] = fused(weight, kept(v + (size_t)t * size + i * LANES), sums[i]);
     }
     for (int i = 0; i < n; i++) *(Vector *)(y + i * LANES) = sums[i];
@@ -399,7 +411,11 @@ static void attend(const float *q, const Kept *k, const Kept *v, int length, int
     const float scale = 1.0f / sqrtf((float)size);
     float largest = -INFINITY, total = 0;
     int t = 0, i = 0;
-    for (; t + KEYS <= length; t += KEYS) score(q, k + (size_t)t * size, size, scale, scores + t, KEYS);
+    const int ahead = KEPT_AHEAD / (size * (int)sizeof(Kept));  // values are read after the last key
+    for (; t + KEYS <= length; t += KEYS) {
+        ask(t + ahead < length ? k + (size_t)(t + ahead) * size : v + (size_t)(t + ahead - length) * size, KEYS * size);
+        score(q, k + (size_t)t * size, size, scale, scores + t, KEYS);
+    }
     for (; t < length; t++) score(q, k + (size_t)t * size, size, scale, scores + t, 1);
 #pragma omp simd reduction(max : largest)
     for (t = 0; t < length; t++) largest = scores[t] > largest ? scores[t] : largest;
