@@ -125,13 +125,24 @@ static inline Vector lanes_of(Sums sums) { return sums; }
 static inline Sums multiply_add(Inputs a, Inputs b, Sums sums) { return fused(a, b, sums); }
 #endif
 
+// The magnitude of a number as an integer, which is larger for a larger number, and largest for NaN. With -ffast-math, a
+// comparison of floats may take NaN for any number, and what a damaged model computes would look like numbers.
+static inline int32_t magnitude(float f) {
+    int32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits & INT32_MAX;
+}
+
 // A number of the keys and values in memory. to_kept: float32 as such a number. kept, from_kept: LANES or one as float32.
 #if defined(KEPT_float16)
 #if !defined(__F16C__) && !defined(__aarch64__)
 #error "this processor converts float16 slowly"
 #endif
 typedef Half Kept;
-static inline Kept to_kept(float f) { return to_half(f < -65504.0f ? -65504.0f : f > 65504.0f ? 65504.0f : f); }
+static inline Kept to_kept(float f) {
+    const int is_too_large = magnitude(f) > magnitude(65504.0f) && magnitude(f) < magnitude(INFINITY);
+    return to_half(is_too_large ? copysignf(65504.0f, f) : f);
+}
 static inline float from_kept(Kept k) { return from_half(k); }
 static inline Vector kept(const Kept *k) { return (Vector)FROM_FLOAT16(k); }
 #else
@@ -310,13 +321,15 @@ static int largest_integer(int columns) {
     return largest < INT16_MAX ? largest : INT16_MAX;
 }
 
-// x ≈ values · scale: the largest value of a token becomes the largest integer. Its products are then exact, whatever
-// the order of their sum.
+// x ≈ values · scale: the largest value of a token becomes the largest integer, so that the sums in the lanes are exact.
+// With a value that is not finite, the scale is not finite either, and no product is.
 static void to_integers(const float *x, int size, int16_t *values, float *scale) {
-    float largest = 1e-30f;
     const int limit = largest_integer(size);
-#pragma omp simd reduction(max : largest)
-    for (int i = 0; i < size; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    int32_t bits = magnitude(1e-30f);
+#pragma omp simd reduction(max : bits)
+    for (int i = 0; i < size; i++) bits = magnitude(x[i]) > bits ? magnitude(x[i]) : bits;
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
     const float factor = (float)limit / largest;
 #pragma omp simd
     for (int i = 0; i < size; i++) values[i] = (int16_t)(int)(x[i] * factor + copysignf(0.5f, x[i]));
