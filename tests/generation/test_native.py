@@ -224,16 +224,18 @@ def test_a_row_does_not_depend_on_the_other_texts(dtype: str, quantize, changes:
 
 
 @needs_compiler
-def test_a_row_does_not_depend_on_the_threads() -> None:
-    model, memory = model_and_memory(n_embd=96)
+@pytest.mark.parametrize("changes", [{}, {"gelu": "erf"}, {"n_embd": 96}])
+def test_a_row_does_not_depend_on_the_threads(changes: dict) -> None:
+    model, memory = model_and_memory(**changes)
     step = native_step(model, memory)
     assert step is not None
     ids = torch.arange(7)
     threads = torch.get_num_threads()
     together = step.logits(ids, [0] * 7, [])
     try:
-        torch.set_num_threads(3)
-        assert torch.equal(step.logits(ids, [0] * 7, []), together)
+        for other in (2, 3, 5):
+            torch.set_num_threads(other)
+            assert torch.equal(step.logits(ids, [0] * 7, []), together)
     finally:
         torch.set_num_threads(threads)
 

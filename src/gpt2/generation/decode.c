@@ -370,15 +370,29 @@ static void layer_norm(const float *x, const float *weight, const float *bias, i
     for (int i = 0; i < size; i++) y[i] = (x[i] - mean) * scale * weight[i] + (bias ? bias[i] : 0.0f);
 }
 
-static void gelu(float *x, int size, int is_tanh) {
+// GELU of LANES numbers. The vectors and the rest of a longer loop would be rounded differently, and the rest of a
+// thread's share begins elsewhere with another number of threads.
+static __attribute__((noinline)) void gelu_of_lanes(float *x, int is_tanh) {
     if (is_tanh) {  // 0.5 · (1 + tanh(u)) = 1 / (1 + exp(-2u)); fast division cannot divide by infinity
 #pragma omp simd
-        for (int i = 0; i < size; i++) {
+        for (int i = 0; i < LANES; i++) {
             const float u = -1.5957691216057308f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
             x[i] /= 1.0f + expf(u < 80.0f ? u : 80.0f);
         }
     } else {
-        for (int i = 0; i < size; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.7071067811865476f));
+#pragma omp simd
+        for (int i = 0; i < LANES; i++) x[i] *= 0.5f * (1.0f + erff(x[i] * 0.7071067811865476f));
+    }
+}
+
+static void gelu(float *x, int size, int is_tanh) {
+    int i = 0;
+    for (; i + LANES <= size; i += LANES) gelu_of_lanes(x + i, is_tanh);
+    if (i < size) {
+        float last[LANES] = {0};
+        memcpy(last, x + i, sizeof(float) * (size_t)(size - i));
+        gelu_of_lanes(last, is_tanh);
+        memcpy(x + i, last, sizeof(float) * (size_t)(size - i));
     }
 }
 
@@ -468,7 +482,7 @@ static int omp_get_num_threads(void) { return 1; }
 
 // ids: (B), the tokens. wanted: (W), those of them whose logits are computed, in ascending order. logits: (W, V).
 // memory: n_threads · n_scores + B · (12 · C + 1) floats. n_scores: at least the largest position + 1. A row of the
-// logits is the same, bit for bit, whatever the other tokens are.
+// logits is the same, bit for bit, whatever the other tokens and n_threads are.
 void decode(
     const Model *model, const Cache *cache, int B, const int64_t *ids, int W, const int64_t *wanted, float *logits,
     float *memory, int n_scores, int n_threads) {
