@@ -377,7 +377,9 @@ def test_a_library_that_computes_something_else_is_not_used(
 
 @needs_compiler
 @pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="needs an x86 processor with AVX2")
-@pytest.mark.parametrize("processor", [["-march=x86-64-v2"], ["-march=haswell"], ["-march=haswell", "-mtune=znver3"]])
+@pytest.mark.parametrize(
+    "processor", [["-march=x86-64-v2"], ["-march=haswell"], ["-march=haswell", "-mtune=znver3"], ["-mno-avx512bw"]]
+)
 def test_the_code_for_other_processors_computes_the_same(
     processor: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

@@ -94,7 +94,7 @@ static inline Vector vector(const Weight *w) { return (Vector)VECTOR(w); }
 typedef __m512i Sums;
 #define WIDENED(w) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)(w)))
 #define AS_FLOATS(sums) _mm512_cvtepi32_ps(sums)
-#elif defined(WEIGHT_int8) && defined(__AVX2__) && defined(EIGHT)
+#elif defined(WEIGHT_int8) && defined(EIGHT) && !defined(__AVX512F__)
 #define INTEGERS
 typedef __m256i Sums;
 #define WIDENED(w) _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(w)))
