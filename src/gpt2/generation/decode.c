@@ -102,7 +102,7 @@ typedef __m256i Sums;
 #endif
 #if defined(INTEGERS)
 typedef int16_t Input;
-typedef int16_t Inputs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int16_t Inputs __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 enum { TERMS = 2 * LANES };
 static inline Inputs weights_of(const Weight *w) { return (Inputs)WIDENED(w); }
 static inline Vector lanes_of(Sums sums) { return (Vector)AS_FLOATS(sums); }
