@@ -226,25 +226,25 @@ def start_workers(given: argparse.Namespace, folder: Path) -> list[Worker]:
             workers.append(Worker(f"llama.cpp {dtype}", python, "llamacpp", file, "-", threads))
     if given.ctranslate2:
         binaries = Path(given.ctranslate2) / "bin"
-        convert = [
-            str(binaries / "ct2-transformers-converter"),
-            "--model",
-            str(hf),
-            "--output_dir",
-            str(folder / "ct2"),
-        ]
-        subprocess.run(convert, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        converted = folder / "ct2"
+        convert(binaries / "ct2-transformers-converter", "--model", hf, "--output_dir", converted)
         for dtype in ("float32", "int8"):
             python = str(binaries / "python")
-            workers.append(Worker(f"CTranslate2 {dtype}", python, "ctranslate2", folder / "ct2", dtype, threads))
+            workers.append(Worker(f"CTranslate2 {dtype}", python, "ctranslate2", converted, dtype, threads))
     if given.openvino:
         binaries = Path(given.openvino) / "bin"
-        exported = folder / "openvino"
-        convert = [str(binaries / "optimum-cli"), "export", "openvino", "-m", str(hf), "--weight-format", "int8"]
-        task = ["--task", "text-generation-with-past", str(exported)]
-        subprocess.run([*convert, *task], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        exported, task = folder / "openvino", "text-generation-with-past"
+        options = ("-m", hf, "--weight-format", "int8", "--task", task)
+        convert(binaries / "optimum-cli", "export", "openvino", *options, exported)
         workers.append(Worker("OpenVINO int8", str(binaries / "python"), "openvino", exported, "-", threads))
     return workers
+
+
+def convert(*command: str | Path) -> None:
+    """Run another program's converter; where it fails, show what it printed and exit."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}{command[0]} failed with status {done.returncode}")
 
 
 def random_model(size: str, folder: Path) -> Path:
