@@ -37,8 +37,8 @@ TokenizerArg = Annotated[
     str | None,
     PATH,
     Parameter(
-        help="Tokenizer for a model that comes without one: gpt2, byte, or the folder of a dataset or a model. "
-        "Default: the model's own."
+        help="Tokenizer for a model that comes without one: gpt2, byte, or the file or folder of a dataset or a "
+        "model. Default: the model's own."
     ),
 ]
 DeviceArg = Annotated[

@@ -26,7 +26,7 @@ class Options:
     """Folder of the dataset to write. Default: data/ and the name of the corpus or of the first source."""
     tokenizer: Annotated[str | None, PATH] = None
     """`char`, `byte`, `gpt2` (OpenAI's 50,257 tokens), `bpe` (trained on this text), or an existing tokenizer: the
-    folder of a model or a dataset, or a tokenizer.json. Default: that of the corpus, else gpt2."""
+    file or folder of a model or a dataset, or a tokenizer.json. Default: that of the corpus, else gpt2."""
     vocab_size: Annotated[int | None, within(257, 10**7)] = None
     """Number of ids of a bpe tokenizer. Default: that of the corpus, else 4096."""
     format: Literal["nanogpt", "llmc", "npy"] = "nanogpt"
@@ -159,7 +159,7 @@ def chosen_tokenizer(name: str | None) -> "str | Tokenizer | None":
     if name is None or name in TOKENIZERS:
         return name
     if not Path(name).exists():
-        names = f"choose from {', '.join(TOKENIZERS)}, or name a model or a dataset"
+        names = f"choose from {', '.join(TOKENIZERS)}, or name the file or folder of a model or a dataset"
         raise UserError(f"no tokenizer {name!r}; {did_you_mean(name, TOKENIZERS, names)}")
     from gpt2.formats.open import named_tokenizer  # here, because it imports PyTorch, which takes two seconds
 

@@ -12,7 +12,7 @@ from gpt2.training.setting import PATH
 NamedTokenizerArg = Annotated[
     str,
     PATH,
-    Parameter(help="Tokenizer: gpt2, byte, a tokenizer's file, a dataset, or the folder of a dataset or a model."),
+    Parameter(help="Tokenizer: gpt2, byte, a dataset, or the file or folder of a tokenizer, a dataset or a model."),
 ]
 
 

@@ -68,12 +68,21 @@ def model_in(folder: Path) -> Path | None:
     """Return the file of the only model in a folder; None where there is none or more than one."""
     found: dict[int, list[Path]] = {version: [] for version in DTYPES}
     for path in sorted(folder.glob("*.bin")):
-        with path.open("rb") as file:
-            magic, version = (int.from_bytes(file.read(4), "little") for _ in range(2))
+        magic, version = _magic_and_version(path)
         if magic == MODEL_MAGIC and version in found:
             found[version].append(path)
     candidates = next((paths for paths in found.values() if paths), [])
     return candidates[0] if len(candidates) == 1 else None
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a file is a model, and not one of llm.c's other files."""
+    return _magic_and_version(path)[0] == MODEL_MAGIC
+
+
+def _magic_and_version(path: Path) -> tuple[int, int]:
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little"), int.from_bytes(file.read(4), "little")
 
 
 def padded(vocab_size: int) -> int:

@@ -100,27 +100,21 @@ def open_model(name: str | PathLike[str], tokenizer: str | None = None) -> Sourc
 
 
 def named_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, or the folder of a dataset or a model.
+    """Return the tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, a dataset's folder, or a model on disk.
 
     Raises UserError where the name is none of these.
     """
-    is_model = any(recognises(Path(name)) for recognises, _ in FOLDERS)
-    return _open(name).tokenizer if is_model else open_tokenizer(name)
+    reader = _reader(Path(name))
+    is_other = reader is None or (reader is llmc.open_file and not llmc.is_model(Path(name)))
+    return open_tokenizer(name) if is_other else _open(name).tokenizer
 
 
 def _open(name: str) -> Source:
     path = Path(name)
     if path.name in ("model.safetensors", "pytorch_model.bin") and _is_huggingface(path.parent):
         path = path.parent  # its config.json holds more than the weights alone
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(64)
-        for recognises, read in FILES:
-            if recognises(start, path.stat().st_size):
-                return read(path)
-    for recognises, read in FOLDERS:
-        if recognises(path):
-            return read(path)
+    if (reader := _reader(path)) is not None:
+        return reader(path)
     if huggingface.is_hub_name(name) and (not path.exists() or name in huggingface.OFFICIAL):
         return huggingface.open_hub(name)
     if (path / DESCRIPTION).is_file():
@@ -134,6 +128,15 @@ def _open(name: str) -> Source:
     raise UserError(f"no model {name!r}: {did_you_mean(name, huggingface.OFFICIAL, f'no such {KINDS}')}")
 
 
+def _reader(path: Path) -> Callable[[Path], Source] | None:
+    """Return the function that opens a file or folder as a model; None where it is none."""
+    if not path.is_file():
+        return next((read for recognises, read in FOLDERS if recognises(path)), None)
+    with path.open("rb") as file:
+        start = file.read(64)
+    return next((read for recognises, read in FILES if recognises(start, path.stat().st_size)), None)
+
+
 def newest_model_in(folder: Path) -> Path | None:
     """Return the model in a folder whose name has the highest numbers, as trainers name checkpoints by steps."""
     found: list[Path] = []
@@ -145,13 +148,7 @@ def newest_model_in(folder: Path) -> Path | None:
 
 def is_model(path: Path) -> bool:
     """Return whether a path holds a model, by its name and its first bytes."""
-    if not path.is_file():
-        return any(recognises(path) for recognises, _ in FOLDERS)
-    if not MODEL_FILE.fullmatch(path.name):
-        return False
-    with path.open("rb") as file:
-        start = file.read(64)
-    return any(recognises(start, path.stat().st_size) for recognises, _ in FILES)
+    return (not path.is_file() or MODEL_FILE.fullmatch(path.name) is not None) and _reader(path) is not None
 
 
 def build(source: Source, convert: Convert | None = None, **config_changes: Any) -> GPT:

@@ -114,7 +114,7 @@ class Source:
         if (found := self.find_tokenizer()) is None:
             raise UserError(
                 f"{self.origin} brings no tokenizer; put its meta.pkl or tokenizer.json next to it, or name one with "
-                "--tokenizer (gpt2, byte, or the folder of a dataset or a model)"
+                "--tokenizer (gpt2, byte, or the file or folder of a dataset or a model)"
             )
         if found.vocab_size > self.config.vocab_size:
             raise UserError(
