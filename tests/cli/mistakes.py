@@ -152,7 +152,7 @@ WRONG = [
     ("eval hellaswag --data=h.jsonl --write_bin=t.bin --tokenizer=byte", "llm.c's file holds GPT-2's tokens"),
     ("eval hellaswag --data=h.jsonl --write_bin=a_file", "a_file already exists"),
     ("eval hellaswag --data=h.jsonl", "no model to evaluate"),
-    ("eval hellaswag nano --data=h.jsonl", "brings no tokenizer; name one with --tokenizer"),
+    ("eval hellaswag nano --data=h.jsonl", "brings no tokenizer; put its meta.pkl or tokenizer.json next to it"),
     ("eval hellaswag empty --data=h.jsonl", "is no model"),
     ("plot empty", "log.jsonl"),
     ("plot r --x=weeks", "weeks"),

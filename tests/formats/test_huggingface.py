@@ -316,7 +316,7 @@ def test_a_tokenizer_that_cannot_be_read_holds_up_only_who_needs_it(text: str, t
     assert source.known_tokenizer is None
     notes: list[str] = []
     export(source, "safetensors", tmp_path / "bare", notes.append)
-    assert "--tokenizer names one" in notes[-1]
+    assert "bare has no tokenizer: " in notes[-1] and "its token [PAD] has the id 305" in notes[-1]
     with pytest.raises(UserError, match=r"\[PAD\]"):
         _ = source.tokenizer
 

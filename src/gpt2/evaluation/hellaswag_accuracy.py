@@ -89,7 +89,9 @@ def open_task_set(
     """
     source = open_model(model, tokenizer)
     path = data or validation_file(data_dir, log)
-    tasks = read_tasks(path, source.known_tokenizer, rendering, limit, log)
+    is_text = path.is_file() and not llmc_choices.is_llmc_choices(path)
+    words = source.tokenizer if is_text else source.known_tokenizer
+    tasks = read_tasks(path, words, rendering, limit, log)
     check_fits(tasks, source.config)
     return TaskSet(source, path, rendering, tasks)
 

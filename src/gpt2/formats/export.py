@@ -93,11 +93,15 @@ def export(
     if dtype not in form.dtypes:
         raise UserError(f"{name} has no {dtype} here; choose from {', '.join(form.dtypes)}")
     check_free(out, form.folder)
-    tokenizer = source.tokenizer if form.needs_tokenizer else source.known_tokenizer
+    tokenizer = None
+    try:
+        tokenizer = source.tokenizer
+    except UserError as error:
+        if form.needs_tokenizer:
+            raise
+        note(f"{out} has no tokenizer: {error}")
     for line in source.notes:
         note(line)
-    if tokenizer is None:
-        note(f"{source.origin} has no tokenizer that can be read, so {out} has none; --tokenizer names one")
     model = build(source).eval()
     ids = probe(model.config, tokenizer)
     expected = logits_of(model, ids)

@@ -49,7 +49,8 @@ def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Call
     """Return a function that looks for the tokenizer of a model file that has none inside.
 
     It looks next to the file for nanoGPT's meta.pkl, Hugging Face's files or llm.c's, and in the folder where nanoGPT
-    keeps `dataset`. Otherwise a vocabulary of GPT-2's size means GPT-2's tokenizer.
+    keeps `dataset`. Otherwise a vocabulary of GPT-2's size means GPT-2's tokenizer. The function raises UserError for
+    a tokenizer that cannot be read, or that has another number of ids than the model.
     """
 
     @functools.cache
@@ -63,13 +64,20 @@ def find_tokenizer(model: Path, vocab_size: int, dataset: object = None) -> Call
         # nanoGPT's models have one embedding row per character; for other tokenizers the number may be rounded up
         if found and (found.vocab_size == vocab_size or (found.kind != "char" and found.vocab_size < vocab_size)):
             return found
-        return gpt2_tokenizer() if vocab_size in GPT2_SIZES else None
+        if vocab_size in GPT2_SIZES:
+            return gpt2_tokenizer()
+        if found:
+            raise UserError(
+                f"the {found.kind} tokenizer in {model.parent} has {found.vocab_size} ids, but {model.name} has "
+                f"rows for {vocab_size}; name the model's own with --tokenizer"
+            )
+        return None
 
     return find
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """Open the tokenizer a user names: `gpt2`, `byte`, a file, or a folder of a dataset or a model.
+    """Open the tokenizer a user names: `gpt2`, `byte`, a tokenizer's file, or a folder with one.
 
     Raises UserError where the name is none of these.
     """
@@ -82,11 +90,11 @@ def open_tokenizer(name: str) -> Tokenizer:
     if found is None and (path / "train.bin").is_file():
         return gpt2_tokenizer()  # a dataset of nanoGPT's without meta.pkl
     if found is None and not path.exists():
-        names = "name gpt2, byte, a file, or the folder of a dataset or a model"
+        names = "name gpt2, byte, or the file or folder of a tokenizer, a dataset or a model"
         raise UserError(f"no file or folder {name!r} of a tokenizer; {did_you_mean(name, ('gpt2', 'byte'), names)}")
     if found is None:
         raise UserError(
-            f"no tokenizer in {name}; name gpt2, byte, a dataset's folder, or a dataset.json, meta.pkl, "
+            f"no tokenizer in {name}; name gpt2, byte, a model, a dataset's folder, or a dataset.json, meta.pkl, "
             "tokenizer.json or gpt2_tokenizer.bin"
         )
     return found
