@@ -257,8 +257,8 @@ class BPETokenizer(_Shared):
 def has_ids_of(tokenizer: Tokenizer, other: Tokenizer) -> bool:
     """Return whether every id of `other` stands for the same token in `tokenizer`, which may have further ids."""
     if isinstance(tokenizer, BPETokenizer) and isinstance(other, BPETokenizer):
-        is_same_bpe = (tokenizer.tokens, tokenizer.pattern) == (other.tokens, other.pattern)
-        return is_same_bpe and other.special.ids.items() <= tokenizer.special.ids.items()
+        ours, others = ((bpe.tokens, bpe.pattern, bpe.ordinary_ids) for bpe in (tokenizer, other))
+        return ours == others and other.special.ids.items() <= tokenizer.special.ids.items()
     return tokenizer.to_json() == other.to_json()
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,13 +14,18 @@ import pytest
 import torch
 from processes import environment
 
+from gpt2.api import evaluate
+from gpt2.chat import with_speakers
 from gpt2.data.dataset import open_dataset
+from gpt2.data.prepare import prepare
 from gpt2.data.shards import Tokens
+from gpt2.errors import UserError
 from gpt2.evaluation.choices import Task, choose
 from gpt2.evaluation.loss import Loss, Window, blocks, evaluate_loss, measure, sliding
 from gpt2.formats.open import load
 from gpt2.model import GPT, GPTConfig
-from gpt2.tokenizers import ByteTokenizer
+from gpt2.tokenizers import ByteTokenizer, train_bpe
+from gpt2.training.config import TrainConfig
 from gpt2.training.loop import train
 
 CONFIG = GPTConfig(block_size=8, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
@@ -155,8 +161,6 @@ def test_windows() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    from gpt2.training.config import TrainConfig
-
     out = tmp_path_factory.mktemp("loss") / "run"
     shape = {"block_size": 16, "n_layer": 1, "n_head": 1, "n_embd": 8, "batch_size": 4, "max_iters": 2}
     train(TrainConfig(dataset=str(dataset), out_dir=str(out), device="cpu", dtype="float32", compile=False, **shape))
@@ -181,9 +185,6 @@ def test_the_command(run: Path, dataset: Path, gpt2_command, tmp_path: Path) -> 
 
 def test_bits_per_byte_counts_the_bytes_of_the_text(tmp_path: Path, gpt2_command) -> None:
     """A model of zeros gives every token the same probability, so that the figures are known."""
-    from gpt2.data.prepare import prepare
-    from gpt2.training.config import TrainConfig
-
     (tmp_path / "a.txt").write_text("äöü€ " * 400)  # 10 bytes, 5 characters
     data = prepare(tmp_path / "a.txt", out=tmp_path / "d", tokenizer="char", val_fraction=0.5)
     shape = {"block_size": 16, "n_layer": 1, "n_head": 1, "n_embd": 8, "batch_size": 1, "max_iters": 0}
@@ -199,6 +200,29 @@ def test_bits_per_byte_counts_the_bytes_of_the_text(tmp_path: Path, gpt2_command
     assert result.mean == pytest.approx(math.log(5), rel=1e-6)
     expected = math.log2(5) * (len(tokens) - 1) / len(text)
     assert result.bits_per_byte(dataset.tokenizer) == pytest.approx(expected, rel=1e-6)
+
+
+def test_further_special_tokens_matter_only_where_the_text_has_them(tmp_path: Path, gpt2_command) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("hello world, hello again. " * 40)
+    plain = train_bpe([text.read_text()], 262)
+    prepare(text, out=tmp_path / "plain", tokenizer=plain)
+    prepare(text, out=tmp_path / "more", tokenizer=with_speakers(plain))
+    text.write_text("hello world, hello again. " * 40 + "<|user|>hello<|assistant|>")
+    prepare(text, out=tmp_path / "chat", tokenizer=with_speakers(plain))
+    shape = {"block_size": 16, "n_layer": 1, "n_head": 1, "n_embd": 8, "batch_size": 1, "max_iters": 0}
+    config = TrainConfig(dataset=str(tmp_path / "plain"), out_dir=str(tmp_path / "base"), device="cpu", **shape)
+    train(config)
+    losses = [evaluate(tmp_path / "base", tmp_path / name, device="cpu").loss for name in ("plain", "more")]
+    assert losses[0] == losses[1]
+    assert evaluate(tmp_path / "base", tmp_path / "chat", tokens=40, device="cpu").tokens == 40  # no speaker in these
+    status, _, err = gpt2_command("eval", "loss", tmp_path / "base", tmp_path / "chat")
+    assert (status, err.count("\n")) == (2, 1)
+    assert (
+        "chat has special tokens that " in err and "lacks (<|assistant|>, <|user|>); gpt2 train --init_from=" in err
+    )
+    with pytest.raises(UserError, match=re.escape("lacks (<|system|>, <|user|>, <|assistant|>); gpt2 train")):
+        train(replace(config, dataset=str(tmp_path / "chat"), init_from="resume"))
 
 
 @pytest.mark.parametrize("nproc", [int(n) for n in os.environ.get("GPT2_TEST_WORLDS", "2").split(",")])

@@ -74,6 +74,8 @@ def test_a_run_keeps_them(chat: BPETokenizer, tmp_path: Path) -> None:
     plain = BPETokenizer(chat.tokens, chat.pattern)
     assert has_ids_of(chat, plain)
     assert not has_ids_of(plain, chat)
+    bare, shifted = (BPETokenizer(chat.tokens, chat.pattern, special=SpecialTokens(ids)) for ids in ({}, {"<s>": 0}))
+    assert not has_ids_of(shifted, bare)
     (tmp_path / "t.txt").write_text(TEXT)
     prepare(tmp_path / "t.txt", out=tmp_path / "data", tokenizer=plain)
     config = gpt2.TrainConfig(

@@ -22,6 +22,8 @@ from gpt2.tokenizers import Tokenizer, from_json, gpt2_tokenizer, has_ids_of
 SPLIT_NAME = re.compile(r"(?:^|(?<=[_.-]))(train|val)(?=[_.-])")
 """Marks the split in a file's name, as in train.bin, fineweb_val_000000.bin or edufineweb_train_000001.npy."""
 SUFFIXES = (".bin", ".npy")
+IDS_AT_A_TIME = 1 << 22
+"""Number of token ids that are searched at a time."""
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -63,12 +65,39 @@ class Dataset:
 
         whose: the owner of the tokenizer, in words. model: its path or name, if it has one.
         """
-        if not has_ids_of(tokenizer, self.tokenizer):
-            remedy = f"with --tokenizer={model}" if model else "with that tokenizer"
-            raise UserError(
-                f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
-                f"{whose} uses another {tokenizer.kind} tokenizer; prepare the text again {remedy}"
-            )
+        if has_ids_of(tokenizer, self.tokenizer):
+            return
+        if has_ids_of(self.tokenizer, tokenizer):
+            new = [text for text in self.tokenizer.special.ids if text not in tokenizer.special.ids]
+            raise self._lacking(new, whose, model)
+        remedy = f"with --tokenizer={model}" if model else "with that tokenizer"
+        raise UserError(
+            f"{self.path} was tokenised with {self.tokenizer.kind} ({self.tokenizer.vocab_size} ids), but "
+            f"{whose} uses another {tokenizer.kind} tokenizer; prepare the text again {remedy}"
+        )
+
+    def require_known(self, name: str, count: int, tokenizer: Tokenizer, whose: str, model: str = "") -> None:
+        """Raise UserError unless the first `count` ids of a split stand for the same tokens in `tokenizer`.
+
+        The dataset's tokenizer may have further special tokens, as long as none of them is among these ids. The other
+        arguments are those of `require_tokenizer`.
+        """
+        if not has_ids_of(self.tokenizer, tokenizer):
+            self.require_tokenizer(tokenizer, whose, model)
+        if self.tokenizer.vocab_size <= tokenizer.vocab_size:
+            return
+        for start in range(0, count, IDS_AT_A_TIME):
+            ids = self.splits[name][start : min(start + IDS_AT_A_TIME, count)]
+            if len(new := ids[ids >= tokenizer.vocab_size]):
+                found = {self.tokenizer.special.named(i) or "" for i in set(new.tolist())}
+                raise self._lacking(sorted(found), whose, model)
+
+    def _lacking(self, new: list[str], whose: str, model: str) -> UserError:
+        """Return the error that a model lacks special tokens of this dataset."""
+        return UserError(
+            f"{self.path} has special tokens that {whose} lacks ({', '.join(new)}); gpt2 train "
+            f"--init_from={model or 'MODEL'} --dataset={self.path}, with a new --out_dir, adds them to the model"
+        )
 
     def require_vocabulary(self, vocab_size: int, whose: str) -> None:
         """Raise UserError where a model with `vocab_size` embedding rows lacks ids of this dataset's tokenizer."""

@@ -86,9 +86,8 @@ def measure_split(
     together, for a stride above the context length, and where the split has no answers.
     """
     with joined(pick_device(device), "auto", DIST_TIMEOUT) as world:
-        source, data = world.main_first(lambda: _open(model, dataset, stride, data_dir, log))
+        source, data, length = world.main_first(lambda: _open(model, dataset, split, tokens, stride, data_dir, log))
         ids = data.split(split, 1)
-        length = min(len(ids), (tokens or len(ids)) + 1)
         block_size = min(source.config.block_size, length - 1)
         where = pick_device(device, world.local_rank)
         windows = sliding(length, block_size, min(stride or block_size, block_size))
@@ -111,8 +110,13 @@ def measure_split(
     )
 
 
-def _open(model: str | GPT, dataset: str, stride: int | None, data_dir: str, log: Log) -> tuple[Source, Dataset]:
-    """Open model and dataset and check that they fit together. Raises UserError."""
+def _open(
+    model: str | GPT, dataset: str, split: str, tokens: int | None, stride: int | None, data_dir: str, log: Log
+) -> tuple[Source, Dataset, int]:
+    """Open model and dataset, and return them with the number of ids to read, which the model must have.
+
+    Raises UserError.
+    """
     if isinstance(model, GPT):
         source = Source(model.config, {}, lambda: None, "the given model")
     else:
@@ -120,7 +124,10 @@ def _open(model: str | GPT, dataset: str, stride: int | None, data_dir: str, log
     data = open_dataset(dataset, data_dir, log)
     if stride is not None and stride > (context := source.config.block_size):
         raise UserError(f"stride is {stride}, more than the model's context of {context}; lower it")
-    if source.known_tokenizer:
-        data.require_tokenizer(source.known_tokenizer, source.origin, model if isinstance(model, str) else "")
-    data.require_vocabulary(source.config.vocab_size, source.origin)
-    return source, data
+    known, available = source.known_tokenizer, len(data.split(split, 1))
+    length = min(available, (tokens or available) + 1)
+    if known is None:
+        data.require_vocabulary(source.config.vocab_size, source.origin)
+    else:
+        data.require_known(split, length, known, source.origin, model if isinstance(model, str) else "")
+    return source, data, length

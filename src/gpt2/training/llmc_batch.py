@@ -38,5 +38,6 @@ def debug_batch(
         known = source.known_tokenizer or source.config
         return llmc.random_batch(min(known.vocab_size, source.config.vocab_size), b, t)
     data = open_dataset(dataset, data_dir, note)
-    data.require_tokenizer(source.tokenizer, source.origin)
-    return gather(data.split("val", b * t), [i * t for i in range(b)], t, torch.device("cpu"))
+    ids = data.split("val", b * t)
+    data.require_known("val", b * t + 1, source.tokenizer, source.origin)
+    return gather(ids, [i * t for i in range(b)], t, torch.device("cpu"))
