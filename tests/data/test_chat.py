@@ -51,11 +51,31 @@ def test_messages_of_parquet_and_of_another_field_are_read_too(tmp_path: Path) -
 
 @pytest.mark.parametrize("length", range(60, 70))
 def test_the_cut_between_training_and_validation_divides_no_speaker(length: int, tmp_path: Path) -> None:
-    """A few short conversations are cut after nine tenths of their characters."""
-    said = [{"role": "user", "content": length * "x"}, {"role": "assistant", "content": "abc"}]
-    dataset = prepared(tmp_path, [{"messages": said}])
+    """A single document is cut after nine tenths of its characters."""
+    row = {"text": f"<|user|>{length * 'x'}<|assistant|>abc"}
+    dataset = prepared(tmp_path, [row], chat=False, tokenizer=SPEAKING)
     assert [i for i in ids_of(dataset) if i != 256] == [258, *length * b"x", 259, *b"abc"]
     assert min(map(len, dataset.splits.values())) > 0
+
+
+@pytest.mark.parametrize(("count", "for_validation"), [(2, 1), (5, 1), (19, 1), (20, 2)])
+@pytest.mark.parametrize("repeats", [1, 300])
+def test_a_conversation_is_for_training_or_for_validation(
+    count: int, for_validation: int, repeats: int, tmp_path: Path
+) -> None:
+    talk = [*TALK[:1], {"role": "assistant", "content": "Hello." * repeats}]
+    dataset = prepared(tmp_path, [{"messages": talk}] * count)
+    one = [258, *b"Hi!", 259, *b"Hello." * repeats, 256]
+    for name, conversations in (("train", count - for_validation), ("val", for_validation)):
+        tokens = dataset.splits[name]
+        assert tokens[0 : len(tokens)].tolist() == one * conversations
+
+
+def test_a_single_conversation_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is 1 conversation, and training and validation need one each"):
+        prepared(tmp_path, [{"messages": TALK}])
+    (tmp_path / "v.jsonl").write_text(json.dumps({"messages": TALK}))
+    assert ids_of(prepared(tmp_path, [{"messages": TALK}], val=tmp_path / "v.jsonl")) == IDS * 2
 
 
 def test_a_trained_vocabulary_has_the_speakers(tmp_path: Path) -> None:

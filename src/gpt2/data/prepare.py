@@ -75,7 +75,8 @@ def prepare(
 
     The validation split is the text of `val`, one source or several; or the first `val_tokens` of all; or
     `val_fraction` (0.1) of the documents, evenly spread. With few documents it is the end of each of them, or of the
-    text if that is short or a single document, cut by characters as in nanoGPT.
+    text if that is short or a single document, cut by characters as in nanoGPT. Of a few conversations it is the last
+    one.
 
     parse_special: whether the text of a special token, such as `<|user|>`, becomes that token. By default only for a
     tokenizer that has other special tokens than `<|endoftext|>`, so that text from the web cannot contain any.
@@ -263,6 +264,13 @@ def _survey(
         ends = [*begins[1:], mark.characters]
         spans = list(zip(begins, ends, strict=True)) if is_long else [(0, mark.characters)]
         cuts = tuple((begin, begin + int((end - begin) * (1 - fraction))) for begin, end in spans)
+        if text.reading.is_chat:  # of so few, `fraction` is less than two
+            if len(begins) < 2:
+                raise UserError(
+                    f"there {'is 1 conversation' if begins else 'are no conversations'}, and training and validation "
+                    "need one each; give more, or name those for validation with --val"
+                )
+            cuts = ((0, begins[-1]),)
         split = Split(cuts=cuts, markers=text.reading.markers)
         if text.partition[1] > 1:
             raise UserError(
