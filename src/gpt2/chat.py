@@ -76,6 +76,11 @@ def with_speakers(tokenizer: Tokenizer) -> BPETokenizer:
             f"a {tokenizer.kind} tokenizer has no tokens for speakers; use --tokenizer=gpt2 or bpe for chats"
         )
     special = tokenizer.special
+    if ordinary := [marker for marker in MARKERS if marker.encode() in tokenizer.tokens]:
+        raise UserError(
+            f"the tokenizer has {', '.join(ordinary)} as ordinary tokens, as a tokenizer file of llm.c has, which "
+            "records no special tokens; name the model that the file was exported from with --tokenizer"
+        )
     if special.chat_template not in (None, TEMPLATE):
         raise UserError(
             "the tokenizer has a chat template of its own; write the conversations as text by it, and prepare that "

@@ -144,7 +144,7 @@ def require_no_ordinary(texts: Iterable[str], tokens: Iterable[bytes], byte_of: 
             ) from None
         printed = bytes(byte_of[c] for c in text) if byte_of.keys() >= set(text) else None
         if data in taken or printed in taken:
-            raise UserError(f"the special token {text!r} is an ordinary token too; choose one such as <|user|>")
+            raise UserError(f"the special token {text!r} is an ordinary token too; choose another text for it")
 
 
 def _pattern_of(texts: Collection[str]) -> re.Pattern[str] | None:

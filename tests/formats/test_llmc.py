@@ -9,9 +9,11 @@ import torch
 from toys import assert_same_weights, characters, opened, source_of, toy
 
 from gpt2.accounting import parameter_shapes
+from gpt2.chat import with_speakers
 from gpt2.errors import UserError
 from gpt2.formats import llmc
 from gpt2.formats.export import export
+from gpt2.formats.open import named_tokenizer, open_model
 from gpt2.formats.tokenizer_files import llmc_bytes, open_tokenizer
 from gpt2.formats.tokenizer_writer import write_llmc
 from gpt2.model import GPT, GPTConfig
@@ -124,10 +126,23 @@ def test_special_tokens_are_written_and_the_loss_is_reported(text: str, tmp_path
     export(source_of(toy(vocab_size=302), tokenizer), "llmc", tmp_path / "x", notes.append)
     assert notes == [
         "llm.c's tokenizer file records no special token but <|endoftext|>: <|user|>, [PAD] become ordinary tokens "
-        "there"
+        "there; keep the model itself, or an export as hf or gguf, to train on or to chat"
     ]
     ids = tokenizer.encode("a<|user|>b[PAD]<|endoftext|>", specials=True)
     assert open_tokenizer(str(tmp_path / "x")).decode(ids) == "a<|user|>b[PAD]<|endoftext|>"
+
+
+def test_what_the_lost_special_tokens_prevent_is_explained(text: str, tmp_path: Path) -> None:
+    tokenizer = with_speakers(train_bpe([text], 300))
+    export(source_of(toy(vocab_size=303), tokenizer), "gguf", tmp_path / "x.gguf", print)
+    export(open_model(tmp_path / "x.gguf"), "llmc", tmp_path / "x", print)
+    with pytest.raises(UserError, match=r"as a tokenizer file of llm.c has, .* name the model that the file was ex"):
+        with_speakers(named_tokenizer(str(tmp_path / "x")))
+    for name in ("hf", "gguf"):
+        with pytest.raises(UserError, match=r"llm\.c's files do not record, name the tokenizer .* by --tokenizer"):
+            export(open_model(tmp_path / "x"), name, tmp_path / name, print)
+        again = export(open_model(tmp_path / "x", str(tmp_path / "x.gguf")), name, tmp_path / name, print).out
+        assert open_model(again).tokenizer.to_json() == tokenizer.to_json()
 
 
 def test_samples_of_a_character_model_start_from_a_newline(tmp_path: Path) -> None:

@@ -210,7 +210,9 @@ def write(model: GPT, extras: Extras, folder: Path) -> None:
     if lost := [text for text in special.ids if text != END_OF_TEXT]:
         extras.note(
             f"llm.c's tokenizer file records no special token but {END_OF_TEXT}: {', '.join(lost)} become ordinary "
-            "tokens there" + (", and its texts end at no token" if special.named(special.eos) != END_OF_TEXT else "")
+            "tokens there"
+            + (", and its texts end at no token" if special.named(special.eos) != END_OF_TEXT else "")
+            + "; keep the model itself, or an export as hf or gguf, to train on or to chat"
         )
     if extras.tokenizer is not None:
         with publish(folder / "gpt2_tokenizer.bin") as path:

@@ -45,7 +45,9 @@ def _split(token: bytes, rank: dict[bytes, int], limit: int) -> tuple[bytes, byt
         best = min(range(len(candidates)), key=candidates.__getitem__)
         if candidates[best] == limit:
             raise UserError(
-                f"the tokenizer's token {token!r} is not a merge of two others, so its merges cannot be written"
+                f"the tokenizer's token {token!r} is not a merge of two others, so its merges cannot be written; if "
+                "it is a special token, which llm.c's files do not record, name the tokenizer that the model was "
+                "trained with by --tokenizer"
             )
         pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
     return pieces[0], pieces[1]
