@@ -65,6 +65,16 @@ def test_a_run_that_diverges_is_a_row_of_the_table(dataset, tmp_path: Path, gpt2
     assert "All combinations" not in out
 
 
+def test_what_a_run_says_about_its_learning_rate_is_said_once_by_a_sweep(dataset, tmp_path, gpt2_command) -> None:
+    grid = ("--grid=learning_rate=1e-4,1e-2", "--grid=weight_decay=0,0.1", "--max_iters=2")
+    status, _, err = gpt2_command(*flags(dataset, *grid), "--min_lr=1e-3", f"--out={tmp_path / 's'}")
+    assert status == 0
+    assert err.count("because min_lr=0.001 is above learning_rate=0.0001; --min_lr=1e-05 lets it fall") == 1
+    assert err.count("rises") == 1 and "decays until" not in err
+    _, _, err = gpt2_command(*flags(dataset, *grid), "--lr_decay_iters=9", f"--out={tmp_path / 't'}")
+    assert err.count("the learning rate decays until step 9 (lr_decay_iters), and the run ends before that") == 1
+
+
 @pytest.fixture
 def make(tiny, tmp_path: Path):
     """Makes a sweep over three learning rates."""

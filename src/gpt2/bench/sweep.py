@@ -23,7 +23,7 @@ from gpt2.optim.schedule import STEP_BUDGETS
 from gpt2.reporting.figures import report_on
 from gpt2.runlog.records import FILE as LOG
 from gpt2.spelling import nearest
-from gpt2.training.budget import last_step
+from gpt2.training.budget import last_step, log_late_decay, log_rising_rate
 from gpt2.training.config import HINTS, TrainConfig, checked
 from gpt2.training.loop import TrainResult, train
 from gpt2.training.recipes import BATCH_SETTINGS
@@ -141,7 +141,10 @@ def value_of(name: str, text: str) -> Any:
 
 
 def combinations(sweep: Sweep, log: Log) -> list[Combination]:
-    """Return all combinations of a grid. Their datasets are prepared if they must be. Raises UserError."""
+    """Return all combinations of a grid. Their datasets are prepared if they must be. Raises UserError.
+
+    log: receives lines about the preparation, and about learning rates that rise or do not decay to their end.
+    """
     count = math.prod(map(len, sweep.grid.values())) * len(sweep.seeds)
     require(count <= MOST_RUNS, f"these are {count:,} runs, and a sweep has at most {MOST_RUNS:,}; try fewer values")
     require(
@@ -149,14 +152,19 @@ def combinations(sweep: Sweep, log: Log) -> list[Combination]:
         f"init_from={sweep.config.init_from} continues one run; a sweep resumes its own runs when it is repeated",
     )
     require(not sweep.config.eval_only, "eval_only trains nothing, so there is nothing to compare; leave it off")
-    found = []
+    found, lines = [], list[str]()
     for chosen in itertools.product(*sweep.grid.values()):
         values: dict[str, Any] = dict(zip(sweep.grid, chosen, strict=True))
         others = BATCH_SETTINGS if any(name in values for name in BATCH_SETTINGS) else ()
         changes: dict[str, Any] = {**dict.fromkeys(others), **values}
         config = replace(sweep.config, overwrite=False, **changes)
         tokens = open_dataset(config.dataset, config.data_dir, log).split("train", config.block_size)
-        found.append(Combination(values, config, last_step(config, len(tokens), TrainState(), _silent)))
+        steps = last_step(config, len(tokens), TrainState(), _silent)
+        found.append(Combination(values, config, steps))
+        log_late_decay(config.resolved(steps), steps, lines.append)
+        log_rising_rate(config.resolved(steps), lines.append)
+    for line in dict.fromkeys(lines):
+        log(line)
     return found
 
 
