@@ -5,12 +5,14 @@
 The table is calculated, not measured. A GPU has 80 GB and reaches 40 % of 989 TFLOP/s in bfloat16 (data sheet of
 NVIDIA's H100). A machine has 8 GPUs. Each GPU sends 400 GB/s within its machine (NVLink) and 50 GB/s between machines
 (400 Gbit/s). The table shows the simplest flags that need at most nine tenths of the memory, with the largest
-micro-batch that does.
+micro-batch that does. As in a run, GELU and LayerNorm are recomputed only where their outputs do not fit.
 """
 
 from gpt2 import accounting
 from gpt2.accounting import Memory, Sharing
 from gpt2.model import GPTConfig
+from gpt2.training.budget import SPARE, training_memory
+from gpt2.training.config import TrainConfig
 
 GB = 1e9
 MEMORY, PEAK, UTILISATION, GPUS_PER_MACHINE, WITHIN, BETWEEN = 80 * GB, 989e12, 0.4, 8, 400 * GB, 50 * GB
@@ -41,11 +43,17 @@ def plan(config: GPTConfig, tokens_per_step: int, gpus: int) -> tuple[str, Shari
     for flags, sharing, checkpointing in ways(gpus):
         batch_size = min(sequences, 64)
         while batch_size:
-            taken = accounting.memory(
-                config, sharing, batch_size, half=True, compiled=True, activation_checkpointing=checkpointing
+            micro_batches = sequences // batch_size
+            run = TrainConfig(
+                batch_size=batch_size,
+                gradient_accumulation_steps=micro_batches * gpus,
+                activation_checkpointing=checkpointing,
+                dtype="bfloat16",
+                compile=True,
             )
-            if taken.total <= 0.9 * MEMORY:
-                return flags, sharing, batch_size, sequences // batch_size, taken
+            taken, _ = training_memory(run, config, sharing, "cuda", int(MEMORY))
+            if taken.total <= (1 - SPARE) * MEMORY:
+                return flags, sharing, batch_size, micro_batches, taken
             batch_size //= 2
     return None
 
